@@ -1,0 +1,49 @@
+"""The records of a rollout: what was sampled and how it was graded. No torch: these outlive a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gmpo.data.problems import Problem
+from gmpo.rewards.verdict import Grade
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer, token-in/token-out: these ids go to the learner as they are and are never re-encoded.
+
+    Example: `Completion((7, 9, 2), (-0.1, -1.2, -0.01), "stop", weight_version=3)`.
+    """
+
+    token_ids: tuple[int, ...]
+    """[T] sampled ids, the stop token included."""
+    logprobs: tuple[float, ...]
+    """[T] natural-log probabilities under the distribution the tokens were drawn from (temperature, top-k and top-p
+    applied)."""
+    finish_reason: Literal["stop", "length"]
+    """`stop`: a stop token was drawn. `length`: the answer was cut at the limit."""
+    weight_version: int
+    """Number of training steps behind the weights that sampled it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A completion with its text, its grade and the reward the learner sees."""
+
+    completion: Completion
+    text: str
+    """Decoded once, for grading and for people."""
+    grade: Grade
+    reward: float
+    """The grade's score after shaping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The n answers to one problem."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    """[P] ids of the templated prompt, as sampled from."""
+    graded: tuple[Graded, ...]
