@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gmpo.data.files import find_file, read_rows, row_count
+from gmpo.errors import ConfigError, DataError
+
+__all__ = ["Message", "Problem", "ProblemStream", "load_problems", "problems_from_rows", "row_count", "sample"]
 
 Message = Mapping[str, str]
 """One chat message, for example `{"role": "user", "content": "2 + 2 = ?"}`."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +40,242 @@ class Problem:
     ground_truth: str
     """Reference answer as the scorer expects it, for example `"42"`."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """The row's `extra_info`, handed to reward functions unchanged."""
+    """The row's `extra_info`, handed to reward functions unchanged, and under it the row's other columns."""
+
+
+def load_problems(
+    files: str | Path | Sequence[str | Path],
+    *,
+    prompt_key: str = "prompt",
+    data_source_key: str = "data_source",
+    limit: int = -1,
+    seed: int | None = None,
+) -> list[Problem]:
+    """Problems of one or several parquet, JSON lines or JSON files in verl's schema, concatenated in order.
+
+    `limit`: how many to keep, -1 for all; see `sample` for which. An id is the name of the file and the number of the
+    row, `"train.parquet:17"`; files of one name are told apart by their folders (`"math/train.parquet:17"`).
+    Raises: DataError for a missing or empty file and for a malformed row, naming file and row.
+    """
+    names = [files] if isinstance(files, str | Path) else list(files)
+    if not names:
+        raise DataError("no data files are given: set data.train_files (data.val_files) to a parquet or JSONL file")
+    paths = [find_file(name) for name in names]
+    problems: list[Problem] = []
+    for path, label in zip(paths, _labels(paths), strict=True):
+        loaded = [
+            _problem(row, f"{label}:{number}", f"{path}, row {number}", prompt_key, data_source_key)
+            for number, row in read_rows(path)
+        ]
+        if not loaded:
+            raise DataError(f"{path} has no rows: leave it out or write it again")
+        problems += loaded
+    return sample(problems, limit, seed)
+
+
+def problems_from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    origin: str = "rows",
+    *,
+    prompt_key: str = "prompt",
+    data_source_key: str = "data_source",
+) -> list[Problem]:
+    """Problems of rows in memory (dicts, records of a data frame); their ids are `"rows:1"`, `"rows:2"`, ...
+
+    Raises: DataError for no rows and for a malformed row, naming its 1-based number.
+    """
+    problems: list[Problem] = []
+    for number, row in enumerate(rows, start=1):
+        place = f"{origin}, row {number}"
+        if not isinstance(row, Mapping):
+            raise DataError(f"{place}: a row must be a mapping with named columns, found {_shown(row)}")
+        problems.append(_problem(_plain(row), f"{origin}:{number}", place, prompt_key, data_source_key))
+    if not problems:
+        raise DataError(f"{origin}: the data set is empty")
+    return problems
+
+
+def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
+    """At most `limit` of the items, in their order: the first ones, or with a seed a random choice. -1 keeps all."""
+    if limit < -1 or limit == 0:
+        raise ConfigError(f"a number of samples must be -1 (all) or at least 1, found {limit}")
+    _check_seed(seed)
+    if limit == -1 or limit >= len(items):
+        return list(items)
+    chosen = range(limit) if seed is None else sorted(_order(len(items), seed, 0)[:limit].tolist())
+    return [items[i] for i in chosen]
+
+
+class ProblemStream(Generic[T]):
+    """The batches of a run. What a step sees is a function of the step alone, so there is no position to save.
+
+    Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. The rest
+    that fills no batch is left out, another one in each shuffled epoch. Steps count from 0.
+    """
+
+    def __init__(self, problems: Sequence[T], batch_size: int, *, shuffle: bool, seed: int) -> None:
+        """Raises: ConfigError for a batch size below 1 or a negative seed, DataError for too few problems."""
+        if batch_size < 1:
+            raise ConfigError(f"data.train_batch_size={batch_size}: a batch needs at least 1 problem")
+        _check_seed(seed)
+        if batch_size > len(problems):
+            raise DataError(
+                f"a batch of {batch_size} problems is larger than the data set of {len(problems)}: "
+                f"lower data.train_batch_size to {len(problems)} or less, or add rows to data.train_files"
+            )
+        self._problems = problems
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one pass over the data."""
+        return len(self._problems) // self._batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """Number of the epoch that a step belongs to, from 0."""
+        return step // self.steps_per_epoch
+
+    def take(self, step: int) -> list[T]:
+        """The `batch_size` problems of a step."""
+        if step < 0:
+            raise ValueError(f"step {step}: steps count from 0")
+        start = step % self.steps_per_epoch * self._batch_size
+        positions = range(start, start + self._batch_size)
+        if not self._shuffle:
+            return [self._problems[i] for i in positions]
+        order = _order(len(self._problems), self._seed, self.epoch_of(step))
+        return [self._problems[order[i]] for i in positions]
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and seed < 0:
+        raise ConfigError(f"data.seed={seed}: a seed must be 0 or more")
+
+
+@lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+    """Permutation of range(size) drawn from (seed, epoch).
+
+    By sorting raw 64-bit draws: numpy keeps the stream of PCG64 for good, but not what `Generator.permutation` makes
+    of it, and a run may be resumed under another numpy.
+    """
+    draws = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch,))).random_raw(size)
+    return np.argsort(draws, kind="stable")
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell different files apart; a file given again gets `#2`, `#3`."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    depth = 1
+    while len({path.parts[-depth:] for path in absolute}) < len(set(absolute)):
+        depth += 1
+    seen: Counter[str] = Counter()
+    labels = []
+    for path in absolute:
+        label = "/".join(path.parts[-depth:])
+        seen[label] += 1
+        labels.append(label if seen[label] == 1 else f"{label}#{seen[label]}")
+    return labels
+
+
+def _problem(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, data_source_key: str) -> Problem:
+    settings = {prompt_key: "data.prompt_key", data_source_key: "data.reward_fn_key", "reward_model": None}
+    for key, setting in settings.items():
+        if key not in row:
+            remedy = f"; name the right one with {setting}" if setting else ""
+            raise DataError(f"{place}: there is no column `{key}`. Columns present: {', '.join(map(str, row))}{remedy}")
+    data_source = row[data_source_key]
+    if not isinstance(data_source, str) or not data_source.strip():
+        raise DataError(f"{place}: `{data_source_key}` must be a name, found {_shown(data_source)}")
+    extra_info = {} if row.get("extra_info") is None else row["extra_info"]
+    if not isinstance(extra_info, Mapping):
+        raise DataError(f"{place}: `extra_info` must be an object with named fields, found {_shown(extra_info)}")
+    consumed = {prompt_key, data_source_key, "reward_model", "extra_info"}
+    others = {key: value for key, value in row.items() if key not in consumed}
+    return Problem(
+        id=id_,
+        prompt=prompt_messages(row[prompt_key], f"{place}: `{prompt_key}`"),
+        data_source=data_source,
+        ground_truth=_ground_truth(row["reward_model"], f"{place}: `reward_model`"),
+        extra={**others, **extra_info},
+    )
+
+
+def prompt_messages(value: Any, place: str) -> tuple[Message, ...]:
+    """A list of chat messages, or one text, which becomes one user message."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list | tuple) or not value:
+        raise DataError(f"{place} must be a text or a list of messages with role and content, found {_shown(value)}")
+    messages = tuple(_message(message, f"{place}, message {i}") for i, message in enumerate(value, start=1))
+    if not any(message["content"].strip() for message in messages):
+        raise DataError(f"{place} is empty: there is nothing to answer")
+    return messages
+
+
+def _message(value: Any, place: str) -> Message:
+    """A message whose fields are texts. Null fields are what parquet fills gaps with, and are left out."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{place} must be an object with role and content, found {_shown(value)}")
+    message = {key: text for key, text in value.items() if text is not None}
+    for key in ("role", "content", *message):
+        if not isinstance(message.get(key), str):
+            raise DataError(f"{place}: `{key}` must be a text, found {_shown(message.get(key))}")
+        if not _encodable(message[key]):
+            raise DataError(f"{place}: `{key}` holds half of a surrogate pair, which is no character")
+    if not message["role"]:
+        raise DataError(f"{place}: `role` is empty; give user, assistant or system")
+    return message
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _ground_truth(reward_model: Any, place: str) -> str:
+    """Reference answer as text: numbers as written (a whole float without its `.0`), lists and objects as JSON."""
+    if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
+        raise DataError(f"{place} must be an object with a field `ground_truth`, found {_shown(reward_model)}")
+    value = reward_model["ground_truth"]
+    text: str | None = None
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, float) and value.is_integer():
+        text = str(int(value))  # a table turns a column of integers into floats as soon as one is missing
+    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+        text = str(value)
+    elif isinstance(value, Mapping | list):
+        text = _json_text(value, place)
+    if text is None or not text.strip():
+        raise DataError(f"{place}: `ground_truth` must be a text, a number, a list or an object, found {_shown(value)}")
+    return text
+
+
+def _json_text(value: Any, place: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place}: `ground_truth` cannot be written as JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """numpy's arrays and numbers, as data frames hold them, -> lists and Python's numbers."""
+    if isinstance(value, np.ndarray | np.generic):
+        plain = value.tolist()
+        return plain if isinstance(plain, np.generic) else _plain(plain)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

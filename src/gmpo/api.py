@@ -1,0 +1,280 @@
+"""The programs as Python calls: `gmpo.train` and `gmpo.sft`. The command line calls the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from gmpo.backends.devices import describe
+from gmpo.build import (
+    RewardFunction,
+    Rows,
+    build_collector,
+    build_credit,
+    build_evaluation,
+    build_grader,
+    build_learner,
+    build_plan,
+    build_policy,
+    build_problems,
+    build_store,
+    build_stream,
+    build_supervised_learner,
+    build_tokenizer,
+    data_sources,
+)
+from gmpo.config import Config, Resolved, SftConfig, load, load_sft
+from gmpo.config.fields import Section
+from gmpo.config.numbers import Length, numbers, run_length
+from gmpo.config.resolved import as_tree
+from gmpo.data.demonstrations import demonstrations_from_rows, encode_demonstrations, load_demonstrations
+from gmpo.data.problems import ProblemStream
+from gmpo.errors import ConfigError
+from gmpo.interrupt import Stop
+from gmpo.loop import train as run_loop
+from gmpo.supervised import fine_tune
+from gmpo.tracking.console import ConsoleSink
+from gmpo.tracking.environment import write_environment
+from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
+from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+Settings = Mapping[str, Any] | Sequence[str] | str | Path | Resolved[Any]
+"""A mapping (nested or dotted keys), a list of `KEY=VALUE`, a YAML file, or what `gmpo.config.load` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a program leaves behind.
+
+    Example: `run = gmpo.train({...}, rows=rows, reward=my_function); run.history[-1]["critic/score/mean"]`.
+    """
+
+    folder: Path
+    """Configuration, metrics, samples and checkpoints."""
+    model: Path
+    """The trained model as a Hugging Face folder."""
+    steps: int
+    """Training steps done, those of earlier processes included."""
+    total_steps: int
+    history: tuple[Mapping[str, float], ...]
+    """Metrics of each step of this process, and of the validation before training."""
+
+    @property
+    def finished(self) -> bool:
+        """False when the run was interrupted; calling again with the same settings goes on."""
+        return self.steps >= self.total_steps
+
+
+def train(
+    config: Settings,
+    *,
+    rows: Rows | None = None,
+    val_rows: Rows | None = None,
+    reward: RewardFunction | None = None,
+    console: Console | None = None,
+    label: str = "train",
+) -> Run:
+    """Train a policy.
+
+    Args:
+        config: settings under verl's keys.
+        rows: training problems in verl's row schema, instead of `data.train_files`; val_rows likewise.
+        reward: a function with verl's signature `(data_source, solution_str, ground_truth, extra_info)` or TRL's
+            `(prompts, completions, **columns)`, instead of the scorers. It runs in bounded worker processes, so it
+            must not rely on state of this process.
+        console: where progress goes; `Console(quiet=True)` for none.
+
+    Raises:
+        GmpoError: any of its kinds, see `gmpo.errors`; nothing has been trained after a ConfigError or DataError.
+    """
+    console = console or Console()
+    resolved = _resolved(config, load)
+    _refuse_unavailable(resolved)
+    c: Config = resolved.config
+    _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
+    _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
+    _print_notes(console, resolved)
+    folder = Path(c.trainer.default_local_dir).expanduser()
+    tokenizer = build_tokenizer(c)
+    problems, validation = build_problems(c, tokenizer, rows, val_rows)
+    counts = numbers(c, len(problems.items), len(validation.items) if validation else 0)
+    assert counts.total_steps is not None
+    assert counts.steps_per_epoch is not None
+    with build_grader(c, reward, data_sources(problems, validation)) as grader:
+        policy = build_policy(c, tokenizer)
+        learner = build_learner(c, policy, counts.total_steps)
+        collector = build_collector(c, policy, grader)
+        console.print(
+            f"{len(problems.items)} problems"
+            + (f" ({problems.dropped} overlong ones dropped)" if problems.dropped else "")
+            + (f" ({problems.truncated} prompts cut)" if problems.truncated else "")
+            + f", {len(validation.items) if validation else 0} for validation; "
+            f"{_size(policy.model)} parameters on {describe(policy.device)}; "
+            f"{counts.total_steps} steps of {counts.prompts_per_step} x {c.actor_rollout_ref.rollout.n} answers and "
+            f"{counts.updates_per_step} updates -> {folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _write_settings(folder, resolved, describe(policy.device))
+        writer = SampleWriter(
+            folder,
+            SamplePolicy(groups=c.trainer.sample_groups, token_groups=c.trainer.token_record_groups),
+            all_training=_folder(c.trainer.rollout_data_dir),
+            all_validation=_folder(c.trainer.validation_data_dir),
+        )
+        info = RunInfo(folder, c.trainer.project_name, c.trainer.experiment_name, as_tree(c))
+        length = Length(counts.steps_per_epoch, counts.total_steps, counts.epochs or 0)
+        sinks = _sinks(info, c.trainer.logger, console, label, length)
+        with _tracker(sinks, writer) as tracker, Stop(console.print) as stop:
+            evaluate = build_evaluation(c, collector, validation, writer.validation)
+            if c.trainer.val_only:
+                collector.sampler.load(learner.weights(0))
+                tracker.start(0)
+                tracker.validation(0, evaluate(0))
+                return Run(folder, Path(c.actor_rollout_ref.model.path), 0, 0, tuple(tracker.history))
+            state = run_loop(
+                build_plan(c, policy, counts),
+                build_stream(c, problems),
+                sampler=collector.sampler,
+                learner=learner,
+                collector=collector,
+                credit=build_credit(c),
+                evaluate=evaluate,
+                store=build_store(c, folder, len(problems.items), console.print),
+                tracker=tracker,
+                stop=stop,
+                kl_coef=c.algorithm.kl_ctrl.kl_coef,
+            )
+        learner.save(folder, ["hf_model"])
+    return Run(folder, folder / "huggingface", state.step, counts.total_steps, tuple(tracker.history))
+
+
+def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:
+    """Fine-tune a model on rows that carry an answer (`data.response_key`); arguments and errors as for `train`."""
+    console = console or Console()
+    resolved = _resolved(config, load_sft)
+    _refuse_unavailable(resolved)
+    c: SftConfig = resolved.config
+    _need(c.model.path, "model.path", "a Hugging Face model folder or hub name")
+    _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)")
+    _print_notes(console, resolved)
+    folder = Path(c.trainer.default_local_dir).expanduser()
+    data = c.data
+    keys = {"prompt_key": data.prompt_key, "response_key": data.response_key}
+    if rows is not None:
+        items = demonstrations_from_rows(rows, **keys)
+    else:
+        items = load_demonstrations(data.train_files, limit=data.max_samples, **keys)
+    held_out = load_demonstrations(data.val_files, **keys) if data.val_files else []
+    length = run_length(
+        rows=len(items),
+        batch_size=data.train_batch_size,
+        total_epochs=c.trainer.total_epochs,
+        total_training_steps=c.trainer.total_training_steps,
+        key="data.train_batch_size",
+    )
+    learner, policy = build_supervised_learner(c, length.total_steps)
+    encode = partial(
+        encode_demonstrations,
+        tokenizer=policy.tokenizer,
+        encode_answer=partial(policy.tokenizer.encode, add_special_tokens=False),
+        end_id=policy.tokenizer.eos_token_id,
+        max_length=data.max_length,
+        truncation=data.truncation,
+    )
+    stream = ProblemStream(encode(items), data.train_batch_size, shuffle=True, seed=c.trainer.seed)
+    console.print(
+        f"{len(items)} demonstrations; {_size(policy.model)} parameters on {describe(policy.device)}; "
+        f"{length.total_steps} updates of {data.train_batch_size} -> {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _write_settings(folder, resolved, describe(policy.device))
+    writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
+    info = RunInfo(folder, c.trainer.project_name, c.trainer.experiment_name, as_tree(c))
+    sinks = _sinks(info, c.trainer.logger, console, label, length)
+    with _tracker(sinks, writer) as tracker, Stop(console.print) as stop:
+        done = fine_tune(
+            stream,
+            total_steps=length.total_steps,
+            pad_id=policy.pad_id,
+            learner=learner,
+            tracker=tracker,
+            stop=stop,
+            validation=encode(held_out) if held_out else (),
+        )
+    learner.save(folder, ["hf_model"])
+    return Run(folder, folder / "huggingface", done, length.total_steps, tuple(tracker.history))
+
+
+def _resolved(settings: Settings, loader: Callable[..., Resolved[ConfigT]]) -> Resolved[ConfigT]:
+    if isinstance(settings, Resolved):
+        return settings
+    if isinstance(settings, Mapping):
+        return loader(tree=settings)
+    if isinstance(settings, str | Path):
+        return loader(file=Path(settings))
+    return loader(list(settings))
+
+
+def _refuse_unavailable(resolved: Resolved[Any]) -> None:
+    if resolved.unavailable:
+        listed = "\n".join(f"  {note.path}: {note.reason}" for note in resolved.unavailable)
+        raise ConfigError(f"these settings make sense, but this version cannot run them:\n{listed}")
+
+
+def _need(given: object, path: str, what: str) -> None:
+    if not given:
+        raise ConfigError(f"{path} is not set: it names {what}. `gmpo train --help` has an example.")
+
+
+def _print_notes(console: Console, resolved: Resolved[Any]) -> None:
+    """Warnings and inert keys, one line each; `gmpo check` shows everything."""
+    for kind, notes in (("warning", resolved.warnings), ("no effect", resolved.inert)):
+        for note in notes:
+            console.print(f"{kind}: {note.path}: {note.reason}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _write_settings(folder: Path, resolved: Resolved[Any], device: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(resolved.to_yaml())
+        write_environment(folder, device)
+    except OSError as error:
+        raise ConfigError(f"trainer.default_local_dir={folder}: cannot write there: {error}") from error
+
+
+def _folder(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser()
+
+
+def _size(model: PreTrainedModel) -> str:
+    return f"{sum(p.numel() for p in model.parameters()):,}"
+
+
+def _sinks(info: RunInfo, loggers: Sequence[str], console: Console, label: str, length: Length) -> list[Sink]:
+    """metrics.jsonl always, then the loggers that were asked for."""
+    sinks: list[Sink] = [JsonLines(info.folder / "metrics.jsonl")]
+    sinks += [SINKS[name](info) for name in loggers if name != "console"]
+    if "console" in loggers:
+        sinks.append(
+            ConsoleSink(console, label=label, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch)
+        )
+    return sinks
+
+
+@contextmanager
+def _tracker(sinks: Sequence[Sink], writer: SampleWriter) -> Iterator[RunTracker]:
+    tracker = RunTracker(sinks, writer)
+    try:
+        yield tracker
+    finally:
+        tracker.close()

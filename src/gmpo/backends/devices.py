@@ -1,0 +1,65 @@
+"""Where tensors live and in which precision products run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gmpo.errors import BackendError
+
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device and the dtype of its matrix products; weights and optimizer state stay float32."""
+
+    torch: torch.device
+    compute: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Run products in the compute dtype."""
+        if self.compute is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.torch.type, dtype=self.compute)
+
+
+def pick_device(name: str, compute: str | None) -> Device:
+    """`auto` takes the first CUDA device if there is one. Compute dtype None: bfloat16 on CUDA, float32 on the CPU.
+
+    Raises:
+        BackendError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError("trainer.device=cuda, but torch sees no CUDA device here. Use trainer.device=cpu or auto.")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    dtype = DTYPES[compute] if compute is not None else torch.bfloat16 if kind == "cuda" else torch.float32
+    return Device(torch.device(kind), dtype)
+
+
+def describe(device: Device) -> str:
+    """For people: `cpu, 2 threads, float32`."""
+    dtype = str(device.compute).removeprefix("torch.")
+    if device.torch.type == "cuda":
+        return f"{torch.cuda.get_device_name(device.torch)}, {dtype}"
+    return f"cpu, {torch.get_num_threads()} threads, {dtype}"
+
+
+@contextmanager
+def out_of_memory_hint(phase: str) -> Iterator[None]:
+    """Turn an out-of-memory error of `phase` into one that names the settings to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        first_line = str(error).strip().splitlines()[0]
+        raise BackendError(
+            f"out of memory while {phase}: {first_line}\nLower one of\n"
+            "  actor_rollout_ref.actor.ppo_max_token_len_per_gpu (or ppo_micro_batch_size_per_gpu): tokens per pass\n"
+            "  actor_rollout_ref.rollout.max_num_seqs: answers sampled side by side\n"
+            "  data.max_response_length: tokens per answer"
+        ) from error

@@ -1,0 +1,172 @@
+"""Loading Hugging Face models and tokenizers, with the checks that the library leaves to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gmpo.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from and how it is read."""
+
+    path: str
+    """A local folder or a hub name such as `Qwen/Qwen2.5-Math-7B`."""
+    trust_remote_code: bool = False
+    override_config: Mapping[str, Any] | None = None
+    """Fields of the model's configuration to replace; `attn_implementation` is taken out and passed on."""
+
+
+def resolve(path: str) -> str:
+    """The local folder, or the hub name unchanged.
+
+    Raises:
+        BackendError: it looks like a folder but is none, or the folder holds no model.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackendError(
+                f"model folder {folder} has no config.json. A Hugging Face model folder holds config.json, "
+                "*.safetensors and tokenizer files."
+            )
+        return str(folder)
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise BackendError(f"model path {path!r} is neither a folder on this machine nor a hub name like 'org/model'.")
+    return path
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """The model's configuration with overrides applied and every dropout switched off.
+
+    A policy with dropout has no well-defined log-probs: old and current ones would differ before any update.
+    """
+    path = resolve(source.path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackendError(f"cannot read the configuration of model {source.path!r}: {error}") from error
+    for key, value in (source.override_config or {}).items():
+        if key == "attn_implementation":
+            continue
+        if not hasattr(config, key):
+            raise BackendError(
+                f"actor_rollout_ref.model.override_config.{key}: {type(config).__name__} has no field of this name."
+            )
+        setattr(config, key, value)
+    for key, value in list(vars(config).items()):
+        if "dropout" in key and isinstance(value, float) and value > 0:
+            setattr(config, key, 0.0)
+    return config
+
+
+def load_model(source: ModelSource, device: torch.device) -> PreTrainedModel:
+    """The causal language model in float32 on `device`.
+
+    Raises:
+        BackendError: no weights, weights missing for some parameters (the library would fill them with random numbers),
+            or an architecture that cannot be loaded.
+    """
+    path = resolve(source.path)
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise BackendError(
+            f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "
+            "of a checkpoint that was saved without 'hf_model' in save_contents."
+        )
+    attention = (source.override_config or {}).get("attn_implementation", "sdpa")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=load_config(source),
+            dtype=torch.float32,
+            trust_remote_code=source.trust_remote_code,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise BackendError(f"cannot load model {source.path!r}: {error}") from error
+    model: PreTrainedModel
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BackendError(
+            f"model {source.path!r}: {len(missing)} parameters are not in its weight files, for example "
+            f"{missing[0]!r}. They would be random; the folder is incomplete or belongs to another architecture."
+        )
+    model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
+    return model
+
+
+def load_tokenizer(source: ModelSource, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Args:
+        chat_template: replaces the tokenizer's own.
+
+    Raises:
+        BackendError: there is none.
+    """
+    path = resolve(source.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(
+            f"cannot load a tokenizer from {source.path!r}: {str(error).splitlines()[0]}\n"
+            "Put the tokenizer files beside the model, or set actor_rollout_ref.model.tokenizer_path."
+        ) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's end token and all of the generation configuration's.
+
+    Chat models often have several; stopping at one of them only makes answers run on to the limit.
+
+    Raises:
+        BackendError: there is no end token at all.
+    """
+    ids: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+        if isinstance(value, int):
+            ids.add(value)
+        elif value is not None:
+            ids.update(int(v) for v in value)
+    if not ids:
+        raise BackendError(
+            "neither the tokenizer nor the generation configuration names an end token (eos_token), so no answer could "
+            "ever end. Set eos_token in tokenizer_config.json."
+        )
+    return frozenset(ids)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise BackendError if the tokenizer can produce an id that the model has no embedding for."""
+    embeddings = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index,union-attr]
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= embeddings:
+        raise BackendError(
+            f"the tokenizer has ids up to {largest}, the model embeds only {embeddings}: they do not belong together."
+        )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> int:
+    """The padding id; padded positions are masked, so an end token serves where no padding token exists."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stop_ids)

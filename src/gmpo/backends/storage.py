@@ -1,0 +1,114 @@
+"""Weights and optimizer state on disk: safetensors and JSON, nothing that runs code when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gmpo.errors import CheckpointError
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_STATE_FILE = "optimizer.json"
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Every parameter once (tied ones under their first name), in the dtype it is trained in."""
+    save_file({name: p.detach().contiguous().cpu() for name, p in model.named_parameters()}, folder / MODEL_FILE)
+
+
+def save_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path, extra: Mapping[str, Any]) -> None:
+    """AdamW's moments under `<moment>.<parameter>` and its step counts; `extra` is any JSON the learner wants back."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().contiguous().cpu()
+    save_file(tensors, folder / OPTIMIZER_FILE)
+    (folder / OPTIMIZER_STATE_FILE).write_text(json.dumps(dict(extra)))
+
+
+def save_huggingface(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, weights: bool
+) -> None:
+    """A Hugging Face folder: configuration, generation configuration and tokenizer, with weights if asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if weights:
+        model.save_pretrained(folder)
+        return
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def load_model(model: PreTrainedModel, folder: Path, content: str) -> None:
+    """Copy saved weights into `model`.
+
+    Args:
+        content: `model` (what `save_model` wrote) or `hf_model` (the folder `huggingface/`).
+
+    Raises:
+        CheckpointError: files are missing, unreadable, or of another shape.
+    """
+    if content == "model":
+        saved: Mapping[str, Tensor] = _read(folder / MODEL_FILE)
+    else:
+        saved = _read_huggingface(type(model), folder / "huggingface")
+    _copy(dict(model.named_parameters()), saved, folder)
+
+
+def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path) -> dict[str, Any]:
+    """Restore AdamW's moments; returns the JSON that was saved beside them.
+
+    Raises:
+        CheckpointError: files are missing, unreadable, or do not fit.
+    """
+    saved = _read(folder / OPTIMIZER_FILE)
+    for name, parameter in model.named_parameters():
+        state = {key.split(".", 1)[0]: value for key, value in saved.items() if key.split(".", 1)[1] == name}
+        if state:
+            # The step count stays where AdamW keeps it: on the parameter's device when fused.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    try:
+        extra: dict[str, Any] = json.loads((folder / OPTIMIZER_STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / OPTIMIZER_STATE_FILE}: {error}") from error
+    return extra
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+
+
+def _read_huggingface(kind: type[PreTrainedModel], folder: Path) -> dict[str, Tensor]:
+    # Through the library: it may store parameters in another layout (one tensor per expert) than it computes in.
+    try:
+        return dict(kind.from_pretrained(folder, dtype=torch.float32).named_parameters())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read Hugging Face weights in {folder}: {error}") from error
+
+
+def _copy(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    missing = sorted(parameters.keys() - saved.keys())
+    if missing:
+        raise CheckpointError(f"{folder}: no weights for {len(missing)} parameters, for example {missing[0]!r}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != saved[name].shape:
+                raise CheckpointError(
+                    f"{folder}: {name!r} is {tuple(saved[name].shape)}, the model has {tuple(parameter.shape)}. "
+                    "The checkpoint belongs to another model."
+                )
+            parameter.copy_(saved[name])

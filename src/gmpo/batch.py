@@ -1,0 +1,186 @@
+"""Graded groups -> tensors for the learner, and their division into mini- and micro-batches.
+
+Shapes: B responses, P prompt positions (left-padded), T response positions (right-padded). A row is
+`[pad.. prompt | response pad..]`, so response position t of every row stands in column P + t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gmpo.algo.masks import Counts, count
+from gmpo.rollout import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rollout phase gives the learner. Rows of a group stand together, groups in the order they were drawn.
+
+    Example: 2 problems with 3 answers each make B = 6 and `group = [0, 0, 0, 1, 1, 1]`.
+    """
+
+    prompt_ids: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    response_ids: Int[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
+    """True on sampled tokens, the stop token included."""
+    group: Int[Tensor, " B"]
+    """Index of the problem within the step's batch."""
+    index: Int[Tensor, " B"]
+    """Row number within the step's batch; a mini-batch keeps its rows' numbers."""
+    rewards: Float[Tensor, " B"]
+    """Reward of each response, before any KL term."""
+    rollout_logp: Float[Tensor, "B T"]
+    """The sampler's log-probs; 0 outside the mask."""
+    old_logp: Float[Tensor, "B T"] | None = None
+    """The learner's log-probs at the start of the step; None where one update makes them equal to the current ones."""
+    ref_logp: Float[Tensor, "B T"] | None = None
+    """The reference model's log-probs; None without a KL term."""
+    entropy: Float[Tensor, "B T"] | None = None
+    """Entropy of the learner's distribution at the start of the step, in nats; None when it was not computed."""
+    token_rewards: Float[Tensor, "B T"] | None = None
+    """Rewards per token, the KL term included: what advantages are made of."""
+    advantage: Float[Tensor, "B T"] | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.response_ids.shape[0]
+
+    @property
+    def groups(self) -> int:
+        """Number of problems."""
+        return int(self.group.unique().numel())
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Tokens of each row, prompt and response."""
+        return self.prompt_mask.sum(1) + self.response_mask.sum(1)
+
+    def counts(self) -> Counts:
+        """Tokens and responses in the loss: the two denominators a mini-batch can have."""
+        return count(self.response_mask)
+
+    def replace(self, **tensors: Any) -> Batch:
+        """A copy with some tensors exchanged."""
+        return dataclasses.replace(self, **tensors)
+
+    def select(self, rows: Int[Tensor, " R"]) -> Batch:
+        """The given rows, in the given order, with padding that no row needs cut away."""
+        picked = {f.name: _rows(getattr(self, f.name), rows) for f in dataclasses.fields(self)}
+        prompt = int(self.prompt_mask[rows].sum(1).max()) if len(rows) else 0
+        response = int(self.response_mask[rows].sum(1).max()) if len(rows) else 0
+        start = self.prompt_mask.shape[1] - prompt
+        for name, tensor in picked.items():
+            if tensor is not None and tensor.dim() == 2:
+                picked[name] = tensor[:, start:] if name.startswith("prompt_") else tensor[:, :response]
+        return Batch(**picked)  # type: ignore[arg-type]  # the required fields are never None
+
+    def mini_batches(self, problems: int, *, epochs: int, shuffle_seed: int | None) -> Iterator[Int[Tensor, " R"]]:
+        """Row indices of each optimizer update: `problems` whole groups at a time, the last slice possibly smaller.
+
+        Membership never depends on lengths or on the number of ranks.
+
+        Args:
+            epochs: passes over the batch (`ppo_epochs`).
+            shuffle_seed: None keeps the order of the groups; a number permutes them anew in each epoch.
+        """
+        order = torch.unique(self.group)
+        for epoch in range(epochs):
+            if shuffle_seed is not None:
+                rng = np.random.Generator(np.random.PCG64([shuffle_seed, epoch]))
+                order = order[torch.from_numpy(rng.permutation(len(order)))]
+            for start in range(0, len(order), problems):
+                members = order[start : start + problems]
+                yield torch.cat([(self.group == g).nonzero().squeeze(1) for g in members])
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
+
+
+def micro_batches(
+    prompt_lengths: Int[Tensor, " B"],
+    response_lengths: Int[Tensor, " B"],
+    *,
+    rows: int | None = None,
+    tokens: int | None = None,
+) -> list[Int[Tensor, " R"]]:
+    """Indices of micro-batches, rows of similar length together so that little padding is computed.
+
+    Args:
+        prompt_lengths, response_lengths: tokens of each row.
+        rows: at most so many rows each (`ppo_micro_batch_size_per_gpu`), or
+        tokens: at most so many tokens each, padding included (`ppo_max_token_len_per_gpu`); a single longer row still
+            makes a micro-batch of its own. Exactly one of the two is given.
+    """
+    order = np.lexsort((prompt_lengths.numpy(), response_lengths.numpy()))
+    cuts: list[list[int]] = []
+    prompt = response = 0
+    for index in order.tolist():
+        prompt = max(prompt, int(prompt_lengths[index]))
+        response = max(response, int(response_lengths[index]))
+        if not cuts or not _fits(len(cuts[-1]) + 1, prompt + response, rows, tokens):
+            cuts.append([])
+            prompt, response = int(prompt_lengths[index]), int(response_lengths[index])
+        cuts[-1].append(index)
+    return [torch.tensor(cut, dtype=torch.long) for cut in cuts]
+
+
+def _fits(members: int, width: int, rows: int | None, tokens: int | None) -> bool:
+    if rows is not None:
+        return members <= rows
+    assert tokens is not None
+    return members * width <= tokens
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+    """Ids `[B, P]` with padding in front, and the mask of real tokens."""
+    width = max((len(s) for s in sequences), default=0)
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        if sequence:
+            ids[row, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, width - len(sequence) :] = True
+    return ids, mask
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Ids `[B, T]` with padding behind, and the mask of real tokens."""
+    width = max((len(s) for s in sequences), default=0)
+    lengths = torch.tensor([len(s) for s in sequences], dtype=torch.long)
+    mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    ids[mask] = torch.tensor([t for s in sequences for t in s], dtype=torch.long)
+    return ids, mask
+
+
+def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
+    """The tensors of a rollout phase, on the CPU in float32.
+
+    Args:
+        pad_id: any id of the vocabulary; padded positions never reach a loss.
+    """
+    answers = [(index, group, graded) for index, group in enumerate(groups) for graded in group.graded]
+    prompt_ids, prompt_mask = pad_left([group.prompt_ids for _, group, _ in answers], pad_id)
+    response_ids, response_mask = pad_right([g.completion.token_ids for _, _, g in answers], pad_id)
+    rollout_logp = torch.zeros(response_ids.shape)
+    rollout_logp[response_mask] = torch.tensor([x for _, _, g in answers for x in g.completion.logprobs])
+    return Batch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids,
+        response_mask=response_mask,
+        group=torch.tensor([index for index, _, _ in answers], dtype=torch.long),
+        index=torch.arange(len(answers)),
+        rewards=torch.tensor([g.reward for _, _, g in answers], dtype=torch.float32),
+        rollout_logp=rollout_logp,
+    )

@@ -1,0 +1,348 @@
+"""Names and numbers of a configuration -> the objects of a run. The one place that knows which class stands for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gmpo.algo.advantages import ADVANTAGES
+from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
+from gmpo.algo.schedule import learning_rate
+from gmpo.backends.devices import Device, pick_device
+from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
+from gmpo.backends.models import (
+    ModelSource,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    stop_token_ids,
+)
+from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.checkpoint import Store
+from gmpo.collect import Collector
+from gmpo.config import Config, SftConfig
+from gmpo.config.numbers import Numbers
+from gmpo.config.schema_actor import Actor, Rollout, ValKwargs
+from gmpo.credit import Credit, RewardKL
+from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows
+from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
+from gmpo.evaluation import Evaluation
+from gmpo.loop import Plan
+from gmpo.ports import SamplingParams
+from gmpo.rewards.grader import Grader, GraderSpec
+from gmpo.rewards.scorers import scorer_for
+
+Rows = Iterable[Mapping[str, Any]]
+RewardFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model with its tokenizer and the ids that matter for sampling."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: Device
+    stop_ids: frozenset[int]
+    pad_id: int
+
+
+def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: of `model.tokenizer_path` if given, else of the model."""
+    model = config.actor_rollout_ref.model
+    source = ModelSource(model.tokenizer_path or model.path, model.trust_remote_code)
+    return load_tokenizer(source, chat_template=model.custom_chat_template)
+
+
+def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """Load the policy onto the run's device."""
+    settings = config.actor_rollout_ref.model
+    device = pick_device(config.trainer.device, config.actor_rollout_ref.actor.fsdp_config.dtype)
+    model = load_model(ModelSource(settings.path, settings.trust_remote_code, settings.override_config), device.torch)
+    if settings.enable_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    check_vocabulary(model, tokenizer)
+    stop_ids = stop_token_ids(model, tokenizer)
+    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
+
+
+def build_problems(
+    config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, val_rows: Rows | None
+) -> tuple[EncodedProblems, EncodedProblems | None]:
+    """Training and validation problems with their prompt ids; rows given in Python take the place of files."""
+    data = config.data
+    load = partial(load_problems, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key, seed=config.data.seed)
+    from_rows = partial(problems_from_rows, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key)
+    train = from_rows(rows, "rows") if rows is not None else load(data.train_files, limit=data.train_max_samples)
+    encode = partial(
+        encode_prompts,
+        tokenizer=tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        truncation=data.truncation,
+        filter_overlong=data.filter_overlong_prompts,
+        chat_template_kwargs=data.apply_chat_template_kwargs,
+    )
+    if val_rows is not None:
+        val = from_rows(val_rows, "val_rows")
+    else:
+        val = load(data.val_files, limit=data.val_max_samples) if data.val_files else []
+    return encode(train), encode(val) if val else None
+
+
+def build_grader(config: Config, function: RewardFunction | None, problems: Iterable[Problem]) -> Grader:
+    """Graders for `function` if given, else for `custom_reward_function`, else for the scorer of each data source.
+
+    Raises:
+        ConfigError: a data source without a scorer, before anything is sampled.
+    """
+    custom, reward = config.custom_reward_function, config.reward_model
+    spec = GraderSpec(
+        function=function,
+        path=custom.path if function is None else None,
+        name=custom.name,
+        kwargs=custom.reward_kwargs,
+        answer_rule=reward.answer_rule,
+        workers=reward.grader_workers,
+        timeout_s=reward.grader_timeout_s,
+        memory_mb=reward.grader_memory_mb,
+    )
+    if function is None and custom.path is None:
+        for source in sorted({p.data_source for p in problems}):
+            scorer_for(source)
+    return Grader(spec)
+
+
+def build_sampler(config: Config, policy: Policy) -> TorchSampler:
+    """The sampler that `rollout.name` means."""
+    rollout = config.actor_rollout_ref.rollout
+    return TorchSampler(
+        device=policy.device,
+        seed=rollout.seed,
+        stop_ids=policy.stop_ids,
+        pad_id=policy.pad_id,
+        max_num_seqs=rollout.max_num_seqs,
+    )
+
+
+def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingParams:
+    """Of training rollouts, or of validation, where `do_sample=False` is greedy decoding."""
+    greedy = isinstance(settings, ValKwargs) and not settings.do_sample
+    return SamplingParams(
+        n=settings.n,
+        temperature=0.0 if greedy else settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=max_tokens,
+    )
+
+
+def _objective(config: Config) -> Objective:
+    actor = config.actor_rollout_ref.actor
+    loss = POLICY_LOSSES[actor.policy_loss.loss_mode]
+    numbers = {"clip_low": actor.clip_ratio_low, "clip_high": actor.clip_ratio_high, "clip_dual": actor.clip_ratio_c}
+    return Objective(
+        loss=loss,
+        loss_numbers={name: numbers[name] for name in loss.numbers},
+        aggregation=actor.loss_agg_mode,
+        loss_scale=float(actor.loss_scale_factor or config.data.max_response_length),
+        temperature=config.actor_rollout_ref.rollout.temperature,
+        kl_coef=actor.kl_loss_coef if actor.use_kl_loss else 0.0,
+        kl_kind=actor.kl_loss_type,
+        entropy_coef=actor.entropy_coeff,
+    )
+
+
+def _optimizer(actor: Actor, total_steps: int) -> OptimizerSettings:
+    optim = actor.optim
+    horizon = optim.total_training_steps or total_steps
+    ratio = int(optim.lr_warmup_steps_ratio * horizon)
+    return OptimizerSettings(
+        learning_rate=partial(
+            learning_rate,
+            peak=optim.lr,
+            shape=optim.lr_scheduler_type,
+            warmup_steps=optim.lr_warmup_steps if optim.lr_warmup_steps >= 0 else ratio,
+            total_steps=horizon,
+            min_ratio=optim.min_lr_ratio,
+            cycles=optim.num_cycles,
+        ),
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        max_norm=actor.grad_clip,
+        max_nonfinite=actor.max_nonfinite_updates,
+    )
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether a term compares the policy with the reference model."""
+    actor = config.actor_rollout_ref.actor
+    return (actor.use_kl_loss and actor.kl_loss_coef > 0) or config.algorithm.use_kl_in_reward
+
+
+def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLearner:
+    """Policy, optimizer and, if a KL term asks for it, the reference model."""
+    tree = config.actor_rollout_ref
+    reference = None
+    if needs_reference(config):
+        source = ModelSource(tree.ref.model.path, tree.model.trust_remote_code, tree.model.override_config)
+        reference = load_model(source, policy.device.torch)
+    actor, rollout = tree.actor, tree.rollout
+    return LocalLearner(
+        policy.model,
+        policy.tokenizer,
+        device=policy.device,
+        objective=_objective(config),
+        optimizer=_optimizer(actor, total_steps),
+        update_split=_split(actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu, actor.ppo_max_token_len_per_gpu),
+        score_split=_split(
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_micro_batch_size_per_gpu,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+        reference=reference,
+        reference_split=_split(
+            tree.ref.log_prob_use_dynamic_bsz,
+            tree.ref.log_prob_micro_batch_size_per_gpu,
+            tree.ref.log_prob_max_token_len_per_gpu,
+        ),
+    )
+
+
+def _split(dynamic: bool, rows: int | None, tokens: int) -> MicroBatching:
+    return MicroBatching(tokens=tokens) if dynamic else MicroBatching(rows=rows)
+
+
+def build_credit(config: Config) -> Credit:
+    """The estimator that `adv_estimator` names, with its numbers."""
+    algorithm = config.algorithm
+    estimator = ADVANTAGES[algorithm.adv_estimator]
+    numbers = {"normalise_by_std": algorithm.norm_adv_by_std_in_grpo}
+    control = algorithm.kl_ctrl
+    reward_kl = RewardKL(
+        kind=algorithm.kl_penalty,
+        target=control.target_kl if control.type == "adaptive" else None,
+        horizon=control.horizon,
+    )
+    return Credit(
+        estimator,
+        {name: numbers[name] for name in estimator.numbers},
+        reward_kl if algorithm.use_kl_in_reward else None,
+    )
+
+
+def build_collector(config: Config, policy: Policy, grader: Grader) -> Collector:
+    """Sampling and grading of the run."""
+    return Collector(
+        build_sampler(config, policy),
+        grader,
+        decode=partial(policy.tokenizer.batch_decode, skip_special_tokens=True),
+        max_failed_share=config.reward_model.max_failed_share,
+    )
+
+
+def build_evaluation(
+    config: Config, collector: Collector, problems: EncodedProblems | None, keep: Callable[..., None]
+) -> Evaluation:
+    """Validation of the run; without problems it gives no metrics."""
+    data = config.data
+    return Evaluation(
+        collector,
+        problems.items if problems else (),
+        sampling_params(config.actor_rollout_ref.rollout.val_kwargs, data.max_response_length),
+        batch_size=data.val_batch_size,
+        keep=keep,
+    )
+
+
+def build_stream(config: Config, problems: EncodedProblems) -> ProblemStream[EncodedProblem]:
+    """The order in which the run visits its problems."""
+    data = config.data
+    return ProblemStream(problems.items, data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
+
+
+def build_store(config: Config, folder: Path, problems: int, warn: Callable[[str], None]) -> Store:
+    """Checkpoints of the run, below its folder."""
+    trainer, data, checkpoint = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
+    return Store(
+        folder,
+        save_contents=checkpoint.save_contents,
+        load_contents=checkpoint.load_contents,
+        resume=Path(trainer.resume_from_path or "") if trainer.resume_mode == "resume_path" else trainer.resume_mode,
+        keep=trainer.max_actor_ckpt_to_keep,
+        position={
+            "problems": problems,
+            "data.train_batch_size": data.train_batch_size,
+            "data.shuffle": data.shuffle,
+            "data.seed": data.seed,
+        },
+        warn=warn,
+    )
+
+
+def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
+    """The numbers of the loop."""
+    actor, trainer, data = config.actor_rollout_ref.actor, config.trainer, config.data
+    assert numbers.total_steps is not None, "the number of problems is known here"
+    return Plan(
+        total_steps=numbers.total_steps,
+        params=sampling_params(config.actor_rollout_ref.rollout, data.max_response_length),
+        max_prompt_length=data.max_prompt_length,
+        pad_id=policy.pad_id,
+        mini_batch_problems=actor.ppo_mini_batch_size,
+        epochs_per_batch=actor.ppo_epochs,
+        shuffle_seed=actor.data_loader_seed if actor.shuffle else None,
+        needs_old_logp=numbers.updates_per_step > 1 or config.algorithm.use_kl_in_reward,
+        test_freq=trainer.test_freq,
+        save_freq=trainer.save_freq,
+        validate_first=trainer.val_before_train or trainer.val_only,
+    )
+
+
+def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[LocalLearner, Policy]:
+    """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective."""
+    settings, optim = config.model, config.optim
+    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
+    tokenizer = load_tokenizer(source)
+    device = pick_device(config.trainer.device, None)
+    model = load_model(source, device.torch)
+    if settings.enable_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    check_vocabulary(model, tokenizer)
+    stop_ids = stop_token_ids(model, tokenizer)
+    split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
+    learner = LocalLearner(
+        model,
+        tokenizer,
+        device=device,
+        objective=Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0),
+        optimizer=OptimizerSettings(
+            learning_rate=partial(
+                learning_rate,
+                peak=optim.lr,
+                shape=optim.lr_scheduler_type,
+                warmup_steps=int(optim.warmup_steps_ratio * total_steps),
+                total_steps=total_steps,
+                min_ratio=optim.min_lr_ratio,
+            ),
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            max_norm=optim.clip_grad,
+            max_nonfinite=3,
+        ),
+        update_split=split,
+        score_split=split,
+    )
+    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
+
+
+def data_sources(*sets: EncodedProblems | None) -> Sequence[Problem]:
+    """All problems of several sets."""
+    return [item.problem for encoded in sets if encoded is not None for item in encoded.items]

@@ -1,0 +1,85 @@
+"""The report of `gmpo check`: the complete configuration, what follows from it, and an account of every given key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from gmpo.config import Config, Resolved
+from gmpo.config.numbers import Number, numbers
+from gmpo.config.resolved import Note
+from gmpo.config.tree import get
+
+CountRows = Callable[[Sequence[str]], int | None]
+
+
+def check_report(resolved: Resolved[Config], count_rows: CountRows) -> RenderableType:
+    """The report, with the sizes of the data sets.
+
+    Args:
+        count_rows: number of rows in some files, or None when it cannot be known, for example because they are on
+            another machine.
+
+    Raises:
+        ConfigError: a batch is larger than the data set.
+    """
+    data = resolved.config.data
+    train_rows = count_rows(data.train_files) if data.train_files else None
+    val_rows = count_rows(data.val_files) if data.val_files else None
+    derived = numbers(resolved.config, train_rows, val_rows)
+    return render(resolved, derived.table(resolved.config, train_rows, val_rows))
+
+
+def render(resolved: Resolved[Config], derived: Sequence[Number]) -> RenderableType:
+    """Everything as one renderable, readable from 80 columns on."""
+    config = resolved.config
+    honoured = [(path, _value(get(config, path))) for path in sorted(resolved.honoured)]
+
+    def notes(found: Sequence[Note]) -> list[tuple[str, ...]]:
+        return [(note.path, _value(get(config, note.path)), note.reason) for note in found]
+
+    follows = [(item.path, _value(item.value), item.why) for item in resolved.derived]
+    return Group(
+        Rule("configuration", align="left"),
+        Syntax(resolved.to_yaml(), "yaml", background_color="default", word_wrap=True),
+        Rule("derived numbers", align="left"),
+        _numbers(derived),
+        _section("honoured", "given, and in effect", honoured, "green"),
+        _section("derived", "not given; follows from other settings", follows, "cyan"),
+        _section("without effect", "given, and changes nothing", notes(resolved.inert), "yellow"),
+        _section("not available yet", "`gmpo train` refuses to start", notes(resolved.unavailable), "red"),
+        _section("warnings", "trains, and may surprise", notes(resolved.warnings), "yellow"),
+    )
+
+
+def _numbers(derived: Sequence[Number]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for number in derived:
+        table.add_row(number.name, "?" if number.value is None else f"{number.value:,}", Text(number.formula))
+    return table
+
+
+def _section(title: str, meaning: str, rows: Sequence[tuple[str, ...]], colour: str) -> RenderableType:
+    """A titled list. Each reason stands below its key, so that long keys never squeeze the text."""
+    lines: list[RenderableType] = [Rule(f"{title} ({len(rows)}): {meaning}", align="left")]
+    for path, value, *reason in rows:
+        lines.append(Padding(Text.assemble((path, colour), f" = {value}"), (0, 0, 0, 2)))
+        lines += [Padding(Text(text, style="dim"), (0, 0, 0, 6)) for text in reason]
+    if not rows:
+        lines.append(Text("  none", style="dim"))
+    return Group(*lines)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else str(value)

@@ -1,0 +1,95 @@
+"""Problems -> graded groups: sampling and grading, for training and validation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gmpo.data.prompts import EncodedProblem
+from gmpo.ports import Sampler, SampleRequest, SamplingParams
+from gmpo.rewards.grader import Grader, GradeRequest, check_failed_share
+from gmpo.rollout import Completion, Graded, Group
+
+TRAINING, VALIDATION = 0, 1
+"""Namespaces of random streams."""
+
+
+def stream_key(namespace: int, step: int, position: int) -> int:
+    """A number unique to the `position`-th problem of a phase: its answers' random streams derive from it.
+
+    Validation passes step 0, so that every validation draws the same random numbers and differs only by the policy.
+    """
+    return (namespace << 96) | (step << 48) | position
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The answers to one problem before grading."""
+
+    problem: EncodedProblem
+    completions: Sequence[Completion]
+
+
+class Collector:
+    """Samples answers with `sampler` and grades them with `grader`.
+
+    Args:
+        decode: token ids of several answers -> their texts, special tokens left out.
+        max_failed_share: share of gradings that may end without a judgement (timeout, grader_error) before a phase
+            raises BackendError.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        grader: Grader,
+        *,
+        decode: Callable[[list[list[int]]], list[str]],
+        max_failed_share: float,
+    ) -> None:
+        self.sampler = sampler
+        self.grader = grader
+        self.decode = decode
+        self.max_failed_share = max_failed_share
+
+    def sample(
+        self, problems: Sequence[EncodedProblem], params: SamplingParams, *, namespace: int, step: int, first: int = 0
+    ) -> list[Sampled]:
+        """`params.n` answers to each problem.
+
+        Args:
+            namespace, step: name the random streams of the phase.
+            first: position of `problems[0]` within the phase.
+        """
+        requests = [SampleRequest(p.prompt_ids, stream_key(namespace, step, first + i)) for i, p in enumerate(problems)]
+        answers = self.sampler.generate(requests, params)
+        return [Sampled(problem, completions) for problem, completions in zip(problems, answers, strict=True)]
+
+    def grade(self, sampled: Sequence[Sampled]) -> list[Group]:
+        """Decode and grade every answer.
+
+        Raises:
+            BackendError: too many gradings ended without a judgement.
+        """
+        flat = [(index, s.problem.problem, c) for index, s in enumerate(sampled) for c in s.completions]
+        texts = self.decode([list(completion.token_ids) for _, _, completion in flat])
+        requests = [
+            GradeRequest(
+                data_source=problem.data_source,
+                prompt=problem.prompt,
+                text=text,
+                ground_truth=problem.ground_truth,
+                extra_info=problem.extra,
+                group=index,
+            )
+            for (index, problem, _), text in zip(flat, texts, strict=True)
+        ]
+        grades = self.grader.grade(requests)
+        check_failed_share(grades, self.max_failed_share)
+        graded = iter(
+            Graded(completion, text, grade, reward=grade.score)
+            for (_, _, completion), text, grade in zip(flat, texts, grades, strict=True)
+        )
+        return [
+            Group(s.problem.problem, s.problem.prompt_ids, tuple(next(graded) for _ in s.completions)) for s in sampled
+        ]

@@ -1,0 +1,166 @@
+"""Values that follow from other settings when the user gives none. Each is reported with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gmpo.config.fields import Section
+from gmpo.config.schema import Config
+from gmpo.config.schema_sft import SftConfig
+from gmpo.config.tree import get, replace
+
+ACTOR = "actor_rollout_ref.actor"
+REF = "actor_rollout_ref.ref"
+ROLLOUT = "actor_rollout_ref.rollout"
+GROUP_ESTIMATORS = frozenset({"grpo"})
+"""Advantage estimators that compare the answers to one problem, so that one answer carries no signal."""
+DEFAULT_GROUP_SIZE = 5
+LARGEST_SFT_MICRO_BATCH = 32
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """One derived value. Example: `Derived("data.seed", 1, "follows trainer.seed")`."""
+
+    path: str
+    value: Any
+    why: str
+
+
+Given = frozenset[str]
+Derivation = Callable[[Config, Given], Iterator[Derived]]
+SftDerivation = Callable[[SftConfig, Given], Iterator[Derived]]
+
+
+def follow(path: str, source: str) -> Callable[[Section, Given], Iterator[Derived]]:
+    """The derivation that copies another setting where there is none."""
+
+    def derive(config: Section, given: Given) -> Iterator[Derived]:
+        value = get(config, source)
+        if get(config, path) is None and value is not None:
+            yield Derived(path, value, f"follows {source}")
+
+    return derive
+
+
+def _group_size(config: Config, given: Given) -> Iterator[Derived]:
+    if get(config, f"{ROLLOUT}.n") is None:
+        estimator = config.algorithm.adv_estimator
+        if estimator in GROUP_ESTIMATORS:
+            yield Derived(f"{ROLLOUT}.n", DEFAULT_GROUP_SIZE, f"{estimator} compares the answers to one problem")
+        else:
+            yield Derived(f"{ROLLOUT}.n", 1, f"{estimator} needs no group")
+
+
+def _clip_bounds(config: Config, given: Given) -> Iterator[Derived]:
+    # In verl low and high have defaults of their own, which win over clip_ratio and so hide it.
+    for side in ("clip_ratio_low", "clip_ratio_high"):
+        if get(config, f"{ACTOR}.{side}") is None:
+            yield Derived(f"{ACTOR}.{side}", config.actor_rollout_ref.actor.clip_ratio, f"follows {ACTOR}.clip_ratio")
+
+
+def _global_micro_batch(config: Config, given: Given) -> Iterator[Derived]:
+    actor = config.actor_rollout_ref.actor
+    if actor.ppo_micro_batch_size is not None and f"{ACTOR}.ppo_micro_batch_size_per_gpu" not in given:
+        size, why = actor.ppo_micro_batch_size, "the deprecated ppo_micro_batch_size, on one device"
+        yield Derived(f"{ACTOR}.ppo_micro_batch_size_per_gpu", size, why)
+        yield Derived(f"{ACTOR}.ppo_micro_batch_size", None, "replaced by ppo_micro_batch_size_per_gpu")
+
+
+def _dynamic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
+    if get(config, f"{ACTOR}.use_dynamic_bsz") is None:
+        size = config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
+        why = "no micro-batch size is given" if size is None else "ppo_micro_batch_size_per_gpu is given"
+        yield Derived(f"{ACTOR}.use_dynamic_bsz", size is None, why)
+
+
+def _log_prob_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
+    actor = config.actor_rollout_ref.actor
+    for part in (ROLLOUT, REF):
+        size = f"{part}.log_prob_micro_batch_size_per_gpu"
+        if get(config, f"{part}.log_prob_use_dynamic_bsz") is None:
+            # A resolved file gives the size as null, so it is the value that tells, not whether it is given.
+            own = get(config, size) is not None
+            dynamic = actor.use_dynamic_bsz and not own
+            why = "a micro-batch size of its own is given" if own else f"follows {ACTOR}.use_dynamic_bsz"
+            yield Derived(f"{part}.log_prob_use_dynamic_bsz", dynamic, why)
+    for part in (ROLLOUT, REF):
+        yield from follow(f"{part}.log_prob_micro_batch_size_per_gpu", f"{ACTOR}.ppo_micro_batch_size_per_gpu")(
+            config, given
+        )
+
+
+def _greedy_validation(config: Config, given: Given) -> Iterator[Derived]:
+    path = f"{ROLLOUT}.val_kwargs.do_sample"
+    if get(config, path) is None:
+        temperature = config.actor_rollout_ref.rollout.val_kwargs.temperature
+        yield Derived(path, temperature > 0, f"val_kwargs.temperature is {temperature:g}")
+
+
+def _epochs(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
+    if config.trainer.total_training_steps is not None and "trainer.total_epochs" not in given:
+        yield Derived("trainer.total_epochs", None, "total_training_steps alone sets the length of the run")
+
+
+def _run_folder(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
+    if get(config, "trainer.default_local_dir") is None:
+        trainer = config.trainer
+        folder = f"checkpoints/{trainer.project_name}/{trainer.experiment_name}"
+        yield Derived("trainer.default_local_dir", folder, "from project_name and experiment_name")
+
+
+def _device(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
+    if get(config, "trainer.device") is None:
+        yield Derived("trainer.device", "auto", "CUDA when it is present, else the CPU")
+
+
+def _sft_micro_batch(config: SftConfig, given: Given) -> Iterator[Derived]:
+    if get(config, "data.micro_batch_size_per_gpu") is None:
+        rows = config.data.train_batch_size
+        size = max(size for size in range(1, min(rows, LARGEST_SFT_MICRO_BATCH) + 1) if rows % size == 0)
+        why = f"the largest divisor of data.train_batch_size up to {LARGEST_SFT_MICRO_BATCH}"
+        yield Derived("data.micro_batch_size_per_gpu", size, why)
+
+
+DERIVATIONS: Sequence[Derivation] = (
+    _group_size,
+    _clip_bounds,
+    _global_micro_batch,
+    _dynamic_micro_batches,
+    _log_prob_micro_batches,
+    follow(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
+    follow(f"{REF}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
+    follow(f"{REF}.model.path", "actor_rollout_ref.model.path"),
+    follow(f"{REF}.strategy", f"{ACTOR}.strategy"),
+    follow(f"{REF}.ulysses_sequence_parallel_size", f"{ACTOR}.ulysses_sequence_parallel_size"),
+    follow(f"{REF}.use_torch_compile", f"{ACTOR}.use_torch_compile"),
+    follow(f"{ROLLOUT}.prompt_length", "data.max_prompt_length"),
+    follow(f"{ROLLOUT}.response_length", "data.max_response_length"),
+    _greedy_validation,
+    follow(f"{ACTOR}.checkpoint.load_contents", f"{ACTOR}.checkpoint.save_contents"),
+    follow("data.seed", "trainer.seed"),
+    follow(f"{ROLLOUT}.seed", "trainer.seed"),
+    follow(f"{ACTOR}.data_loader_seed", "trainer.seed"),
+    _epochs,
+    _run_folder,
+    _device,
+)
+"""In the order in which they are applied: a later one may read what an earlier one derived."""
+
+SFT_DERIVATIONS: Sequence[SftDerivation] = (_sft_micro_batch, _epochs, _run_folder, _device)
+
+
+def derive(
+    config: ConfigT, given: Given, derivations: Sequence[Callable[[ConfigT, Given], Iterator[Derived]]]
+) -> tuple[ConfigT, tuple[Derived, ...]]:
+    """Apply all derivations in order: the completed tree and what was derived."""
+    found: list[Derived] = []
+    for derivation in derivations:
+        for item in tuple(derivation(config, given)):
+            config = replace(config, item.path, item.value)
+            found.append(item)
+    return config, tuple(found)

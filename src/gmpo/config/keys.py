@@ -1,0 +1,189 @@
+"""Keys that are not in the tree: verl's keys under other names, verl's keys without a counterpart, and slips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
+
+_ACTOR = "actor_rollout_ref.actor"
+_REF = "actor_rollout_ref.ref"
+_ROLLOUT = "actor_rollout_ref.rollout"
+_MODEL = "actor_rollout_ref.model"
+
+MOVED: Mapping[str, str] = {
+    "reward.reward_manager.name": "reward_model.reward_manager",
+    "reward.reward_manager": "reward_model.reward_manager",
+    "reward.reward_kwargs": "reward_model.reward_kwargs",
+    "reward.custom_reward_function": "custom_reward_function",
+    "reward_model.reward_manager.name": "reward_model.reward_manager",
+    f"{_ACTOR}.optim.clip_grad": f"{_ACTOR}.grad_clip",
+    f"{_ACTOR}.optim.warmup_style": f"{_ACTOR}.optim.lr_scheduler_type",
+    f"{_ACTOR}.fsdp_config.strategy": f"{_ACTOR}.strategy",
+    f"{_ROLLOUT}.log_prob_micro_batch_size": f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+    f"{_REF}.log_prob_micro_batch_size": f"{_REF}.log_prob_micro_batch_size_per_gpu",
+}
+"""Other spellings of verl -> ours. A section moves with all that is below it. Longer spellings come first."""
+
+SFT_MOVED: Mapping[str, str] = {
+    "model.partial_pretrain": "model.path",
+    "optim.lr_warmup_steps_ratio": "optim.warmup_steps_ratio",
+    "optim.lr_scheduler": "optim.lr_scheduler_type",
+    "data.micro_batch_size": "data.micro_batch_size_per_gpu",
+}
+
+_CRITIC = "there is no critic yet; algorithm.adv_estimator=grpo works without one"
+_MEGATRON = "Megatron is not a backend of gmpo; actor.strategy and actor.fsdp_config are the way to shard"
+_OBJECTIVE = "belongs to a loss that is not available yet; policy_loss.loss_mode has those that are"
+_LORA = "LoRA is not available; all weights are trained"
+_TURNS = "answers of several turns and tools are not available"
+_FSDP = "this version trains in one process, so there is nothing to shard; remove the key"
+_ENGINE = "belongs to verl's worker engine, which has no counterpart here"
+
+UNSUPPORTED: Mapping[str, str] = {
+    "critic": _CRITIC,
+    "trainer.max_critic_ckpt_to_keep": _CRITIC,
+    f"{_ACTOR}.megatron": _MEGATRON,
+    f"{_REF}.megatron": _MEGATRON,
+    "algorithm.rollout_correction": "corrections for sampler and learner that differ are not available yet",
+    "algorithm.rollout_is": "corrections for sampler and learner that differ are not available yet",
+    "algorithm.filter_groups": "sampling until enough groups have variance is not available yet",
+    "data.gen_batch_size": "sampling until enough groups have variance is not available yet; use data.train_batch_size",
+    "algorithm.use_pf_ppo": "preference-feedback resampling is not available",
+    "algorithm.pf_ppo": "preference-feedback resampling is not available",
+    f"{_MODEL}.lora": _LORA,
+    f"{_MODEL}.target_modules": _LORA,
+    f"{_MODEL}.exclude_modules": _LORA,
+    f"{_MODEL}.use_liger": "fused kernels are not available yet; the results are the same without",
+    f"{_MODEL}.use_fused_kernels": "fused kernels are not available yet; the results are the same without",
+    f"{_MODEL}.fused_kernel_options": "fused kernels are not available yet; the results are the same without",
+    f"{_MODEL}.enable_activation_offload": "activations are not moved; model.enable_gradient_checkpointing saves more",
+    f"{_MODEL}.use_shm": _ENGINE,
+    f"{_MODEL}.external_lib": "no module is imported by name; model.trust_remote_code loads code of the model",
+    f"{_ACTOR}.router_replay": "routing replay for mixtures of experts is not available yet",
+    f"{_ROLLOUT}.enable_rollout_routing_replay": "routing replay for mixtures of experts is not available yet",
+    f"{_ACTOR}.tau_pos": _OBJECTIVE,
+    f"{_ACTOR}.tau_neg": _OBJECTIVE,
+    f"{_ACTOR}.policy_loss.clip_cov": _OBJECTIVE,
+    f"{_ACTOR}.policy_loss.kl_cov": _OBJECTIVE,
+    f"{_ACTOR}.policy_loss.ppo_kl_coef": _OBJECTIVE,
+    f"{_ACTOR}.optim.optimizer": "AdamW is the optimizer; its settings are lr, weight_decay, betas and eps",
+    f"{_ACTOR}.optim.override_optimizer_config": "AdamW's settings are optim.lr, weight_decay, betas and eps",
+    f"{_ACTOR}.fsdp_config.wrap_policy": _FSDP,
+    f"{_ACTOR}.fsdp_config.offload_policy": _FSDP,
+    f"{_ACTOR}.fsdp_config.reshard_after_forward": _FSDP,
+    f"{_ACTOR}.fsdp_config.use_orig_params": _FSDP,
+    f"{_ACTOR}.fsdp_config.mixed_precision": "fsdp_config.dtype and fsdp_config.model_dtype set the precision",
+    f"{_ROLLOUT}.multi_turn": _TURNS,
+    f"{_ROLLOUT}.agent": _TURNS,
+    f"{_ROLLOUT}.trace": "traces are not written; trainer.rollout_data_dir keeps all answers",
+    f"{_ROLLOUT}.pipeline_model_parallel_size": "pipeline parallelism is not available",
+    "reward_model.enable": "reward models are not available; rewards come from scorers or custom_reward_function",
+    "reward_model.model": "reward models are not available; rewards come from scorers or custom_reward_function",
+    "reward_model.strategy": "reward models are not available; rewards come from scorers or custom_reward_function",
+    "reward_model.sandbox_fusion": "code is not executed; custom_reward_function can call a sandbox",
+    "reward_model.use_reward_loop": "rewards always come from bounded worker processes; remove the key",
+    "reward_model.num_workers": "is reward_model.grader_workers here",
+    "data.custom_cls": "data classes of your own are not loaded; gmpo.train(config, rows=...) takes any rows",
+    "data.sampler": "samplers of your own are not loaded; gmpo.train(config, rows=...) takes any rows",
+    "data.image_key": "only text is supported",
+    "data.video_key": "only text is supported",
+    "trainer.default_hdfs_dir": "HDFS is not supported; trainer.default_local_dir may be a mounted folder",
+    "trainer.del_local_ckpt_after_load": "checkpoints are never deleted on loading; see trainer.max_actor_ckpt_to_keep",
+    "trainer.esi_redundant_time": _ENGINE,
+    "trainer.use_v1": _ENGINE,
+    "actor_rollout_ref.hybrid_engine": _ENGINE,
+    "ray_kwargs": "Ray is not used; remove the key",
+    "ray_init": "Ray is not used; remove the key",
+    "global_profiler": "verl's profiler has no counterpart here; remove the key",
+    "transfer_queue": _ENGINE,
+}
+"""Prefixes of keys that verl has and gmpo has not, with the reason. The longest prefix that fits speaks."""
+
+SFT_UNSUPPORTED: Mapping[str, str] = {
+    "data.prompt_dict_keys": "write the path with dots: data.prompt_key=extra_info.question",
+    "data.response_dict_keys": "write the path with dots: data.response_key=extra_info.answer",
+    "data.multiturn": _TURNS,
+    "data.custom_cls": "data classes of your own are not loaded",
+    "model.lora": _LORA,
+    "model.target_modules": _LORA,
+    "model.use_liger": "fused kernels are not available yet; the results are the same without",
+    "model.fsdp_config": "this version trains in one process, so there is nothing to shard; remove the key",
+    "model.strategy": "this version trains in one process, so there is nothing to shard; remove the key",
+    "ulysses_sequence_parallel_size": "this version trains in one process; remove the key",
+    "use_remove_padding": "micro-batches are padded; the results are the same; remove the key",
+    "trainer.default_hdfs_dir": "HDFS is not supported; trainer.default_local_dir may be a mounted folder",
+}
+
+REFUSED_VALUES: Mapping[tuple[str, str], str] = {
+    ("algorithm.adv_estimator", "gae"): _CRITIC,
+    (f"{_ACTOR}.kl_loss_type", "full"): "the KL over the whole vocabulary is not implemented, in verl neither; "
+    "low_var_kl is the usual choice",
+    (f"{_ACTOR}.strategy", "megatron"): _MEGATRON,
+    (f"{_ROLLOUT}.name", "sglang"): "SGLang is not a sampler of gmpo",
+    (f"{_ROLLOUT}.name", "trtllm"): "TensorRT-LLM is not a sampler of gmpo",
+    ("trainer.logger", "tracking"): "is verl's old name of wandb; write wandb",
+    **{
+        (f"{_ACTOR}.policy_loss.loss_mode", name): "verl has it; it is not available yet"
+        for name in ("gspo", "sapo", "gpg", "clip_cov", "kl_cov", "cispo", "bypass_mode")
+    },
+    **{
+        ("algorithm.adv_estimator", name): "verl has it; it is not available yet"
+        for name in (
+            "grpo_passk",
+            "grpo_vectorized",
+            "rloo",
+            "reinforce_plus_plus",
+            "reinforce_plus_plus_baseline",
+            "remax",
+            "opo",
+            "gpg",
+        )
+    },
+}
+"""Values that verl knows and gmpo refuses, with the reason."""
+
+
+def moved(path: str, table: Mapping[str, str]) -> tuple[str, str] | None:
+    """The entry's old name and the path under its name here; None when it is not a moved one."""
+    for old, new in table.items():
+        if path == old or path.startswith(f"{old}."):
+            return old, new + path.removeprefix(old)
+    return None
+
+
+def unsupported(path: str, table: Mapping[str, str]) -> str | None:
+    """Why a key of verl is not in the tree, or None when it is no key of verl.
+
+    A prefix that is itself longer than the path's section also fits `lora_rank` for `lora`.
+    """
+    fitting = [prefix for prefix in table if path == prefix or path.startswith((f"{prefix}.", f"{prefix}_"))]
+    return table[max(fitting, key=len)] if fitting else None
+
+
+def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known paths most like an unknown one, best first; empty when none is close.
+
+    Two things speak for a candidate: that it ends in the same names (`clip_ratio`, `actor.optim.lr`), and that it is
+    spelled alike, as a whole or over as many names as the unknown path has (`loss_mod`).
+    """
+    names = path.split(".")
+    scored = []
+    for candidate in known:
+        others = candidate.split(".")
+        same = 0
+        while same < min(len(names), len(others)) and names[-1 - same] == others[-1 - same]:
+            same += 1
+        tail = ".".join(others[-len(names) :])
+        likeness = max(_likeness(path, candidate), _likeness(path, tail))
+        if same or likeness >= 0.75:
+            scored.append(((same, likeness, _likeness(path, candidate)), candidate))
+    if not scored:
+        return []
+    scored.sort(key=lambda entry: entry[0], reverse=True)
+    (most, best, _), _ = scored[0]
+    return [candidate for (same, likeness, _), candidate in scored if same == most and likeness >= best - 0.1][:count]
+
+
+def _likeness(one: str, other: str) -> float:
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    return matcher.ratio() if matcher.quick_ratio() >= 0.6 else 0.0

@@ -1,0 +1,186 @@
+"""What the user gave: recipe, file, tree and overrides, in rising order, brought to one list of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from gmpo.config.fields import Section
+from gmpo.config.keys import moved, nearest, unsupported
+from gmpo.config.overrides import parse_overrides
+from gmpo.config.tree import coerce, enclosing, leaves, merge, nest, sections, shown
+from gmpo.errors import ConfigError
+
+RECIPES = Path(__file__).with_name("recipes")
+COMMAND_LINE = "command line"
+
+
+@dataclass(slots=True)
+class Settings:
+    """Settings by path, where each comes from, and what was wrong on the way."""
+
+    root: type[Section]
+    moved: Mapping[str, str]
+    unsupported: Mapping[str, str]
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    """Path -> the layer that gave the value, for example `"command line"`."""
+    spellings: dict[str, str] = field(default_factory=dict)
+    """Path -> its name as the user wrote it: the path itself, or the other name of verl."""
+    problems: list[str] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
+    """Paths whose value is wrong, or that an unknown key was probably meant to be."""
+
+    def add(self, tree: Mapping[Any, Any], place: str, *, prefix: str = "", spelling: str | None = None) -> None:
+        """Lay a tree over what is there; keys may be nested or dotted. Keys that no setting has become problems.
+
+        `prefix` and `spelling` are for the descent: the path of `tree`, and its other name if it was given under one.
+        """
+        for key, value in tree.items():
+            old, path = moved(f"{prefix}{key}", self.moved) or (spelling, f"{prefix}{key}")
+            section = path in sections(self.root)
+            if path in leaves(self.root):
+                self._put(path, value, old or path, place)
+            elif (free := enclosing(self.root, path)) is not None:
+                self._put(free[0], nest({free[1]: value}), old or free[0], place)
+            elif isinstance(value, Mapping) and (value or section):
+                self.add(value, place, prefix=f"{path}.", spelling=old)
+            else:
+                self.problems.append(self._not_a_setting(path, value, place))
+
+    def _put(self, path: str, value: Any, spelling: str, place: str) -> None:
+        if self.spellings.setdefault(path, spelling) != spelling:
+            one, other = self.spellings[path], spelling
+            self.problems.append(f"{path}\nis given both as {one} and as {other} ({place}); keep one.")
+            return
+        below = self.values.get(path)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        self.values[path] = merge(below or {}, value) if both else value
+        self.places[path] = place
+
+    def _not_a_setting(self, path: str, value: Any, place: str) -> str:
+        head = f"{path} = {shown(value)} ({place})"
+        if path in sections(self.root):
+            below = [leaf for leaf in leaves(self.root) if leaf.startswith(f"{path}.")]
+            return f"{head}\nis a section, not a setting; it holds {', '.join(below[:3])}, ..."
+        if reason := unsupported(path, self.unsupported):
+            return f"{head}\nis not supported: {reason}."
+        candidates = nearest(path, leaves(self.root))
+        self.doubtful.update(candidates)
+        hint = f"Did you mean {' or '.join(candidates)}?" if candidates else "`docs/configuration.md` lists all keys."
+        return f"{head}\nunknown key. {hint}"
+
+    def resolve(self) -> None:
+        """Replace interpolations (`${data.max_prompt_length}`) by what they stand for, then fit values to types."""
+        known = leaves(self.root)
+        tree = {path: _plain(leaf.field.get_default(call_default_factory=True)) for path, leaf in known.items()}
+        for path in list(self.values):
+            try:
+                tree[path] = _plain(self.values[path])
+            except TypeError as error:
+                self._refuse(path, str(error))
+        interpolated = OmegaConf.create(nest(tree))
+        for path in list(self.values):
+            try:
+                value = OmegaConf.select(interpolated, path)
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            except OmegaConfBaseException as error:
+                self._refuse(path, f"{str(error).splitlines()[0]} (a text that holds ${{ is written with \\${{)")
+                continue
+            self.values[path] = coerce(known[path], value)
+            if self.values[path] is None and known[path].derived:
+                del self.values[path]  # null asks for the derived value, as leaving the key out does
+
+    def _refuse(self, path: str, reason: str) -> None:
+        self.problems.append(f"{path} = {shown(self.values[path])} ({self.places[path]})\n{reason}.")
+        self.drop(path)
+
+    def drop(self, path: str) -> None:
+        """Forget a setting whose value is wrong, so that the rest can still be checked."""
+        del self.values[path]
+        self.doubtful.add(path)
+
+
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or holds no mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except OSError as error:
+        # OmegaConf reports a file with a single value as an OSError without an error number.
+        cause = f"cannot be read: {error.strerror}" if error.strerror else "holds no keys with values"
+        raise ConfigError(f"{file}: {cause}.") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: holds a list; a configuration file holds keys with values.")
+    return content
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with gmpo, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def collect(
+    settings: Settings,
+    overrides: Sequence[str],
+    file: Path | None,
+    tree: Mapping[str, Any] | None,
+    *,
+    with_recipes: bool,
+) -> None:
+    """Read all layers into `settings`: recipe < file < tree < overrides. The last one to name a recipe chooses it."""
+    texts = frozenset(path for path, leaf in leaves(settings.root).items() if leaf.kind is str)
+    parsed, problems = parse_overrides(overrides, texts)
+    settings.problems.extend(problems)
+    layers: list[tuple[dict[Any, Any], str]] = []
+    if file is not None:
+        try:
+            layers.append((read_yaml(file), str(file)))
+        except ConfigError as error:
+            settings.problems.append(str(error))
+    if tree is not None:
+        layers.append((dict(tree), "tree"))
+    layers += [({override.path: override.value}, COMMAND_LINE) for override in parsed]
+    chosen = [name for layer, _ in layers if (name := layer.pop("recipe", None)) is not None]
+    if chosen:
+        known = recipes() if with_recipes else {}
+        if isinstance(chosen[-1], str) and chosen[-1] in known:
+            layers.insert(0, (read_yaml(known[chosen[-1]]), f"recipe {chosen[-1]}"))
+        else:
+            names = f"known are {', '.join(known)}" if known else "there are none for supervised learning"
+            settings.problems.append(f"recipe = {chosen[-1]!r}\nunknown recipe; {names}.")
+    for layer, place in layers:
+        settings.add(layer, place)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would hold it: tuples as lists, paths as texts, numpy's numbers as Python's.
+
+    Raises:
+        TypeError: there is no such form.
+    """
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise TypeError(
+        f"is of type {type(value).__name__}; allowed are texts, numbers, True, False, None, lists, mappings"
+    )

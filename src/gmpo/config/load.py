@@ -1,0 +1,164 @@
+"""Defaults < recipe < file < tree < overrides -> one checked configuration. All that is wrong is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic
+
+from pydantic import ValidationError
+
+from gmpo.config.derive import DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
+from gmpo.config.issues import Issue
+from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
+from gmpo.config.layers import Settings, collect
+from gmpo.config.resolved import ConfigT, Note, Resolved
+from gmpo.config.rules import RULES, SFT_RULES
+from gmpo.config.schema import Config
+from gmpo.config.schema_sft import SftConfig
+from gmpo.config.tree import Leaf, get, leaves, nest, shown
+from gmpo.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class _Program(Generic[ConfigT]):
+    """What is particular to the tree of one program."""
+
+    root: type[ConfigT]
+    moved: Mapping[str, str]
+    unsupported: Mapping[str, str]
+    derivations: Sequence[Callable[[ConfigT, Given], Iterator[Derived]]]
+    rules: Sequence[Callable[[ConfigT, Given], Iterator[Issue]]]
+    with_recipes: bool
+
+
+_TRAIN = _Program(Config, MOVED, UNSUPPORTED, DERIVATIONS, RULES, with_recipes=True)
+_SFT = _Program(SftConfig, SFT_MOVED, SFT_UNSUPPORTED, SFT_DERIVATIONS, SFT_RULES, with_recipes=False)
+
+
+def load(
+    overrides: Sequence[str] = (), *, file: Path | None = None, tree: Mapping[str, Any] | None = None
+) -> Resolved[Config]:
+    """The configuration of `gmpo train`.
+
+    Args:
+        overrides: verl's forms, for example `["trainer.seed=3", "+data.train_files=['a.parquet']"]`; `recipe=NAME`
+            chooses a recipe. Later ones win.
+        file: YAML with nested or dotted keys, interpolations and an optional key `recipe`.
+        tree: the same as a Python mapping.
+
+    Raises:
+        ConfigError: one message that lists all problems, each with path, value, place, cause and remedy.
+    """
+    return _load(_TRAIN, overrides, file, tree)
+
+
+def load_sft(
+    overrides: Sequence[str] = (), *, file: Path | None = None, tree: Mapping[str, Any] | None = None
+) -> Resolved[SftConfig]:
+    """The configuration of `gmpo sft`; arguments and errors as for `load`. There are no recipes."""
+    return _load(_SFT, overrides, file, tree)
+
+
+def _load(
+    program: _Program[ConfigT], overrides: Sequence[str], file: Path | None, tree: Mapping[str, Any] | None
+) -> Resolved[ConfigT]:
+    settings = Settings(program.root, program.moved, program.unsupported)
+    collect(settings, overrides, file, tree, with_recipes=program.with_recipes)
+    settings.resolve()
+    _refuse_values(settings)
+    given = frozenset(settings.values) - _drop_invalid(settings, program.root)
+    config, derived = derive(program.root.model_validate(nest(settings.values)), given, program.derivations)
+    # The first validation skipped the defaults of derived settings; this one finds any that none was derived for.
+    config = program.root.model_validate(config.model_dump())
+    issues = [issue for rule in program.rules for issue in rule(config, given)]
+    places = {item.path: "derived" for item in derived} | settings.places
+    problems = settings.problems + [
+        f"{_place(issue.path, get(config, issue.path), places)}\n{issue.reason}."
+        for issue in issues
+        if issue.severity == "error" and not settings.doubtful & {issue.path, *issue.involves}
+    ]
+    if problems:
+        raise ConfigError(_listed(problems))
+    unavailable = _notes(issues, "unavailable")
+    refused = {note.path for note in unavailable}
+    always = [Issue("inert", path, leaf.inert) for path, leaf in leaves(program.root).items() if leaf.inert]
+    inert = _notes([*always, *issues], "inert")
+    return Resolved(
+        config=config,
+        given=given,
+        derived=derived,
+        inert=tuple(note for note in inert if note.path in given and note.path not in refused),
+        unavailable=unavailable,
+        warnings=_other_names(settings) + _notes(issues, "warning"),
+    )
+
+
+def _refuse_values(settings: Settings) -> None:
+    """Values that verl knows and this tree does not get their own reason."""
+    for path in list(settings.values):
+        value = settings.values[path]
+        for item in value if isinstance(value, tuple) else (value,):
+            reason = REFUSED_VALUES.get((path, item)) if isinstance(item, str) else None
+            if reason:
+                allowed = leaves(settings.root)[path].allowed
+                head = _place(path, item, settings.places)
+                settings.problems.append(f"{head}\nis refused: {reason}. Allowed: {allowed}.")
+                settings.drop(path)
+                break
+
+
+def _drop_invalid(settings: Settings, root: type[ConfigT]) -> frozenset[str]:
+    """Report and forget every value that is of the wrong type or out of range."""
+    try:
+        root.model_validate(nest(settings.values))
+    except ValidationError as error:
+        wrong: dict[str, Any] = {}
+        for detail in error.errors(include_url=False):
+            names = [str(part) for part in detail["loc"]]
+            path = next(p for end in range(len(names), 0, -1) if (p := ".".join(names[:end])) in leaves(root))
+            # Within a list the offending item is named; a wrong list length names the whole list.
+            item = detail["input"] if len(names) > path.count(".") + 1 else settings.values[path]
+            wrong.setdefault(path, item)
+        for path, item in wrong.items():
+            leaf = leaves(root)[path]
+            hint = _similar_choice(leaf, item)
+            head = _place(path, item, settings.places)
+            settings.problems.append(f"{head}\nmust be {leaf.allowed}.{hint} {leaf.field.description}")
+            settings.drop(path)
+        return frozenset(wrong)
+    return frozenset()
+
+
+def _similar_choice(leaf: Leaf, value: Any) -> str:
+    similar = get_close_matches(str(value), leaf.choices, n=1, cutoff=0.7)
+    return f" Did you mean {similar[0]}?" if similar else ""
+
+
+def _other_names(settings: Settings) -> tuple[Note, ...]:
+    return tuple(
+        Note(path, f"was given as {spelling}, another name of it in verl")
+        for path, spelling in settings.spellings.items()
+        if spelling != path and path in settings.values
+    )
+
+
+def _notes(issues: Sequence[Issue], severity: str) -> tuple[Note, ...]:
+    """One note per path, the first that was found."""
+    first: dict[str, Note] = {}
+    for issue in issues:
+        if issue.severity == severity:
+            first.setdefault(issue.path, Note(issue.path, issue.reason))
+    return tuple(first.values())
+
+
+def _place(path: str, value: Any, places: Mapping[str, str]) -> str:
+    return f"{path} = {shown(value)} ({places.get(path, 'default')})"
+
+
+def _listed(problems: Sequence[str]) -> str:
+    count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+    lines = ("  " + problem.replace("\n", "\n      ") for problem in problems)
+    return "\n".join([f"{count} in the configuration:", *lines])

@@ -1,0 +1,94 @@
+"""The reference of all settings as Markdown, generated from the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from gmpo.config.fields import Section
+from gmpo.config.keys import MOVED, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
+from gmpo.config.layers import recipes
+from gmpo.config.schema import Config
+from gmpo.config.schema_sft import SftConfig
+from gmpo.config.tree import Leaf, leaves
+
+_INTRODUCTION = """\
+# Configuration
+
+This file is generated from the schema: `python -m gmpo.config.reference > docs/configuration.md`.
+
+`gmpo train` takes verl's keys as `KEY=VALUE`, and the same tree as YAML with `--config FILE.yaml`. What wins, from weak
+to strong: defaults, recipe, file, command line; of two equal keys the later one.
+
+- **Forms.** `key=value`, `+key=value` and `++key=value` mean the same. Lists are `['a','b']`, `["a","b"]` or `[a,b]`;
+  mappings `{a: 1}`; also `True`, `null`, `3e-4`. YAML keys may be nested or dotted, and `${data.max_prompt_length}`
+  stands for another setting.
+- **Nothing is silently ignored.** An unknown key, a wrong type and an impossible combination are errors, all listed
+  together. `gmpo check KEY=VALUE ...` shows which given keys are honoured, which have no effect and why, and which ask
+  for something that is not available yet.
+- **Derived** settings follow from others when they are not given (or given as null).
+- *own*: the key is not one of verl's. *no effect*: accepted so that verl's commands run; the reason is given.
+
+What differs from verl: `rollout.n` is 5 for group estimators when it is not given; no `data.val_files` means no
+validation; `rollout.name` is `hf`; `algorithm.adv_estimator` is `grpo`; `clip_ratio` alone sets both bounds;
+`total_training_steps` alone sets the length of the run; `val_kwargs.do_sample=False` is greedy; `data.truncation` means
+what it says; seeds follow `trainer.seed`; devices are those present; loggers are console and TensorBoard.
+"""
+
+
+def markdown() -> str:
+    """The whole reference, as `docs/configuration.md` holds it."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield _INTRODUCTION
+    yield "## Recipes\n"
+    yield "`recipe=NAME` lays a recipe under everything else that is given.\n"
+    for name, path in recipes().items():
+        comment = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#")]
+        yield f"- `{name}`: {' '.join(comment)}"
+    yield "\n## `gmpo train`\n"
+    yield from _tables(Config)
+    yield "## `gmpo sft`\n"
+    yield from _tables(SftConfig)
+    yield "## Other names\n"
+    yield "Accepted and reported. A section moves with all that is below it.\n"
+    yield "| Given | Taken as |\n|---|---|"
+    yield from (f"| `{old}` | `{new}` |" for old, new in {**MOVED, **SFT_MOVED}.items())
+    yield "\n## Not supported\n"
+    yield "Refused with the reason. An entry stands for all keys that begin with it.\n"
+    yield "| Key | Reason |\n|---|---|"
+    yield from (f"| `{key}` | {reason} |" for key, reason in {**UNSUPPORTED, **SFT_UNSUPPORTED}.items())
+    yield ""
+
+
+def _tables(root: type[Section]) -> Iterator[str]:
+    for (owner, prefix), group in groupby(
+        leaves(root).values(), key=lambda leaf: (leaf.owner, leaf.path.rpartition(".")[0])
+    ):
+        yield f"### `{prefix}`\n"
+        yield f"{owner.__doc__}\n"
+        yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+        yield from (_row(leaf) for leaf in group)
+        yield ""
+
+
+def _row(leaf: Leaf) -> str:
+    default = f"derived: {leaf.derived}" if leaf.derived else f"`{_shown(leaf.field.default)}`"
+    marks = " *own*" if leaf.own else ""
+    inert = f" *no effect*: {leaf.inert}." if leaf.inert else ""
+    cells = (f"`{leaf.name}`{marks}", leaf.allowed, default, f"{leaf.field.description}{inert}")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "''" if value == "" else str(value)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

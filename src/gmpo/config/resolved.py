@@ -1,0 +1,63 @@
+"""The outcome of loading: the complete configuration, and an account of every key that the user gave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from omegaconf import OmegaConf
+
+from gmpo.config.derive import Derived
+from gmpo.config.fields import Section
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A key and what there is to say about it. Example: `Note("trainer.critic_warmup", "there is no critic")`."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Generic[ConfigT]):
+    """A checked configuration. Every given key is honoured, inert or unavailable."""
+
+    config: ConfigT
+    given: frozenset[str]
+    """Paths that the user set, a recipe's included. A free-form setting such as `override_config` is one path."""
+    derived: tuple[Derived, ...]
+    """Values that follow from others, because the user gave none."""
+    inert: tuple[Note, ...]
+    """Given keys without effect."""
+    unavailable: tuple[Note, ...]
+    """What this version cannot train with; `gmpo check` shows it and `gmpo train` refuses."""
+    warnings: tuple[Note, ...]
+
+    @property
+    def honoured(self) -> frozenset[str]:
+        """Given keys that have their effect."""
+        return self.given - {note.path for note in (*self.inert, *self.unavailable)}
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML. Loading it as a file gives an equal configuration."""
+        return OmegaConf.to_yaml(OmegaConf.create(as_tree(self.config)))
+
+
+def as_tree(config: Section) -> dict[str, Any]:
+    """The configuration as nested dictionaries and lists, as YAML writes them."""
+    tree: dict[str, Any] = _plain(config.model_dump())
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # A resolved text is final: what looks like an interpolation in it must not be one when it is read again.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -1,0 +1,232 @@
+"""Rules over several settings: what cannot be, what this version cannot do, what has no effect, what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gmpo.config.derive import ACTOR, GROUP_ESTIMATORS, REF, ROLLOUT, Given
+from gmpo.config.issues import Issue, Rule, SftRule, error, inert, unavailable, warning
+from gmpo.config.rules_batches import (
+    batch_sizes,
+    group_size,
+    log_prob_micro_batches,
+    micro_batches,
+    token_budgets,
+    uses_reference,
+)
+from gmpo.config.schema import Config
+from gmpo.config.schema_sft import SftConfig
+
+UNAVAILABLE_LOGGERS = ("mlflow", "swanlab", "vemlp_wandb", "clearml")
+
+
+def resuming(config: Config, given: Given) -> Iterator[Issue]:
+    trainer, path = config.trainer, "trainer.resume_from_path"
+    if trainer.resume_mode != "resume_path":
+        yield from inert("only trainer.resume_mode=resume_path reads it", path)
+    elif trainer.resume_from_path is None:
+        yield error(path, "must be given with trainer.resume_mode=resume_path", "trainer.resume_mode")
+    elif not trainer.resume_from_path.rstrip("/").rpartition("/")[2].startswith("global_step_"):
+        yield error(path, "must be a checkpoint folder, whose name is global_step_N", "trainer.resume_mode")
+
+
+def checkpoints(config: Config, given: Given) -> Iterator[Issue]:
+    saved = config.actor_rollout_ref.actor.checkpoint.save_contents
+    loaded = config.actor_rollout_ref.actor.checkpoint.load_contents
+    path = f"{ACTOR}.checkpoint"
+    if "hf_model" in saved and "optimizer" not in saved:
+        yield warning(
+            f"{path}.save_contents",
+            "holds weights without the optimizer: a resumed run continues from these weights with a fresh optimizer",
+        )
+    if missing := [content for content in loaded if content not in saved]:
+        yield warning(f"{path}.load_contents", f"asks for {', '.join(missing)}, which save_contents does not write")
+
+
+def run_length(config: Config | SftConfig, given: Given) -> Iterator[Issue]:
+    if config.trainer.total_epochs is None and config.trainer.total_training_steps is None:
+        yield error("trainer.total_epochs", "and trainer.total_training_steps are both null; give one of them")
+
+
+def sampling(config: Config, given: Given) -> Iterator[Issue]:
+    rollout = config.actor_rollout_ref.rollout
+    for path, top_k in ((f"{ROLLOUT}.top_k", rollout.top_k), (f"{ROLLOUT}.val_kwargs.top_k", rollout.val_kwargs.top_k)):
+        if top_k == 0:
+            yield error(path, "must be -1 (off) or at least 1")
+    bias = "cuts the distribution that is sampled, while the learner's log-probs are over all tokens: ratios are biased"
+    if rollout.top_p < 1:
+        yield warning(f"{ROLLOUT}.top_p", bias)
+    if rollout.top_k > 0:
+        yield warning(f"{ROLLOUT}.top_k", bias)
+
+
+def objective(config: Config, given: Given) -> Iterator[Issue]:
+    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    geo_mean = actor.policy_loss.loss_mode == "geo_mean"
+    if {f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"} <= given:
+        yield from inert("clip_ratio_low and clip_ratio_high are given, and they win", f"{ACTOR}.clip_ratio")
+    terms = actor.entropy_coeff != 0 or actor.use_kl_loss
+    if geo_mean and not terms:
+        reason = "geo_mean averages over answers, and there is no KL or entropy term that it could govern"
+        yield from inert(reason, f"{ACTOR}.loss_agg_mode", f"{ACTOR}.loss_scale_factor")
+    elif actor.loss_agg_mode != "seq-mean-token-sum-norm":
+        yield from inert("only loss_agg_mode=seq-mean-token-sum-norm divides by it", f"{ACTOR}.loss_scale_factor")
+    if not actor.shuffle:
+        yield from inert(f"{ACTOR}.shuffle is off", f"{ACTOR}.data_loader_seed")
+    updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
+    if not geo_mean:
+        if actor.clip_ratio_low >= 1:
+            yield warning(f"{ACTOR}.clip_ratio_low", "is 1 or more, so 1 - low never binds: ratios are positive")
+        return
+    yield from inert("geo_mean has no dual clip", f"{ACTOR}.clip_ratio_c")
+    if not given & {f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"}:
+        reason = "is verl's default; geo_mean clips log-ratios, and its paper uses 0.4 (recipe=gmpo sets it)"
+        yield warning(f"{ACTOR}.clip_ratio", reason)
+    if updates == 1 and algorithm.adv_estimator in GROUP_ESTIMATORS:
+        reason = (
+            "makes one update per rollout; then every ratio is 1, no bound binds, and geo_mean has the same gradient "
+            "as GRPO with seq-mean-token-mean. For several, lower it or raise ppo_epochs"
+        )
+        yield warning(f"{ACTOR}.ppo_mini_batch_size", reason)
+
+
+def kl_terms(config: Config, given: Given) -> Iterator[Issue]:
+    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    if not actor.use_kl_loss:
+        yield from inert(f"{ACTOR}.use_kl_loss is off", f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type")
+    controller = [f"algorithm.kl_ctrl.{name}" for name in ("type", "kl_coef", "horizon", "target_kl")]
+    if not algorithm.use_kl_in_reward:
+        yield from inert("algorithm.use_kl_in_reward is off", "algorithm.kl_penalty", *controller)
+    elif algorithm.kl_ctrl.type == "fixed":
+        yield from inert("only algorithm.kl_ctrl.type=adaptive reads it", *controller[2:])
+    if not uses_reference(config):
+        reason = f"no KL term is on ({ACTOR}.use_kl_loss, algorithm.use_kl_in_reward), so there is no reference model"
+        yield from inert(reason, *(path for path in sorted(given) if path.startswith(f"{REF}.")))
+
+
+def schedule(config: Config, given: Given) -> Iterator[Issue]:
+    optim = config.actor_rollout_ref.actor.optim
+    if optim.lr_warmup_steps >= 0:
+        yield from inert(f"{ACTOR}.optim.lr_warmup_steps is given and wins", f"{ACTOR}.optim.lr_warmup_steps_ratio")
+    by_ratio = optim.lr_warmup_steps < 0 and optim.lr_warmup_steps_ratio > 0
+    if optim.lr_scheduler_type == "constant" and not by_ratio:
+        yield from inert("a constant learning rate has no end", f"{ACTOR}.optim.total_training_steps")
+    yield from _schedule_shape(optim.lr_scheduler_type, f"{ACTOR}.optim")
+    yield from _betas(optim.betas, f"{ACTOR}.optim.betas")
+
+
+def _schedule_shape(shape: str, prefix: str) -> Iterator[Issue]:
+    if shape == "constant":
+        reason = "a constant learning rate has no minimum and no cycles"
+        yield from inert(reason, f"{prefix}.min_lr_ratio", f"{prefix}.num_cycles")
+    elif shape == "linear":
+        yield from inert("only lr_scheduler_type=cosine has cycles", f"{prefix}.num_cycles")
+
+
+def _betas(betas: Sequence[float], path: str) -> Iterator[Issue]:
+    if not all(0 <= beta < 1 for beta in betas):
+        yield error(path, "must be two numbers >= 0 and < 1")
+
+
+def validation(config: Config, given: Given) -> Iterator[Issue]:
+    settings = config.actor_rollout_ref.rollout.val_kwargs
+    prefix = f"{ROLLOUT}.val_kwargs"
+    if not config.data.val_files:
+        trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir")
+        paths = ["data.val_batch_size", "data.val_max_samples", *(f"trainer.{name}" for name in trainer)]
+        reason = "there is no validation without data.val_files"
+        yield from inert(reason, *paths, *(path for path in sorted(given) if path.startswith(f"{prefix}.")))
+        if config.trainer.val_only:
+            yield error("trainer.val_only", "validates and stops, but data.val_files is empty", "data.val_files")
+        return
+    if not settings.do_sample:
+        yield from inert(
+            "val_kwargs.do_sample is off", *(f"{prefix}.{name}" for name in ("temperature", "top_p", "top_k"))
+        )
+    greedy = not settings.do_sample or settings.temperature == 0
+    if settings.do_sample and greedy:
+        yield warning(f"{prefix}.do_sample", "is on, but val_kwargs.temperature is 0, which is greedy")
+    if greedy and settings.n > 1:
+        yield warning(
+            f"{prefix}.n", f"takes {settings.n} answers, but greedy ones are all equal; raise the temperature"
+        )
+
+
+def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
+    data, custom = config.data, config.custom_reward_function
+    if not data.shuffle:
+        yield from inert("data.shuffle is off; problems keep their order", "data.seed")
+    if not data.train_files:
+        yield warning("data.train_files", "is empty; problems must be handed over by gmpo.train(config, rows=...)")
+    if custom.path is None:
+        paths = ("custom_reward_function.name", "custom_reward_function.reward_kwargs")
+        yield from inert("custom_reward_function.path is not given", *paths)
+    else:
+        yield from inert("custom_reward_function.path replaces the scorers", "reward_model.answer_rule")
+
+
+def not_available(config: Config, given: Given) -> Iterator[Issue]:
+    tree, trainer = config.actor_rollout_ref, config.trainer
+    one_device = "this version trains in one process on one device; more come with multi-GPU support"
+    if not tree.model.path:
+        yield unavailable("actor_rollout_ref.model.path", "is not given; name a local model folder or a hub model")
+    if tree.rollout.name == "vllm":
+        reason = f"comes with multi-GPU support; {ROLLOUT}.name=hf (the default) samples with the embedded sampler"
+        yield unavailable(f"{ROLLOUT}.name", reason)
+    if trainer.nnodes > 1:
+        yield unavailable("trainer.nnodes", one_device)
+    if (trainer.n_gpus_per_node or 0) > 1:
+        yield unavailable("trainer.n_gpus_per_node", one_device)
+    for path, degree in (
+        (ACTOR, tree.actor.ulysses_sequence_parallel_size),
+        (REF, tree.ref.ulysses_sequence_parallel_size),
+    ):
+        if degree > 1 and (path == ACTOR or f"{path}.ulysses_sequence_parallel_size" in given):
+            yield unavailable(f"{path}.ulysses_sequence_parallel_size", one_device)
+    if config.reward_model.reward_manager == "dapo":
+        reason = "the penalty for long answers is not available yet; reward_manager=naive is"
+        yield unavailable("reward_model.reward_manager", reason)
+    yield from _loggers(trainer.logger)
+
+
+def _loggers(names: Sequence[str]) -> Iterator[Issue]:
+    if missing := [name for name in names if name in UNAVAILABLE_LOGGERS]:
+        here = "console, tensorboard, wandb, trackio and file are; metrics.jsonl is always written"
+        yield unavailable("trainer.logger", f"{', '.join(missing)}: no such logger in gmpo; {here}")
+
+
+def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
+    data = config.data
+    if data.train_batch_size % data.micro_batch_size_per_gpu:
+        reason = f"does not divide data.train_batch_size = {data.train_batch_size}"
+        yield error("data.micro_batch_size_per_gpu", reason, "data.train_batch_size")
+    if 0 <= data.max_samples < data.train_batch_size:
+        reason = f"leaves fewer demonstrations than one update needs (data.train_batch_size = {data.train_batch_size})"
+        yield error("data.max_samples", reason, "data.train_batch_size")
+    if not data.train_files:
+        yield unavailable("data.train_files", "is empty; name at least one file of demonstrations")
+    if not config.model.path:
+        yield unavailable("model.path", "is not given; name a local model folder or a hub model")
+    yield from _schedule_shape(config.optim.lr_scheduler_type, "optim")
+    yield from _betas(config.optim.betas, "optim.betas")
+    yield from _loggers(config.trainer.logger)
+
+
+RULES: Sequence[Rule] = (
+    batch_sizes,
+    group_size,
+    micro_batches,
+    log_prob_micro_batches,
+    token_budgets,
+    resuming,
+    checkpoints,
+    run_length,
+    sampling,
+    objective,
+    kl_terms,
+    schedule,
+    validation,
+    data_and_rewards,
+    not_available,
+)
+SFT_RULES: Sequence[SftRule] = (run_length, sft)

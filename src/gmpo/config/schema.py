@@ -1,0 +1,209 @@
+"""The typed tree of `gmpo train`, in verl's key names. `docs/configuration.md` is generated from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gmpo.config.fields import Section, setting
+from gmpo.config.schema_actor import ActorRolloutRef
+
+Truncation = Literal["error", "left", "right", "middle"]
+Device = Literal["auto", "cpu", "cuda"]
+LoggerName = Literal[
+    "console", "tensorboard", "wandb", "trackio", "file", "mlflow", "swanlab", "vemlp_wandb", "clearml"
+]
+
+
+class Data(Section):
+    """Problems: where they come from, in which order, and how long prompts and answers may be."""
+
+    train_files: tuple[str, ...] = setting(
+        (), "Parquet or JSONL files with rows of verl's schema: one path or a list, concatenated in order."
+    )
+    val_files: tuple[str, ...] = setting(
+        (), "Files with validation problems: one path or a list. null or an empty list means no validation."
+    )
+    prompt_key: str = setting("prompt", "Column that holds the prompt: a list of chat messages, or a text.")
+    reward_fn_key: str = setting("data_source", "Column that names the data source, which selects the scorer.")
+    train_batch_size: int = setting(
+        1024, "Problems per training step. Answers per step are this number times rollout.n.", ge=1
+    )
+    val_batch_size: int | None = setting(
+        None, "Validation problems sampled at once. null takes all of them in one batch.", ge=1
+    )
+    max_prompt_length: int = setting(
+        512, "Longest templated prompt, in tokens. data.truncation says what happens to longer ones.", ge=1
+    )
+    max_response_length: int = setting(512, "Longest answer, in tokens; sampling stops there.", ge=1)
+    filter_overlong_prompts: bool = setting(
+        False, "Drop problems whose templated prompt is longer than max_prompt_length. The number dropped is shown."
+    )
+    filter_overlong_prompts_workers: int = setting(
+        1, "Processes of that filter.", ge=1, inert="prompts are measured in the program's own process"
+    )
+    truncation: Truncation = setting(
+        "error", "What to do with a prompt that is too long: stop, or keep its end (left), its start (right), or both."
+    )
+    shuffle: bool = setting(True, "Visit the training problems in a new random order each epoch, drawn from data.seed.")
+    seed: int = setting(None, "Seed of the order of the training problems.", derived="trainer.seed", ge=0)
+    train_max_samples: int = setting(-1, "Use only so many training problems. -1 uses all.", ge=-1)
+    val_max_samples: int = setting(-1, "Use only so many validation problems. -1 uses all.", ge=-1)
+    apply_chat_template_kwargs: dict[str, Any] = setting(
+        {}, "Keyword arguments for the tokenizer's chat template, for example {enable_thinking: False}."
+    )
+    return_raw_chat: bool = setting(True, "Keep the raw messages with each row.", inert="they are always kept")
+    dataloader_num_workers: int = setting(
+        8, "Processes that load rows.", ge=0, inert="rows are read once, in the program's own process"
+    )
+
+
+class KlControl(Section):
+    """Coefficient of the KL penalty in the reward."""
+
+    type: Literal["fixed", "adaptive"] = setting(
+        "fixed", "fixed keeps kl_coef; adaptive steers it so that the measured KL approaches target_kl."
+    )
+    kl_coef: float = setting(0.001, "Coefficient of the penalty; the starting value when adaptive.", ge=0)
+    horizon: int = setting(10000, "Answers over which the adaptive controller reacts.", ge=1)
+    target_kl: float = setting(0.1, "KL per answer in nats that the adaptive controller aims at.", gt=0)
+
+
+class Algorithm(Section):
+    """From rewards to advantages."""
+
+    adv_estimator: Literal["grpo"] = setting(
+        "grpo",
+        "Advantage estimator. verl's default is gae, which needs a critic; there is none here yet, so it is grpo: "
+        "the reward relative to the group of answers to the same problem.",
+    )
+    norm_adv_by_std_in_grpo: bool = setting(
+        True, "Divide the group-relative reward by the group's standard deviation. False is Dr. GRPO's advantage."
+    )
+    use_kl_in_reward: bool = setting(
+        False, "Subtract kl_ctrl.kl_coef times the KL to the reference model from each token's reward."
+    )
+    kl_penalty: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"] = setting(
+        "kl", "Estimator of the KL in the reward: kl = k1, mse = k2, low_var_kl = k3, or abs."
+    )
+    gamma: float = setting(1.0, "Discount per token.", ge=0, le=1, inert="group advantages do not discount")
+    lam: float = setting(
+        1.0, "Lambda of generalised advantage estimation.", ge=0, le=1, inert="only gae has it, which needs a critic"
+    )
+    kl_ctrl: KlControl = Field(default_factory=KlControl)
+
+
+class RewardModel(Section):
+    """Rule-based rewards and the worker processes that compute them."""
+
+    reward_manager: Literal["naive", "dapo"] = setting(
+        "naive", "naive: the scorer's number is the reward. dapo adds a penalty for long answers (not available yet)."
+    )
+    reward_kwargs: dict[str, Any] = setting(
+        {}, "Arguments of the reward manager.", inert="only reward_manager=dapo takes arguments"
+    )
+    grader_workers: int | None = setting(
+        None, "Grading processes. null takes the number of CPU cores, at most 16.", own=True, ge=1
+    )
+    grader_timeout_s: float = setting(
+        5.0, "Seconds one grading may take; then its worker is replaced and the verdict is timeout.", own=True, gt=0
+    )
+    grader_memory_mb: int = setting(512, "Memory in MiB that one grading process may take.", own=True, ge=64)
+    max_failed_share: float = setting(
+        0.1,
+        "The run stops when a larger share of a step's gradings ends in timeout or grader_error.",
+        own=True,
+        ge=0,
+        le=1,
+    )
+    answer_rule: Literal["strict", "flexible"] | None = setting(
+        None,
+        "How the answer is found in a GSM8K solution: strict wants '#### 42', flexible takes the last number. "
+        "null leaves it to the scorer (strict, as in verl).",
+        own=True,
+    )
+
+
+class CustomRewardFunction(Section):
+    """A reward function of the user's own, run in the same bounded workers."""
+
+    path: str | None = setting(None, "Python file with the function. null uses the scorer of the data source.")
+    name: str = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
+    reward_kwargs: dict[str, Any] = setting({}, "Further keyword arguments of the function.")
+
+
+class Trainer(Section):
+    """Length of the run, what it writes, where it continues."""
+
+    total_epochs: int | None = setting(
+        30,
+        "Passes over the training problems, at most. null sets no bound, which is what it becomes when only "
+        "total_training_steps is given (verl would stop after 30 epochs).",
+        ge=1,
+    )
+    total_training_steps: int | None = setting(
+        None, "Training steps, at most. When total_epochs is given too, the run ends at whichever comes first.", ge=1
+    )
+    nnodes: int = setting(1, "Machines.", ge=1, inert="this version trains in one process")
+    n_gpus_per_node: int | None = setting(
+        None, "Devices per machine. null takes those present.", ge=0, inert="this version trains on one device"
+    )
+    device: Device = setting(
+        None,
+        "Where to compute. auto takes CUDA when it is present, else the CPU.",
+        derived="auto",
+    )
+    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    balance_batch: bool = setting(
+        True,
+        "Reorder a batch by length so that devices get equal work.",
+        inert="which answers share a mini-batch never depends on their lengths",
+    )
+    critic_warmup: int = setting(
+        0, "Steps in which only the critic learns.", ge=0, inert="no advantage estimator here has a critic"
+    )
+    use_legacy_worker_impl: Literal["auto", "enable", "disable"] = setting(
+        "auto", "Which of verl's two training engines runs.", inert="there is one engine here"
+    )
+    logger: tuple[LoggerName, ...] = setting(
+        ("console", "tensorboard"), "Where metrics go. metrics.jsonl in the run folder is always written."
+    )
+    project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
+    experiment_name: str = setting("run", "Name of the run for loggers; part of the default run folder.")
+    default_local_dir: str = setting(
+        None, "The run folder: checkpoints, metrics, samples.", derived="checkpoints/{project_name}/{experiment_name}"
+    )
+    save_freq: int = setting(-1, "Write a checkpoint every so many steps and after the last one. -1 is off.", ge=-1)
+    test_freq: int = setting(-1, "Validate every so many steps and after the last one. -1 is off.", ge=-1)
+    val_before_train: bool = setting(True, "Validate before the first step, when there are validation files.")
+    val_only: bool = setting(False, "Validate once and stop.")
+    resume_mode: Literal["auto", "disable", "resume_path"] = setting(
+        "auto",
+        "auto continues from the newest checkpoint of the run folder if there is one; disable starts anew; "
+        "resume_path takes resume_from_path.",
+    )
+    resume_from_path: str | None = setting(None, "Checkpoint folder whose name is global_step_N.")
+    max_actor_ckpt_to_keep: int | None = setting(
+        None, "Keep only the newest so many checkpoints. null keeps all.", ge=1
+    )
+    log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0)
+    rollout_data_dir: str | None = setting(None, "Folder for all training answers, one JSONL file per step.")
+    validation_data_dir: str | None = setting(None, "Folder for all validation answers, one JSONL file per step.")
+    token_record_groups: int = setting(
+        2,
+        "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens.",
+        own=True,
+        ge=0,
+    )
+
+
+class Config(Section):
+    """The whole tree of `gmpo train`."""
+
+    data: Data = Field(default_factory=Data)
+    actor_rollout_ref: ActorRolloutRef = Field(default_factory=ActorRolloutRef)
+    algorithm: Algorithm = Field(default_factory=Algorithm)
+    reward_model: RewardModel = Field(default_factory=RewardModel)
+    custom_reward_function: CustomRewardFunction = Field(default_factory=CustomRewardFunction)
+    trainer: Trainer = Field(default_factory=Trainer)

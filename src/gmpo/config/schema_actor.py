@@ -1,0 +1,291 @@
+"""`actor_rollout_ref.*`: the model, its training, the reference model and the sampler."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gmpo.config.fields import Section, setting
+
+ONE_PROCESS = "this version trains in one process, so there is nothing to shard or to move"
+VLLM_ONLY = "only rollout.name=vllm reads it"
+
+LossMode = Literal["vanilla", "geo_mean"]
+LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+KlLossType = Literal[
+    "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
+]
+Schedule = Literal["constant", "cosine", "linear"]
+Contents = tuple[Literal["model", "optimizer", "extra", "hf_model"], ...]
+Precision = Literal["fp32", "bf16"]
+Strategy = Literal["fsdp", "fsdp2"]
+
+
+class Model(Section):
+    """The model that is trained."""
+
+    path: str = setting("", "Local Hugging Face model folder, or a name on the hub. Must be given to train.")
+    tokenizer_path: str | None = setting(None, "Folder or hub name of the tokenizer. null takes model.path.")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Off unless you trust it.")
+    override_config: dict[str, Any] = setting(
+        {}, "Changes to the model's own config.json, for example {max_position_embeddings: 32768}."
+    )
+    enable_gradient_checkpointing: bool = setting(
+        True, "Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    use_remove_padding: bool = setting(
+        True, "Pack sequences without padding.", inert="micro-batches are padded; the results are the same"
+    )
+    custom_chat_template: str | None = setting(
+        None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
+    )
+
+
+class PolicyLoss(Section):
+    """The policy loss."""
+
+    loss_mode: LossMode = setting(
+        "vanilla",
+        "vanilla: PPO's clipped ratio per token, with dual clip. geo_mean: GMPO, the geometric mean of the clipped "
+        "ratios of an answer.",
+    )
+
+
+class Optim(Section):
+    """AdamW and its learning-rate schedule. The schedule advances once per training step."""
+
+    lr: float = setting(1e-6, "Peak learning rate.", ge=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay, on all parameters.", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "Decay rates of the two moments, each in [0, 1).")
+    eps: float = setting(1e-8, "Term added to the root of the second moment.", gt=0)
+    lr_warmup_steps: int = setting(
+        -1, "Training steps of linear warm-up from 0. A negative number leaves it to lr_warmup_steps_ratio.", ge=-1
+    )
+    lr_warmup_steps_ratio: float = setting(0.0, "Warm-up as a share of all training steps.", ge=0, le=1)
+    lr_scheduler_type: Schedule = setting("constant", "Course of the learning rate after the warm-up.")
+    min_lr_ratio: float = setting(0.0, "Where cosine and linear end, as a share of lr.", ge=0, le=1)
+    num_cycles: float = setting(0.5, "Periods of the cosine; 0.5 falls once from lr to its minimum.", gt=0)
+    total_training_steps: int | None = setting(
+        None, "Training steps over which the schedule runs. null takes the length of the run.", ge=1
+    )
+
+
+class FsdpConfig(Section):
+    """Where parameters live and in which precision they are stored and used."""
+
+    param_offload: bool = setting(False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS)
+    optimizer_offload: bool = setting(False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS)
+    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS)
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+    model_dtype: Precision = setting("fp32", "Precision of the stored weights.")
+    dtype: Precision | None = setting(
+        None, "Precision of the forward and backward pass. null: bf16 on CUDA, fp32 on a CPU."
+    )
+
+
+class RefFsdpConfig(Section):
+    """Where the reference model's parameters live."""
+
+    param_offload: bool = setting(False, "Keep the reference model on the CPU when idle.", inert=ONE_PROCESS)
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+
+
+class Checkpoint(Section):
+    """What a checkpoint holds."""
+
+    save_contents: Contents = setting(
+        ("model", "optimizer", "extra"),
+        "model: weights. optimizer: its moments. extra: schedule and random streams. hf_model: a Hugging Face folder.",
+    )
+    load_contents: Contents = setting(
+        None, "What is restored when a run continues.", derived="actor.checkpoint.save_contents"
+    )
+
+
+class Actor(Section):
+    """The policy's update."""
+
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS)
+    ppo_mini_batch_size: int = setting(
+        256, "Problems per optimizer update; all answers to a problem stay together.", ge=1
+    )
+    ppo_micro_batch_size_per_gpu: int | None = setting(
+        None, "Answers per forward and backward pass. Saves memory and never changes the gradient.", ge=1
+    )
+    ppo_micro_batch_size: int | None = setting(
+        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1
+    )
+    use_dynamic_bsz: bool = setting(
+        None,
+        "Form micro-batches by a token budget instead of a number of answers.",
+        derived="True when no micro-batch size is given, else False",
+    )
+    ppo_max_token_len_per_gpu: int = setting(
+        16384, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1
+    )
+    ppo_epochs: int = setting(1, "Passes over the answers of a step.", ge=1)
+    shuffle: bool = setting(False, "Permute the problems of a step before cutting mini-batches, anew in each epoch.")
+    data_loader_seed: int = setting(None, "Seed of that permutation.", derived="trainer.seed", ge=0)
+    clip_ratio: float = setting(0.2, "Clip bound for both sides where clip_ratio_low or _high is not given.", ge=0)
+    clip_ratio_low: float = setting(
+        None,
+        "Lower bound: ratios below 1 - low are clipped; for geo_mean log-ratios below -low.",
+        derived="actor.clip_ratio",
+        ge=0,
+    )
+    clip_ratio_high: float = setting(
+        None,
+        "Upper bound: ratios above 1 + high are clipped; for geo_mean log-ratios above high.",
+        derived="actor.clip_ratio",
+        ge=0,
+    )
+    clip_ratio_c: float = setting(3.0, "Dual clip of vanilla: with A < 0 the loss is at most -A times this.", gt=1)
+    loss_agg_mode: LossAggMode = setting(
+        "token-mean", "How token losses become one number. With geo_mean it governs only the KL and entropy terms."
+    )
+    loss_scale_factor: int | None = setting(
+        None, "Divisor in tokens of seq-mean-token-sum-norm. null takes data.max_response_length.", ge=1
+    )
+    entropy_coeff: float = setting(0.0, "Weight of the entropy bonus, which is subtracted from the loss.")
+    use_kl_loss: bool = setting(False, "Add kl_loss_coef times the KL to the reference model to the loss.")
+    kl_loss_coef: float = setting(0.001, "Weight of that KL term.", ge=0)
+    kl_loss_type: KlLossType = setting(
+        "low_var_kl",
+        "Estimator of that KL: kl = k1, mse = k2, low_var_kl = k3, or abs. With '+': its value with k2's gradient.",
+    )
+    grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
+    max_nonfinite_updates: int = setting(
+        3, "The run stops after so many skipped updates (gradient not finite) in a row.", own=True, ge=1
+    )
+    ulysses_sequence_parallel_size: int = setting(1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS)
+    use_torch_compile: bool = setting(True, "Compile the entropy function.", inert="nothing is compiled")
+    entropy_checkpointing: bool = setting(
+        False, "Recompute the entropy in the backward pass.", inert="a memory setting of verl's entropy function"
+    )
+    entropy_from_logits_with_chunking: bool = setting(
+        False, "Compute the entropy in chunks.", inert="a memory setting of verl's entropy function"
+    )
+    optim: Optim = Field(default_factory=Optim)
+    fsdp_config: FsdpConfig = Field(default_factory=FsdpConfig)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    policy_loss: PolicyLoss = Field(default_factory=PolicyLoss)
+
+
+class RefModel(Section):
+    """Weights of the reference model."""
+
+    path: str = setting(None, "Folder or hub name of the reference model.", derived="actor_rollout_ref.model.path")
+
+
+class Ref(Section):
+    """The reference model of the KL terms. It exists only with actor.use_kl_loss or algorithm.use_kl_in_reward."""
+
+    strategy: Strategy = setting(None, "How parameters are sharded.", derived="actor.strategy", inert=ONE_PROCESS)
+    log_prob_micro_batch_size_per_gpu: int | None = setting(
+        None, "Answers per forward pass.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+    )
+    log_prob_use_dynamic_bsz: bool = setting(
+        None,
+        "Form micro-batches by a token budget.",
+        derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
+    )
+    log_prob_max_token_len_per_gpu: int = setting(
+        None, "That token budget.", derived="actor.ppo_max_token_len_per_gpu", ge=1
+    )
+    ulysses_sequence_parallel_size: int = setting(
+        None,
+        "Devices that share one sequence.",
+        derived="actor.ulysses_sequence_parallel_size",
+        ge=1,
+        inert=ONE_PROCESS,
+    )
+    use_torch_compile: bool = setting(
+        None, "Compile the entropy function.", derived="actor.use_torch_compile", inert="nothing is compiled"
+    )
+    model: RefModel = Field(default_factory=RefModel)
+    fsdp_config: RefFsdpConfig = Field(default_factory=RefFsdpConfig)
+
+
+class ValKwargs(Section):
+    """Sampling for validation."""
+
+    n: int = setting(1, "Answers per validation problem.", ge=1)
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", ge=0)
+    top_p: float = setting(1.0, "Sample among the most probable tokens that together reach this share.", gt=0, le=1)
+    top_k: int = setting(-1, "Sample among so many most probable tokens. -1 is off.", ge=-1)
+    do_sample: bool = setting(
+        None, "False takes the most probable token each time, whatever the temperature.", derived="temperature > 0"
+    )
+
+
+class Rollout(Section):
+    """The sampler, and the pass that recomputes log-probs with the learner."""
+
+    name: Literal["hf", "vllm"] = setting(
+        "hf", "Sampler. hf is the embedded one; vllm is not available yet. verl has no default."
+    )
+    n: int = setting(None, "Answers per problem.", derived="5 for group estimators, otherwise 1", ge=1)
+    temperature: float = setting(
+        1.0, "Sampling temperature. Every log-prob in training is taken at this temperature too.", gt=0
+    )
+    top_p: float = setting(1.0, "Sample among the most probable tokens that together reach this share.", gt=0, le=1)
+    top_k: int = setting(-1, "Sample among so many most probable tokens. -1 is off.", ge=-1)
+    seed: int = setting(None, "Seed of sampling.", derived="trainer.seed", ge=0)
+    max_num_seqs: int = setting(256, "Answers sampled at once. Saves memory and never changes what is sampled.", ge=1)
+    prompt_length: int = setting(
+        None,
+        "Longest prompt, in tokens.",
+        derived="data.max_prompt_length",
+        inert="another name of data.max_prompt_length",
+        ge=1,
+    )
+    response_length: int = setting(
+        None,
+        "Longest answer, in tokens.",
+        derived="data.max_response_length",
+        inert="another name of data.max_response_length",
+        ge=1,
+    )
+    calculate_log_probs: bool = setting(
+        False, "Compare the sampler's log-probs with the learner's and report the difference."
+    )
+    log_prob_micro_batch_size_per_gpu: int | None = setting(
+        None, "Answers per forward pass for old log-probs.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+    )
+    log_prob_use_dynamic_bsz: bool = setting(
+        None,
+        "Form those micro-batches by a token budget.",
+        derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
+    )
+    log_prob_max_token_len_per_gpu: int = setting(
+        None, "That token budget.", derived="actor.ppo_max_token_len_per_gpu", ge=1
+    )
+    mode: Literal["async", "sync"] = setting("async", "How verl's engine is called.", inert=VLLM_ONLY)
+    tensor_model_parallel_size: int = setting(2, "Devices per engine.", ge=1, inert=VLLM_ONLY)
+    data_parallel_size: int = setting(1, "Data-parallel ranks per engine.", ge=1, inert=VLLM_ONLY)
+    expert_parallel_size: int = setting(1, "Expert-parallel ranks per engine.", ge=1, inert=VLLM_ONLY)
+    gpu_memory_utilization: float = setting(0.5, "Share of device memory.", gt=0, le=1, inert=VLLM_ONLY)
+    enable_chunked_prefill: bool = setting(True, "Prefill long prompts in pieces.", inert=VLLM_ONLY)
+    enable_prefix_caching: bool = setting(
+        True, "Share the cache of equal prefixes.", inert="the answers to one problem always share one prefill"
+    )
+    max_num_batched_tokens: int = setting(8192, "Tokens per engine step.", ge=1, inert=VLLM_ONLY)
+    max_model_len: int | None = setting(None, "Longest sequence of the engine, in tokens.", ge=1, inert=VLLM_ONLY)
+    enforce_eager: bool = setting(False, "Run without CUDA graphs.", inert=VLLM_ONLY)
+    free_cache_engine: bool = setting(True, "Free the engine's memory while training.", inert=VLLM_ONLY)
+    load_format: str = setting("dummy", "How the engine gets its first weights.", inert=VLLM_ONLY)
+    dtype: Literal["bfloat16", "float16", "float32"] = setting("bfloat16", "Engine precision.", inert=VLLM_ONLY)
+    ignore_eos: bool = setting(False, "Sample on after the stop token.", inert="a stop token always ends an answer")
+    disable_log_stats: bool = setting(True, "Hide the engine's statistics.", inert=VLLM_ONLY)
+    engine_kwargs: dict[str, Any] = setting({}, "Further arguments of the engine, by engine.", inert=VLLM_ONLY)
+    val_kwargs: ValKwargs = Field(default_factory=ValKwargs)
+
+
+class ActorRolloutRef(Section):
+    """The policy: model, update, reference and sampler."""
+
+    model: Model = Field(default_factory=Model)
+    actor: Actor = Field(default_factory=Actor)
+    ref: Ref = Field(default_factory=Ref)
+    rollout: Rollout = Field(default_factory=Rollout)

@@ -1,0 +1,93 @@
+"""The typed tree of `gmpo sft`, in the key names of verl's SFT trainer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gmpo.config.fields import Section, setting
+from gmpo.config.schema import Device, LoggerName
+from gmpo.config.schema_actor import Schedule
+
+
+class SftData(Section):
+    """Demonstrations."""
+
+    train_files: tuple[str, ...] = setting((), "Parquet or JSONL files with a prompt and an answer per row.")
+    val_files: tuple[str, ...] = setting(
+        (), "Files whose loss is measured after each epoch. null or an empty list measures none."
+    )
+    train_batch_size: int = setting(256, "Demonstrations per optimizer update.", ge=1)
+    micro_batch_size_per_gpu: int = setting(
+        None,
+        "Demonstrations per forward and backward pass. Saves memory and never changes the gradient.",
+        derived="the largest divisor of train_batch_size up to 32",
+        ge=1,
+    )
+    max_length: int = setting(1024, "Longest prompt with its answer, in tokens.", ge=2)
+    truncation: Literal["error", "left", "right"] = setting(
+        "error", "What to do with a longer one: stop, keep its end (left) or keep its start (right)."
+    )
+    prompt_key: str = setting("prompt", "Column of the prompt: chat messages, or a text. Dots descend into it.")
+    response_key: str = setting("extra_info.answer", "Column of the answer to imitate. Dots descend into it.")
+    max_samples: int = setting(-1, "Use only so many demonstrations. -1 uses all.", ge=-1)
+
+
+class SftModel(Section):
+    """The model that is trained."""
+
+    path: str = setting("", "Local Hugging Face model folder, or a name on the hub. Must be given to train.")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Off unless you trust it.")
+    override_config: dict[str, Any] = setting({}, "Changes to the model's own config.json.")
+    enable_gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+
+
+class SftOptim(Section):
+    """AdamW and its learning-rate schedule, which advances once per update."""
+
+    lr: float = setting(1e-5, "Peak learning rate.", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.95), "Decay rates of the two moments, each in [0, 1).")
+    eps: float = setting(1e-8, "Term added to the root of the second moment.", gt=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay, on all parameters.", ge=0)
+    warmup_steps_ratio: float = setting(0.1, "Linear warm-up from 0 as a share of all updates.", ge=0, le=1)
+    lr_scheduler_type: Schedule = setting("cosine", "Course of the learning rate after the warm-up.")
+    min_lr_ratio: float = setting(0.0, "Where cosine and linear end, as a share of lr.", ge=0, le=1)
+    clip_grad: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
+
+
+class SftTrainer(Section):
+    """Length of the run and what it writes."""
+
+    total_epochs: int | None = setting(
+        4,
+        "Passes over the demonstrations, at most. null sets no bound, which is what it becomes when only "
+        "total_training_steps is given.",
+        ge=1,
+    )
+    total_training_steps: int | None = setting(
+        None, "Updates, at most. When total_epochs is given too, the run ends at whichever comes first.", ge=1
+    )
+    default_local_dir: str = setting(
+        None, "The run folder: metrics and the final model.", derived="checkpoints/{project_name}/{experiment_name}"
+    )
+    project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
+    experiment_name: str = setting("sft", "Name of the run for loggers; part of the default run folder.")
+    logger: tuple[LoggerName, ...] = setting(
+        ("console", "tensorboard"), "Where metrics go. metrics.jsonl in the run folder is always written."
+    )
+    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    device: Device = setting(
+        None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto"
+    )
+
+
+class SftConfig(Section):
+    """The whole tree of `gmpo sft`."""
+
+    data: SftData = Field(default_factory=SftData)
+    model: SftModel = Field(default_factory=SftModel)
+    optim: SftOptim = Field(default_factory=SftOptim)
+    trainer: SftTrainer = Field(default_factory=SftTrainer)

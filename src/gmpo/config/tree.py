@@ -1,0 +1,194 @@
+"""Paths of a configuration tree: its leaves and what they allow, nested and dotted forms, values in schema types."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from gmpo.config.fields import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+_NUMBERS = {int: "an integer", float: "a number"}
+_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting. Example: the leaf of path `trainer.seed`, owner `Trainer`, name `seed`."""
+
+    path: str
+    owner: type[Section]
+    """The section class that declares it."""
+    field: FieldInfo
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    def _note(self, name: str) -> Any:
+        extra = self.field.json_schema_extra
+        return extra.get(name) if isinstance(extra, dict) else None
+
+    @property
+    def own(self) -> bool:
+        """The key is not one of verl's."""
+        return bool(self._note("own"))
+
+    @property
+    def derived(self) -> str | None:
+        """The rule that gives the value when the user gives none."""
+        rule: str | None = self._note("derived")
+        return rule
+
+    @property
+    def inert(self) -> str | None:
+        """Why the key has no effect; None when it has one."""
+        reason: str | None = self._note("inert")
+        return reason
+
+    @property
+    def nullable(self) -> bool:
+        return NoneType in _alternatives(self.field.annotation)
+
+    @property
+    def kind(self) -> Any:
+        """The type without null: `int`, `float`, `bool`, `str`, `dict`, `tuple` or `Literal`."""
+        plain = self._plain
+        return get_origin(plain) or plain
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values, or the values of a list's items, when they are enumerated; else nothing."""
+        literal = get_args(self._plain)[0] if self.kind is tuple else self._plain
+        return get_args(literal) if get_origin(literal) is Literal else ()
+
+    @property
+    def _plain(self) -> Any:
+        return next(kind for kind in _alternatives(self.field.annotation) if kind is not NoneType)
+
+    @property
+    def allowed(self) -> str:
+        """What the setting accepts, in words: `"an integer >= 1, or null"`."""
+        words = _in_words(self._plain)
+        bounds = " and ".join(
+            f"{sign} {getattr(bound, name):g}"
+            for name, sign in _BOUNDS
+            for bound in self.field.metadata
+            if getattr(bound, name, None) is not None
+        )
+        return f"{words}{' ' * bool(bounds)}{bounds}{', or null' * self.nullable}"
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _in_words(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    if get_origin(kind) is tuple:
+        if arguments[-1] is not Ellipsis:
+            return f"a list of {len(arguments)} numbers"
+        return "a list of texts" if arguments[0] is str else f"a list of {_in_words(arguments[0])[7:]}"
+    if get_origin(kind) is dict:
+        return "keys with values, like {key: value}"
+    return _NUMBERS.get(kind, "True or False" if kind is bool else "a text")
+
+
+@functools.cache
+def leaves(root: type[Section]) -> Mapping[str, Leaf]:
+    """All settings of a tree by path, in the order of declaration."""
+    return {leaf.path: leaf for leaf in _walk(root, "")}
+
+
+def _walk(section: type[Section], prefix: str) -> Iterator[Leaf]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _walk(field.annotation, f"{prefix}{name}.")
+        else:
+            yield Leaf(prefix + name, section, field)
+
+
+@functools.cache
+def sections(root: type[Section]) -> frozenset[str]:
+    """Paths of all inner nodes, for example `actor_rollout_ref.actor`."""
+    parts = [path.split(".") for path in leaves(root)]
+    return frozenset(".".join(part[:depth]) for part in parts for depth in range(1, len(part)))
+
+
+def enclosing(root: type[Section], path: str) -> tuple[str, str] | None:
+    """A free-form setting above a path, and the rest of the path below it: `(..override_config, "rope.theta")`."""
+    names = path.split(".")
+    for end in range(1, len(names)):
+        leaf = leaves(root).get(".".join(names[:end]))
+        if leaf is not None and leaf.kind is dict:
+            return leaf.path, ".".join(names[end:])
+    return None
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One nested mapping over another: mappings are united, everything else is replaced."""
+    united = dict(below)
+    for key, value in above.items():
+        old = united.get(key)
+        united[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return united
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths -> nested keys; values are taken as they are."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return nested
+
+
+def get(config: Section, path: str) -> Any:
+    """The value at a path."""
+    node: Any = config
+    for name in path.split("."):
+        node = getattr(node, name)
+    return node
+
+
+def replace(config: SectionT, path: str, value: Any) -> SectionT:
+    """The same tree with another value at a path. The value is not checked."""
+    name, _, rest = path.partition(".")
+    return config.model_copy(update={name: replace(getattr(config, name), rest, value) if rest else value})
+
+
+def shown(value: Any) -> str:
+    """A value as a user would write it."""
+    if isinstance(value, tuple):
+        return repr(list(value))
+    return "null" if value is None else repr(value)
+
+
+def coerce(leaf: Leaf, value: Any) -> Any:
+    """Bring a value into the setting's type where no information is lost; anything else is left for the check.
+
+    `1e3` for an integer, a number for a text, one text for a list of texts, null for an empty list.
+    """
+    if leaf.kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if leaf.kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if leaf.kind is tuple:
+        if isinstance(value, str):
+            return (value,)
+        if value is None and get_args(leaf.field.annotation)[-1] is Ellipsis:
+            return ()
+        if isinstance(value, list | tuple):
+            return tuple(value)
+    return value

@@ -1,0 +1,156 @@
+"""Problems -> token ids of their prompts, through the tokenizer's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from gmpo.data.problems import Problem
+from gmpo.errors import ConfigError, DataError
+
+Truncation = Literal["error", "left", "right", "middle"]
+
+
+class ChatTokenizer(Protocol):
+    """What is used of a tokenizer of `transformers`, whose type would bring torch with it."""
+
+    @property
+    def chat_template(self) -> Any:
+        """The Jinja text, or several by name; None when the model has none."""
+
+    @property
+    def apply_chat_template(self) -> Callable[..., Any]:
+        """Messages and keyword arguments -> ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedProblem:
+    """A problem with its prompt as the policy reads it."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    """[P] ids of the templated prompt, the opening of the answer's turn included."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedProblems:
+    """The problems that can be asked, and what happened to the others."""
+
+    items: tuple[EncodedProblem, ...]
+    """In the order of the data set."""
+    dropped: int
+    """Problems left out because their prompt is longer than allowed."""
+    truncated: int
+    """Problems whose prompt was cut to the limit."""
+
+
+def encode_prompts(
+    problems: Sequence[Problem],
+    tokenizer: ChatTokenizer,
+    *,
+    max_prompt_length: int,
+    truncation: Truncation = "error",
+    filter_overlong: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> EncodedProblems:
+    """Template and tokenize every prompt and apply the length limit of `max_prompt_length` tokens.
+
+    A longer prompt is dropped with `filter_overlong`; else `truncation` says what happens: `left` and `right` cut that
+    end off, `middle` keeps both ends, `error` refuses the data set.
+    Raises: DataError for a tokenizer without chat template, a row that the template refuses, a prompt that is too long
+    under `error`, and when no problem is left; ConfigError for arguments out of range.
+    """
+    _check_arguments(max_prompt_length, truncation, chat_template_kwargs or {})
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the tokenizer has no chat template, so messages cannot become a prompt: set "
+            "actor_rollout_ref.model.custom_chat_template to a Jinja template, or take an instruction-tuned model"
+        )
+    encoded = [EncodedProblem(p, _prompt_ids(p, tokenizer, chat_template_kwargs or {})) for p in problems]
+    overlong = [item for item in encoded if len(item.prompt_ids) > max_prompt_length]
+    if filter_overlong:
+        kept = [item for item in encoded if len(item.prompt_ids) <= max_prompt_length]
+    elif overlong and truncation == "error":
+        raise DataError(_overlong_message(overlong, len(encoded), max_prompt_length))
+    else:
+        kept = [_cut(item, max_prompt_length, truncation) for item in encoded]
+    if not kept:
+        raise DataError(_nothing_left_message(overlong, max_prompt_length))
+    dropped, truncated = (len(overlong), 0) if filter_overlong else (0, len(overlong))
+    return EncodedProblems(tuple(kept), dropped, truncated)
+
+
+def _keep_both_ends(ids: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    head = limit // 2
+    return ids[:head] + ids[len(ids) - (limit - head) :]
+
+
+TRUNCATIONS: Mapping[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
+    "left": lambda ids, limit: ids[-limit:],
+    "right": lambda ids, limit: ids[:limit],
+    "middle": _keep_both_ends,
+}
+"""Name -> what remains of ids that are longer than a limit of at least 1. An odd middle keeps one more at the end."""
+
+_RESERVED = frozenset(
+    {"tokenize", "add_generation_prompt", "return_dict", "return_tensors", "padding", "truncation", "max_length"}
+)
+"""Arguments of `apply_chat_template` that are decided here."""
+
+
+def _check_arguments(max_prompt_length: int, truncation: str, chat_template_kwargs: Mapping[str, Any]) -> None:
+    if max_prompt_length < 1:
+        raise ConfigError(f"data.max_prompt_length={max_prompt_length}: a prompt needs at least 1 token")
+    known = ("error", *TRUNCATIONS)
+    if truncation not in known:
+        raise ConfigError(f"data.truncation={truncation!r}: must be one of {', '.join(known)}")
+    reserved = sorted(_RESERVED.intersection(chat_template_kwargs))
+    if reserved:
+        raise ConfigError(
+            f"data.apply_chat_template_kwargs sets {', '.join(reserved)}, which gmpo decides itself: remove it. "
+            "Use data.max_prompt_length and data.truncation for lengths."
+        )
+
+
+def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    messages = [dict(message) for message in problem.prompt]
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False, **kwargs
+        )
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(
+            f"{problem.id}: the chat template fails on this prompt (roles: {roles}): {error}. Change the row, or "
+            "give a template that takes it in actor_rollout_ref.model.custom_chat_template."
+        ) from error
+    if not ids:
+        raise DataError(f"{problem.id}: the chat template makes an empty prompt of this row")
+    return tuple(ids)
+
+
+def _cut(item: EncodedProblem, limit: int, truncation: str) -> EncodedProblem:
+    if len(item.prompt_ids) <= limit:
+        return item
+    return replace(item, prompt_ids=TRUNCATIONS[truncation](item.prompt_ids, limit))
+
+
+def _overlong_message(overlong: Sequence[EncodedProblem], total: int, limit: int) -> str:
+    first, longest = overlong[0], max(len(item.prompt_ids) for item in overlong)
+    return (
+        f"{first.problem.id}: the prompt has {len(first.prompt_ids)} tokens, more than data.max_prompt_length={limit}; "
+        f"so have {len(overlong)} of {total} prompts, the longest {longest}. Drop them with "
+        f"data.filter_overlong_prompts=True, cut them with data.truncation=left (right, middle), or raise "
+        f"data.max_prompt_length to {longest}."
+    )
+
+
+def _nothing_left_message(overlong: Sequence[EncodedProblem], limit: int) -> str:
+    if not overlong:
+        return "the data set is empty: there is no prompt to encode"
+    shortest = min(len(item.prompt_ids) for item in overlong)
+    return (
+        f"data.filter_overlong_prompts leaves nothing: all {len(overlong)} prompts are longer than "
+        f"data.max_prompt_length={limit} tokens, the shortest has {shortest}. Raise data.max_prompt_length."
+    )

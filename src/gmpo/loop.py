@@ -1,0 +1,100 @@
+"""The training loop. It names no backend, algorithm or device, and nothing optional may enter it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gmpo.batch import collate
+from gmpo.checkpoint import State, Store
+from gmpo.collect import TRAINING, Collector
+from gmpo.credit import Credit
+from gmpo.data.problems import ProblemStream
+from gmpo.data.prompts import EncodedProblem
+from gmpo.evaluation import Evaluation
+from gmpo.interrupt import Stop
+from gmpo.ports import Learner, Sampler, SamplingParams, Tracker
+from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The numbers that govern a run."""
+
+    total_steps: int
+    params: SamplingParams
+    max_prompt_length: int
+    pad_id: int
+    mini_batch_problems: int
+    """Problems per optimizer update."""
+    epochs_per_batch: int
+    """Passes over each rollout batch (`ppo_epochs`)."""
+    shuffle_seed: int | None
+    """Permutes problems between the mini-batches of a pass; None keeps their order."""
+    needs_old_logp: bool
+    """False where one update sees exactly the weights that sampled, and nothing else asks for old log-probs."""
+    test_freq: int
+    """Validate after every so many steps and after the last; 0 or less never."""
+    save_freq: int
+    """Save after every so many steps and after the last; 0 or less never."""
+    validate_first: bool
+
+    def due(self, frequency: int, step: int) -> bool:
+        """Whether something that happens every `frequency` steps happens after `step` of them."""
+        return frequency > 0 and (step % frequency == 0 or step == self.total_steps)
+
+
+def train(
+    plan: Plan,
+    problems: ProblemStream[EncodedProblem],
+    *,
+    sampler: Sampler,
+    learner: Learner,
+    collector: Collector,
+    credit: Credit,
+    evaluate: Evaluation,
+    store: Store,
+    tracker: Tracker,
+    stop: Stop,
+    kl_coef: float,
+) -> State:
+    """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the state that was reached.
+
+    Args:
+        kl_coef: coefficient of the KL penalty in the reward at step 0.
+    """
+    state = store.restore(learner) or State(step=0, kl_coef=kl_coef)
+    tracker.start(state.step)
+    sampler.load(learner.weights(state.step))
+    if plan.validate_first and state.step == 0:
+        tracker.validation(0, evaluate(0))
+    while state.step < plan.total_steps and not stop.requested:
+        with tracker.step(state.step + 1) as rec:
+            with rec.time("gen"):
+                sampled = collector.sample(problems.take(state.step), plan.params, namespace=TRAINING, step=state.step)
+            with rec.time("reward"):
+                groups = collector.grade(sampled)
+            with rec.time("old_log_prob"):
+                batch = learner.score(collate(groups, pad_id=plan.pad_id), old=plan.needs_old_logp)
+            with rec.time("adv"):
+                credited = credit(batch, state.kl_coef)
+            with rec.time("update_actor"):
+                seed = None if plan.shuffle_seed is None else plan.shuffle_seed + state.step
+                rows = credited.batch.mini_batches(
+                    plan.mini_batch_problems, epochs=plan.epochs_per_batch, shuffle_seed=seed
+                )
+                minis = [credited.batch.select(r) for r in rows]
+                updates = [learner.update(mini, step=state.step) for mini in minis]
+            state = State(state.step + 1, credited.kl_coef)
+            with rec.time("update_weights"):
+                sampler.load(learner.weights(state.step))
+            rec.add(rollout_metrics(groups, max_prompt_length=plan.max_prompt_length))
+            rec.add({**batch_metrics(credited.batch), **update_metrics(minis, updates), **credited.metrics})
+            rec.samples(groups, credited.batch, minis, updates)
+            rec.add({"training/epoch": problems.epoch_of(state.step - 1)})
+            if plan.due(plan.test_freq, state.step):
+                with rec.time("testing"):
+                    rec.add(evaluate(state.step))
+            if plan.due(plan.save_freq, state.step) or stop.requested:
+                with rec.time("save_checkpoint"):
+                    store.save(learner, state)
+    return state

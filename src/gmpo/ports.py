@@ -1,0 +1,146 @@
+"""What the loop expects of the parts it does not know: a sampler, a learner, a tracker.
+
+A backend fulfils these protocols; the loop, evaluation and checkpoints use nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gmpo.batch import Batch
+from gmpo.rollout import Completion, Group
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How answers are drawn.
+
+    Example: `SamplingParams(n=8, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=512)`.
+    """
+
+    n: int
+    """Answers to each prompt."""
+    temperature: float
+    """Divides the logits; 0 takes the most probable token."""
+    top_p: float
+    """Smallest set of tokens whose probability reaches this; 1 keeps all."""
+    top_k: int
+    """The k most probable tokens; -1 keeps all."""
+    max_tokens: int
+    """Length at which an answer is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """A prompt and the name of its random streams."""
+
+    prompt_ids: tuple[int, ...]
+    key: int
+    """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A policy's weights on their way from learner to sampler.
+
+    `module` is the learner's live model where both share a process: nothing is copied then."""
+
+    module: Any
+    version: int
+    """Number of training steps behind them."""
+
+
+class Sampler(Protocol):
+    """Draws answers from the policy it was last loaded with."""
+
+    def load(self, weights: Weights) -> None:
+        """Take over weights; completions sampled from now on carry their version."""
+        ...
+
+    def generate(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        """`params.n` completions for each request, in the order of the requests."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer update, as the learner saw it. Rows without signal are not computed: they are absent from `rows`.
+
+    Example: with 8 responses of which 2 have advantage 0, `rows` holds 6 indices and `logp` is `[6, T]`.
+    """
+
+    rows: Tensor
+    """[R] row numbers within the mini-batch that was passed to `update`."""
+    logp: Float[Tensor, "R T"]
+    """Log-probs of the policy before this update."""
+    clipped: Bool[Tensor, "R T"]
+    clipped_lower: Bool[Tensor, "R T"]
+    sequence_ratio: Float[Tensor, " R"]
+    capped: Bool[Tensor, " R"]
+    scalars: Mapping[str, float]
+    """`pg_loss`, `grad_norm`, `lr`, and `kl_loss`, `entropy` where they were computed; means over the mini-batch."""
+    skipped: bool
+    """The gradient was not finite and the weights were left alone."""
+
+
+class Learner(Protocol):
+    """Owns the policy, its optimizer and the reference model."""
+
+    def score(self, batch: Batch, *, old: bool) -> Batch:
+        """Fill in old log-probs and entropies (if `old`) and the reference's log-probs (if there is a reference)."""
+        ...
+
+    def update(self, batch: Batch, *, step: int) -> Update:
+        """One optimizer update on the whole of `batch`, the mini-batch."""
+        ...
+
+    def weights(self, version: int) -> Weights:
+        """The current policy for a sampler."""
+        ...
+
+    def save(self, folder: Path, contents: Sequence[str]) -> None:
+        """Write `contents` (of model, optimizer, extra, hf_model) below `folder`."""
+        ...
+
+    def load(self, folder: Path, contents: Sequence[str]) -> None:
+        """Read what `save` wrote."""
+        ...
+
+
+class Step(Protocol):
+    """The record of one training step while it runs."""
+
+    def time(self, phase: str) -> AbstractContextManager[None]:
+        """Measure a phase: becomes `timing_s/<phase>`."""
+        ...
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the step; a name given twice keeps the later value."""
+        ...
+
+    def samples(self, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]) -> None:
+        """Keep the step's samples; which and how much of them the tracker knows."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where metrics and samples go."""
+
+    def start(self, step: int) -> None:
+        """Training begins, or goes on, after `step` steps: what was recorded beyond is dropped, it happens again."""
+        ...
+
+    def step(self, number: int) -> AbstractContextManager[Step]:
+        """Open the record of training step `number`; it is written out when the context ends without an error."""
+        ...
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record a validation outside of any training step (the one before training)."""
+        ...

@@ -1,0 +1,92 @@
+"""Find the answer in a text. Pure string functions: each returns the answer, or None when the text holds none.
+
+The conventions are those of verl's scorers (`verl/utils/reward_score`), so that a score means the same in both.
+Only ASCII digits count as digits, and every function takes time linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+TAIL_CHARS = 300
+"""The GSM8K and DAPO conventions look only at this many characters at the end of a text, as verl does."""
+
+_HASH_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
+_NUMBER_LIKE = re.compile(r"-?[0-9.,]+")
+_NUMBER = re.compile(r"-?[.,]?[0-9][0-9.,]*")
+_ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
+_STORY_ANSWER = re.compile(r"[0-9]+(?: +[0-9]+)*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BRACE = re.compile(r"[{}]")
+
+
+def hash_number(text: str) -> str | None:
+    """The number after the last `#### `, commas removed: GSM8K's strict convention.
+
+    A full stop that touches the number stays in it, as in verl: `"#### 42."` gives `"42."`.
+    """
+    found = _HASH_NUMBER.findall(text[-TAIL_CHARS:])
+    return found[-1].replace(",", "") if found else None
+
+
+def last_number_as_written(text: str) -> str | None:
+    """The last run of digits, commas and full stops that is not a lone full stop: verl's flexible GSM8K convention.
+
+    Commas stay, so `"6,250"` is not `"6250"`, and a comma that stands alone counts as a number; `last_number` does
+    neither.
+    """
+    found = [run for run in _NUMBER_LIKE.findall(text[-TAIL_CHARS:]) if run != "."]
+    return found[-1] if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number, commas and a full stop at its end removed: `"so 1,250."` gives `"1250"`."""
+    found = _NUMBER.findall(text[-TAIL_CHARS:])
+    return found[-1].replace(",", "").rstrip(".") if found else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}`, `\fbox{...}` or `\boxed x` holds; None also when its brace is never closed.
+
+    The form without a brace ends at the next `$` or at the end of the line.
+    """
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    start = boxes[-1].end()
+    if text[start : start + 1] == " ":
+        bare = text[start:].lstrip(" ")
+        if not bare.startswith("{"):
+            return re.split(r"[$\n]", bare, maxsplit=1)[0].strip() or None
+        start = len(text) - len(bare)
+    return _inside_braces(text, start)
+
+
+def _inside_braces(text: str, start: int) -> str | None:
+    """What the pair of braces that opens at `text[start]` holds; None when none opens there or it is not closed."""
+    if text[start : start + 1] != "{":
+        return None
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start + 1 : brace.start()]
+    return None
+
+
+def answer_line(text: str) -> str | None:
+    """What follows the last `Answer:` on its line, in any case: the convention of Minerva and DAPO."""
+    found = _ANSWER_LINE.findall(text[-TAIL_CHARS:])
+    return found[-1].strip() if found else None
+
+
+def story_answer(text: str) -> str | None:
+    """The number after the last `####`, its digits separated by blanks or not: `"... #### 4 2"` gives `"42"`.
+
+    Anything but digits and blanks up to the end of the line makes it no answer.
+    """
+    _, marker, rest = text.rpartition("####")
+    line = rest.split("\n", 1)[0].strip(" ")
+    if not marker or _STORY_ANSWER.fullmatch(line) is None:
+        return None
+    return line.replace(" ", "")

@@ -1,0 +1,155 @@
+"""The parent's end of one worker process: start it, feed it without ever blocking, read it, kill it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gmpo.rewards.worker import MAX_REPLY_BYTES, Prepare, Setup, Task
+
+# sys.path is handed over before anything is imported, so that the worker finds this package and the user's modules
+# exactly as the parent does.
+_BOOTSTRAP = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from gmpo.rewards.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_RECEIVE_BYTES = 1 << 16
+
+
+class BrokenReply(Exception):
+    """The worker wrote something that is not a reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A request that a worker owes a reply to."""
+
+    request: Prepare | Task
+    index: int
+    """Position of the task's unit in the call; -1 for a preparation."""
+    allowance_s: float
+    """Seconds it may take, from the reply before it."""
+
+
+class WorkerProcess:
+    """One worker. It works through `owed` in order; the first entry is the one it is busy with."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.owed: deque[Assignment] = deque()
+        self.ready: str | None = None
+        """What the worker said it is (`scorers`, `verl`, `trl`) once it has started."""
+        self.prepared: set[str] = set()
+        self._since = time.monotonic()
+        self._outbox = bytearray(pickle.dumps(setup))
+        self._inbox = bytearray()
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: Ctrl-C in the terminal does not reach it, and its children die with its group.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.socket.setblocking(False)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also that of its process group."""
+        return self._process.pid
+
+    @property
+    def deadline(self) -> float:
+        """When the request it is busy with is over its time, on `time.monotonic`; infinite when it owes nothing."""
+        return self._since + self.owed[0].allowance_s if self.owed else float("inf")
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait for room in the socket."""
+        return bool(self._outbox)
+
+    def assign(self, assignments: Sequence[Assignment]) -> None:
+        """Hand over requests. Returns at once: what the socket does not take now is sent by later `flush` calls."""
+        if not self.owed:
+            self._since = time.monotonic()
+        self.owed.extend(assignments)
+        self._outbox += pickle.dumps([assignment.request for assignment in assignments])
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes."""
+        try:
+            while self._outbox:
+                del self._outbox[: self.socket.send(self._outbox)]
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            self._outbox.clear()  # It is dead; reading will say so.
+
+    def receive(self) -> list[tuple[Assignment, dict[str, Any]]] | None:
+        """The replies that have come, each with what it answers; None when the worker is gone.
+
+        Raises BrokenReply when it writes something else than one reply per request.
+        """
+        gone = False
+        try:
+            while received := self.socket.recv(_RECEIVE_BYTES):
+                self._inbox += received
+                if len(self._inbox) > 2 * MAX_REPLY_BYTES:
+                    break
+            else:
+                gone = True
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            gone = True
+        *lines, rest = self._inbox.split(b"\n")
+        self._inbox = bytearray(rest)
+        if len(rest) > MAX_REPLY_BYTES:
+            raise BrokenReply(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        if not lines and gone:
+            return None
+        return [self._match(bytes(line)) for line in lines]
+
+    def _match(self, line: bytes) -> tuple[Assignment, dict[str, Any]]:
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict) or not self.owed:
+            raise BrokenReply("the worker wrote something that is not a reply")
+        self._since = time.monotonic()
+        return self.owed.popleft(), reply
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has ended, also when a child of it keeps the socket open."""
+        return self._process.poll() is not None
+
+    def kill(self) -> str:
+        """Kill the worker and what it has started, and say how it had ended before."""
+        ended = self._process.poll()
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        self.socket.close()
+        return "killed" if ended is None else _ending(ended)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"signal {-code}"

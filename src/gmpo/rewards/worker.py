@@ -1,0 +1,175 @@
+"""The program that a grader's worker process runs: it grades what its socket says, one answer after the other.
+
+The parent sends pickled frames: first a `Setup`, then lists of `Task`. The worker replies in JSON lines, one per task
+and in order: the parent never unpickles what a process that ran a user's code has written. Nothing goes over standard
+output, which user functions print to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gmpo.errors import ConfigError, GmpoError
+from gmpo.rewards.custom import Answer, RewardFunction, describe, failed, load_function, reward_function
+from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.verdict import Grade
+
+MAX_REPLY_BYTES = 4 * 2**20
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is told once."""
+
+    function: tuple[str, str] | bytes | None
+    """Path and name of a user's function, or one pickled by value, or None for the built-in scorers."""
+    kwargs: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
+    """Data source -> options of its scorer."""
+    memory_mb: int
+    """Address space it may take beyond what its imports took, in MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of work and of blame."""
+
+    payload: bytes
+    """A pickled list of `Answer`; pickled apart, so that what cannot be unpickled fails this task alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Import what the scorers of these data sources need. Answered by one reply, like a task."""
+
+    data_sources: tuple[str, ...]
+
+
+class Worker:
+    """The state of a worker process."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._function: RewardFunction | None = None
+
+    def prepare(self, request: Prepare) -> dict[str, Any]:
+        """Import what grading needs, then limit the memory; a user's error goes back as text."""
+        try:
+            _limit_memory(None)
+            if self._setup.function is not None and self._function is None:
+                self._function = reward_function(_user_function(self._setup.function), self._setup.kwargs)
+            if self._function is None:
+                for data_source in request.data_sources:
+                    load = scorer_for(data_source).load
+                    if load is not None:
+                        load()
+            _limit_memory(self._setup.memory_mb)
+        except GmpoError as error:
+            return {"error": str(error)}
+        except (Exception, SystemExit) as error:
+            return {"error": f"a grading worker cannot start: {describe(error)}"}
+        return {"ready": self._function.signature if self._function else "scorers"}
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Grade one task. After a MemoryError the process is not to be trusted: it says so and is replaced."""
+        count = 1
+        try:
+            group: list[Answer] = pickle.loads(task.payload)
+            count = len(group)
+            return {"grades": [asdict(grade) for grade in self._grade(group)]}
+        except MemoryError:
+            reason = f"out of memory: the grader needs more than its {self._setup.memory_mb} MiB"
+            return {"grades": [asdict(failed(reason))] * count, "retire": True}
+        except (Exception, SystemExit) as error:
+            return {"grades": [asdict(failed(describe(error)))] * count}
+
+    def _grade(self, group: Sequence[Answer]) -> list[Grade]:
+        if self._function is not None:
+            return self._function.grade(group)
+        grades = []
+        for answer in group:
+            options = self._setup.options.get(answer.data_source, {})
+            score = scorer_for(answer.data_source).score
+            grades.append(score(answer.text, answer.ground_truth, answer.extra_info, **options))
+        return grades
+
+
+def _user_function(function: tuple[str, str] | bytes) -> Any:
+    if isinstance(function, tuple):
+        return load_function(*function)
+    try:
+        return pickle.loads(function)
+    except Exception as error:
+        raise ConfigError(
+            f"The reward function cannot be rebuilt in a grading worker: {describe(error)}. Define it in a file and set "
+            f"custom_reward_function.path and custom_reward_function.name."
+        ) from error
+
+
+def _limit_memory(extra_mb: int | None) -> None:
+    """Limit the address space to what is in use now and `extra_mb`; None lifts the limit. Linux only, else no limit."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if extra_mb is None:
+        soft = hard
+    else:
+        soft = int(statm.read_text().split()[0]) * resource.getpagesize() + extra_mb * 2**20
+        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when its parent dies, however that happens; elsewhere the closed socket ends it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _encode(reply: Mapping[str, Any]) -> bytes:
+    line = json.dumps(reply).encode()
+    if len(line) > MAX_REPLY_BYTES and "grades" in reply:
+        reason = f"the reward function returned {len(line)} bytes; at most {MAX_REPLY_BYTES} are kept"
+        line = json.dumps({"grades": [asdict(failed(reason))] * len(reply["grades"])}).encode()
+    return line + b"\n"
+
+
+def serve(requests: BinaryIO, replies: socket.socket) -> None:
+    """Answer requests until the parent closes its end."""
+    own = os.getpid()
+    try:
+        worker = Worker(pickle.load(requests))
+        while True:
+            for request in pickle.load(requests):
+                reply = worker.prepare(request) if isinstance(request, Prepare) else worker.run(request)
+                if os.getpid() != own:  # A child that a user's function forked and that came back from it.
+                    os._exit(0)
+                replies.sendall(_encode(reply))
+                if reply.get("retire"):
+                    return
+    except (EOFError, ConnectionError):
+        return
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Run a worker on an inherited socket."""
+    _die_with_parent(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    connection = socket.socket(fileno=descriptor)
+    serve(connection.makefile("rb"), connection)

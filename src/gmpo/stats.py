@@ -1,0 +1,166 @@
+"""Metrics of a training step, computed from its records under verl's names.
+
+Everything here is a pure function of what was sampled and of what the learner returned; nothing is measured twice.
+Names that verl does not have are marked "own" in `docs/metrics.md`, which lists formula and healthy range of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmpo.algo.advantages import group_moments
+from gmpo.batch import Batch
+from gmpo.ports import Update
+from gmpo.rewards.verdict import Verdict
+from gmpo.rollout import Group
+
+QUANTILES = {"q0.1": 0.001, "q1": 0.01, "q50": 0.5, "q99": 0.99, "q99.9": 0.999}
+"""Suffix -> probability of the log-ratio quantiles."""
+
+
+def _summary(name: str, values: Tensor) -> dict[str, float]:
+    x = values.double()
+    if x.numel() == 0:
+        return {}
+    return {f"{name}/mean": float(x.mean()), f"{name}/max": float(x.max()), f"{name}/min": float(x.min())}
+
+
+def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
+    """Lengths, scores and verdicts of what was sampled.
+
+    `response_length/clip_ratio` is the share of answers cut at the limit (not of those that happen to end there).
+    """
+    answers = [graded for group in groups for graded in group.graded]
+    prompts = torch.tensor([len(group.prompt_ids) for group in groups for _ in group.graded])
+    responses = torch.tensor([len(a.completion.token_ids) for a in answers])
+    cut = torch.tensor([a.completion.finish_reason == "length" for a in answers])
+    verdicts = [a.grade.verdict for a in answers]
+    metrics = {
+        **_summary("prompt_length", prompts),
+        "prompt_length/clip_ratio": float((prompts >= max_prompt_length).double().mean()),
+        **_summary("response_length", responses),
+        "response_length/clip_ratio": float(cut.double().mean()),
+        **_summary("critic/score", torch.tensor([a.grade.score for a in answers])),
+    }
+    for verdict in Verdict:
+        metrics[f"reward/{verdict}"] = float(verdicts.count(verdict))
+        metrics[f"reward/{verdict}_share"] = verdicts.count(verdict) / len(answers)
+    return metrics
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+    """Rewards, advantages, entropy and the distance between sampler and learner."""
+    mask = batch.response_mask
+    constant = group_moments(batch.rewards, batch.group).constant
+    metrics = {"rollout/zero_variance_groups": float(constant.double().mean())}
+    if batch.token_rewards is not None:
+        metrics |= _summary("critic/rewards", (batch.token_rewards * mask).sum(1))
+    if batch.advantage is not None:
+        metrics |= _summary("critic/advantages", batch.advantage[mask])
+    if batch.entropy is not None and mask.any():
+        metrics["actor/entropy"] = float(batch.entropy[mask].double().mean())
+    if batch.old_logp is not None:
+        metrics |= mismatch_metrics(batch.old_logp[mask], batch.rollout_logp[mask])
+    return metrics
+
+
+def mismatch_metrics(learner: Tensor, sampler: Tensor) -> dict[str, float]:
+    """Sampler against learner on the same weights and tokens `[N]`: 0 up to rounding when both compute alike.
+
+    `rollout_corr/kl` estimates KL(sampler || learner) as the mean of sampler - learner over sampled tokens.
+    """
+    if learner.numel() == 0:
+        return {}
+    a, b = learner.double(), sampler.double()
+    apart = (a.exp() - b.exp()).abs()
+    metrics = {
+        "training/rollout_probs_diff_mean": float(apart.mean()),
+        "training/rollout_probs_diff_max": float(apart.max()),
+        "training/rollout_probs_diff_std": float(apart.std(correction=0)),
+        "training/rollout_logprobs_diff_max": float((a - b).abs().max()),
+        "rollout_corr/kl": float((b - a).mean()),
+    }
+    if a.numel() > 1 and a.exp().std() > 0 and b.exp().std() > 0:
+        both = torch.stack([a.exp(), b.exp()])
+        metrics["training/rollout_actor_probs_pearson_corr"] = float(torch.corrcoef(both)[0, 1])
+    return metrics
+
+
+def update_metrics(batches: Sequence[Batch], updates: Sequence[Update]) -> dict[str, float]:
+    """What the updates of one step did: `batches[k]` is the mini-batch of `updates[k]`.
+
+    Log-ratios are raw (before any bound) and pooled over all updates of the step, on the tokens that were computed.
+    """
+    metrics = _scalar_metrics(updates) | _single_update_mismatch(batches, updates)
+    pooled = [_tokens(batch, update) for batch, update in zip(batches, updates, strict=True) if len(update.rows)]
+    if not pooled:
+        return metrics
+    d = np.concatenate([p["d"] for p in pooled])
+    positive = np.concatenate([p["positive"] for p in pooled])
+    cut = np.concatenate([p["cut"] for p in pooled])
+    lower = np.concatenate([p["lower"] for p in pooled])
+    quantiles = np.quantile(d, list(QUANTILES.values()))
+    metrics |= {f"actor/log_ratio/{name}": float(q) for name, q in zip(QUANTILES, quantiles, strict=True)}
+    weights = np.exp(np.clip(d, -20, 20))
+    metrics |= {
+        "actor/log_ratio/min": float(d.min()),
+        "actor/log_ratio/max": float(d.max()),
+        "actor/log_ratio/var_within": float(np.mean(np.concatenate([p["var_within"] for p in pooled]))),
+        "actor/ppo_kl": float(-d.mean()),
+        "actor/ess": float(weights.sum() ** 2 / (len(d) * (weights**2).sum())),
+        "actor/pg_clipfrac": float((cut & ~lower).mean()),
+        "actor/pg_clipfrac_lower": float(lower.mean()),
+        "actor/clip_share/positive": float(cut[positive].mean()) if positive.any() else 0.0,
+        "actor/clip_share/negative": float(cut[~positive].mean()) if (~positive).any() else 0.0,
+    }
+    ratios = torch.cat([u.sequence_ratio for u in updates])
+    metrics |= _summary("actor/seq_ratio", ratios)
+    metrics["actor/capped_sequences"] = float(sum(int(u.capped.sum()) for u in updates))
+    return metrics
+
+
+def _scalar_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """Means over the step's updates; `grad_norm` leaves out the skipped ones, whose norm is not finite."""
+    names = dict.fromkeys(name for update in updates for name in update.scalars)
+    metrics = {}
+    for name in names:
+        values = [u.scalars[name] for u in updates if name in u.scalars and np.isfinite(u.scalars[name])]
+        if values:
+            metrics[f"actor/{name}"] = float(np.mean(values))
+    norms = [u.scalars["grad_norm"] for u in updates if not u.skipped]
+    if norms:
+        metrics["actor/grad_norm_max"] = float(max(norms))
+    metrics["actor/skipped_updates"] = float(sum(u.skipped for u in updates))
+    metrics["actor/updates"] = float(len(updates))
+    return metrics
+
+
+def _single_update_mismatch(batches: Sequence[Batch], updates: Sequence[Update]) -> dict[str, float]:
+    """Sampler against learner where old log-probs were not computed: the one update saw the sampler's weights."""
+    if len(updates) != 1 or batches[0].old_logp is not None or not len(updates[0].rows):
+        return {}
+    rows = updates[0].rows
+    mask = batches[0].response_mask[rows]
+    return mismatch_metrics(updates[0].logp[mask], batches[0].rollout_logp[rows][mask])
+
+
+def _tokens(batch: Batch, update: Update) -> dict[str, np.ndarray]:
+    """The computed tokens of one update, flat: log-ratio, sign of the advantage, which were cut."""
+    mask = batch.response_mask[update.rows]
+    d = torch.zeros_like(update.logp) if batch.old_logp is None else update.logp - batch.old_logp[update.rows]
+    advantage = batch.advantage[update.rows] if batch.advantage is not None else torch.zeros_like(d)
+    lengths = mask.sum(1).clamp(min=1)
+    kept = d.masked_fill(~mask, 0.0).double()
+    mean = kept.sum(1) / lengths
+    spread = ((kept - mean.unsqueeze(1)) ** 2).masked_fill(~mask, 0.0).sum(1) / lengths
+    return {
+        "d": d[mask].double().numpy(),
+        "positive": (advantage > 0)[mask].numpy(),
+        "cut": (update.clipped | update.clipped_lower)[mask].numpy(),
+        "lower": update.clipped_lower[mask].numpy(),
+        "var_within": spread.numpy(),
+    }

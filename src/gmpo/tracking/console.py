@@ -1,0 +1,95 @@
+"""Progress for people: a live line on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SHOWN = {
+    "critic/score/mean": "reward",
+    "val/pass@1": "pass@1",
+    "actor/entropy": "entropy",
+    "response_length/mean": "length",
+    "perf/throughput": "tok/s",
+    "actor/pg_loss": "loss",
+}
+"""Metric -> its short name on the console."""
+
+LINE = (
+    "val/pass@1",
+    "critic/score/mean",
+    "response_length/mean",
+    "actor/entropy",
+    "actor/pg_loss",
+    "actor/grad_norm",
+    "actor/log_ratio/min",
+    "actor/log_ratio/max",
+    "actor/pg_clipfrac",
+    "actor/pg_clipfrac_lower",
+    "perf/throughput",
+    "timing_s/step",
+)
+"""What a plain line shows, under full names so that it can be searched for."""
+
+
+class ConsoleSink:
+    """Progress of a run of `total_steps` steps in epochs of `steps_per_epoch`.
+
+    Args:
+        live: a progress bar that is redrawn; None takes it exactly on a terminal.
+    """
+
+    def __init__(
+        self, console: Console, *, label: str, total_steps: int, steps_per_epoch: int, live: bool | None = None
+    ) -> None:
+        self.console = console
+        self.total_steps = total_steps
+        self.steps_per_epoch = max(1, steps_per_epoch)
+        self.live = console.is_terminal if live is None else live
+        self.latest: dict[str, float] = {}
+        self.progress = Progress(
+            TextColumn(f"[bold]{label}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+            transient=False,
+        )
+        self.task = self.progress.add_task(label, total=total_steps, shown="")
+
+    def start(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+        self.progress.start()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.latest.update({name: metrics[name] for name in SHOWN if name in metrics})
+        if self.live:
+            self.progress.update(self.task, completed=step, shown=self._epoch(step) + " " + _short(self.latest))
+        else:
+            shown = " - ".join(f"{name}:{_number(metrics[name])}" for name in LINE if name in metrics)
+            self.console.print(
+                f"step:{step}/{self.total_steps} - {self._epoch(step)} - {shown}", highlight=False, soft_wrap=True
+            )
+
+    def _epoch(self, step: int) -> str:
+        epochs = -(-self.total_steps // self.steps_per_epoch)
+        return f"epoch {max(1, -(-step // self.steps_per_epoch))} of {epochs}"
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def _short(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{SHOWN[name]} {_number(value)}" for name, value in metrics.items())
+
+
+def _number(value: float) -> str:
+    """Three significant digits, thousands as k: `0.437`, `12.3k`."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.3g}"

@@ -1,0 +1,137 @@
+"""Where metrics go: JSON lines, TensorBoard, Weights & Biases, Trackio. The console has a module of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gmpo.errors import ConfigError
+
+
+class Sink(Protocol):
+    """Receives the metrics of a step."""
+
+    def start(self, step: int) -> None:
+        """The run begins, or goes on, after `step` training steps."""
+        ...
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record `metrics` of training step `step` (0: before training)."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a sink may want to know of the run."""
+
+    folder: Path
+    project: str
+    experiment: str
+    config: Mapping[str, Any]
+
+
+class JsonLines:
+    """One object a line: `{"step": 3, "data": {"critic/score/mean": 0.5, ..}}`, as verl's file logger writes.
+
+    A resumed run drops the lines beyond the step it resumes from: they are written again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def start(self, step: int) -> None:
+        if not self.file.is_file():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.touch()
+            return
+        kept = [line for line in self.file.read_text().splitlines() if _step_of(line, step) <= step]
+        if step == 0:
+            kept = []
+        unfinished = self.file.with_suffix(".unfinished")
+        unfinished.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(unfinished, self.file)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self.file.open("a") as out:
+            out.write(json.dumps({"step": step, "data": dict(metrics)}) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+def _step_of(line: str, limit: int) -> int:
+    """Step of a line; a line cut short by a crash counts as beyond the limit."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return limit + 1
+
+
+class TensorBoard:
+    """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the place, as in verl."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self.folder = Path(os.environ.get("TENSORBOARD_DIR") or info.folder / "tensorboard")
+        self.writer: Any = None
+
+    def start(self, step: int) -> None:
+        # Late: importing it takes longer than everything else in this module.
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self.writer = writer(str(self.folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class WandbLike:
+    """Weights & Biases, or Trackio, whose interface is the same."""
+
+    def __init__(self, info: RunInfo, package: str) -> None:
+        try:
+            self.library: Any = importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"trainer.logger names {package!r}, which is not installed: pip install 'gmpo[{package}]'"
+            ) from error
+        self.info = info
+
+    def start(self, step: int) -> None:
+        self.library.init(project=self.info.project, name=self.info.experiment, config=dict(self.info.config))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.library.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self.library.finish()
+
+
+def _file_logger(info: RunInfo) -> JsonLines:
+    """verl's `file` logger and its environment variables."""
+    exact = os.environ.get("VERL_FILE_LOGGER_PATH")
+    root = os.environ.get("VERL_FILE_LOGGER_ROOT")
+    if exact is None and root is None:
+        return JsonLines(info.folder / f"{info.experiment}.jsonl")
+    return JsonLines(Path(exact) if exact else Path(root or ".") / info.project / f"{info.experiment}.jsonl")
+
+
+SINKS: Mapping[str, Callable[[RunInfo], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda info: WandbLike(info, "wandb"),
+    "trackio": lambda info: WandbLike(info, "trackio"),
+    "file": _file_logger,
+}
+"""`trainer.logger` -> sink; `console` is made where the terminal is known."""

@@ -1,0 +1,193 @@
+"""The tracker of a run: times phases, gathers metrics, keeps samples, and hands all of it to the sinks.
+
+Run folder:
+
+    config.yaml  environment.json  metrics.jsonl  samples/<step>.jsonl  validation/<step>.jsonl  tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gmpo.batch import Batch
+from gmpo.ports import Update
+from gmpo.rewards.verdict import Verdict
+from gmpo.rollout import Graded, Group
+from gmpo.tracking.memory import peak_memory
+from gmpo.tracking.sinks import Sink
+
+UNJUDGED = (Verdict.TIMEOUT, Verdict.GRADER_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePolicy:
+    """Which samples are kept."""
+
+    groups: int
+    """Groups per step whose texts and verdicts are kept; -1 all. Gradings without a judgement are always kept."""
+    token_groups: int
+    """Of these, how many carry token ids, log-probs, advantage and the mask of binding tokens."""
+
+
+class StepRecord:
+    """A `gmpo.ports.Step`."""
+
+    def __init__(self, number: int, write_samples: SampleWriter) -> None:
+        self.number = number
+        self.metrics: dict[str, float] = {}
+        self._write_samples = write_samples
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.metrics[f"timing_s/{phase}"] = time.perf_counter() - start
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        self.metrics.update(metrics)
+
+    def samples(self, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]) -> None:
+        self._write_samples.training(self.number, groups, batch, minis, updates)
+
+
+class SampleWriter:
+    """Samples as JSON lines, one file a step."""
+
+    def __init__(self, folder: Path, policy: SamplePolicy, *, all_training: Path | None, all_validation: Path | None):
+        self.folder = folder
+        self.policy = policy
+        self.all_training = all_training
+        self.all_validation = all_validation
+
+    def training(
+        self, step: int, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]
+    ) -> None:
+        tokens = _token_records(batch, minis, updates, self.policy.token_groups)
+        rows: list[dict[str, Any]] = []
+        everything: list[dict[str, Any]] = []
+        row = 0
+        for index, group in enumerate(groups):
+            for number, graded in enumerate(group.graded):
+                record = _sample(step, group, number, graded)
+                everything.append(record)
+                kept = self.policy.groups < 0 or index < self.policy.groups or index < self.policy.token_groups
+                if kept or graded.grade.verdict in UNJUDGED:
+                    rows.append({**record, **tokens.get(row, {})})
+                row += 1
+        _write(self.folder / "samples" / f"{step}.jsonl", rows)
+        if self.all_training is not None:
+            _write(self.all_training / f"{step}.jsonl", everything)
+
+    def validation(self, step: int, groups: Sequence[Group]) -> None:
+        records = [(i, _sample(step, g, k, a)) for i, g in enumerate(groups) for k, a in enumerate(g.graded)]
+        limit = self.policy.groups if self.policy.groups >= 0 else len(groups)
+        kept = [r for i, r in records if i < limit or r["verdict"] in UNJUDGED]
+        _write(self.folder / "validation" / f"{step}.jsonl", kept)
+        if self.all_validation is not None:
+            _write(self.all_validation / f"{step}.jsonl", [r for _, r in records])
+
+
+def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, Any]:
+    """A sample as people and later tools read it; `input`, `output`, `gts`, `score` are verl's names."""
+    return {
+        "step": step,
+        "problem": group.problem.id,
+        "answer": number,
+        "data_source": group.problem.data_source,
+        "input": [dict(m) for m in group.problem.prompt],
+        "output": graded.text,
+        "gts": group.problem.ground_truth,
+        "score": graded.grade.score,
+        "reward": graded.reward,
+        "verdict": str(graded.grade.verdict),
+        "pred": graded.grade.pred,
+        "reason": graded.grade.reason,
+        "extra": dict(graded.grade.extra),
+        "finish_reason": graded.completion.finish_reason,
+        "tokens": len(graded.completion.token_ids),
+    }
+
+
+def _token_records(
+    batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], groups: int
+) -> dict[int, dict[str, Any]]:
+    """Batch row -> what the learner saw of each token, for the rows of the first `groups` groups.
+
+    `updates` lists each update that computed the row: log-probs before the update and the tokens a bound held.
+    """
+    wanted = (batch.group < groups).nonzero().squeeze(1).tolist()
+    records: dict[int, dict[str, Any]] = {}
+    for row in wanted:
+        n = int(batch.response_mask[row].sum())
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row]]
+        records[row] = {
+            "prompt_ids": prompt.tolist(),
+            "response_ids": batch.response_ids[row, :n].tolist(),
+            "rollout_logp": batch.rollout_logp[row, :n].tolist(),
+            "old_logp": None if batch.old_logp is None else batch.old_logp[row, :n].tolist(),
+            "ref_logp": None if batch.ref_logp is None else batch.ref_logp[row, :n].tolist(),
+            "advantage": None if batch.advantage is None else batch.advantage[row, :n].tolist(),
+            "updates": [],
+        }
+    for number, (mini, update) in enumerate(zip(minis, updates, strict=True)):
+        for position, row in enumerate(mini.index[update.rows].tolist()):
+            if row in records:
+                n = len(records[row]["response_ids"])
+                held = update.clipped[position, :n] | update.clipped_lower[position, :n]
+                records[row]["updates"].append(
+                    {"update": number, "logp": update.logp[position, :n].tolist(), "bound": held.int().tolist()}
+                )
+    return records
+
+
+def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@dataclass
+class RunTracker:
+    """A `gmpo.ports.Tracker`: every metric of a step goes to every sink when the step is complete."""
+
+    sinks: Sequence[Sink]
+    writer: SampleWriter
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every step of this process, in order; `training/global_step` numbers them."""
+
+    def start(self, step: int) -> None:
+        for sink in self.sinks:
+            sink.start(step)
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[StepRecord]:
+        record = StepRecord(number, self.writer)
+        start = time.perf_counter()
+        yield record
+        metrics = record.metrics
+        metrics["training/global_step"] = number
+        aside = sum(metrics.get(f"timing_s/{phase}", 0.0) for phase in ("testing", "save_checkpoint"))
+        seconds = time.perf_counter() - start - aside
+        metrics["timing_s/step"] = metrics["perf/time_per_step"] = seconds
+        if "perf/total_num_tokens" in metrics:
+            metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / seconds
+        metrics |= peak_memory()
+        self._send(number, metrics)
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if metrics:
+            self._send(step, {**metrics, "training/global_step": step})
+
+    def _send(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.history.append(dict(metrics))
+        for sink in self.sinks:
+            sink.write(step, metrics)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
