@@ -39,8 +39,9 @@ from gmpo.data.problems import ProblemStream
 from gmpo.errors import ConfigError
 from gmpo.interrupt import Stop
 from gmpo.loop import train as run_loop
+from gmpo.rollout import Group
 from gmpo.supervised import fine_tune
-from gmpo.tracking.console import ConsoleSink
+from gmpo.tracking.console import ConsoleSink, sample_panel
 from gmpo.tracking.environment import write_environment
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
@@ -96,7 +97,7 @@ def train(
         GmpoError: any of its kinds, see `gmpo.errors`; nothing has been trained after a ConfigError or DataError.
     """
     console = console or Console()
-    resolved = _resolved(config, load)
+    resolved = _resolved(config, partial(load, rows=rows is not None, val_rows=val_rows is not None))
     _refuse_unavailable(resolved)
     c: Config = resolved.config
     _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
@@ -134,7 +135,7 @@ def train(
         length = Length(counts.steps_per_epoch, counts.total_steps, counts.epochs or 0)
         sinks = _sinks(info, c.trainer.logger, console, label, length)
         with _tracker(sinks, writer) as tracker, Stop(console.print) as stop:
-            evaluate = build_evaluation(c, collector, validation, writer.validation)
+            evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
             if c.trainer.val_only:
                 collector.sampler.load(learner.weights(0))
                 tracker.start(0)
@@ -168,7 +169,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     _print_notes(console, resolved)
     folder = Path(c.trainer.default_local_dir).expanduser()
     data = c.data
-    keys = {"prompt_key": data.prompt_key, "response_key": data.response_key}
+    keys: dict[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
     if rows is not None:
         items = demonstrations_from_rows(rows, **keys)
     else:
@@ -250,6 +251,15 @@ def _write_settings(folder: Path, resolved: Resolved[Any], device: str) -> None:
         write_environment(folder, device)
     except OSError as error:
         raise ConfigError(f"trainer.default_local_dir={folder}: cannot write there: {error}") from error
+
+
+def _keep_validation(
+    writer: SampleWriter, console: Console, config: Config, step: int, groups: Sequence[Group]
+) -> None:
+    """Keep a validation's samples, and show the first `log_val_generations` of them."""
+    writer.validation(step, groups)
+    for group in groups[: config.trainer.log_val_generations]:
+        console.print(sample_panel(group, step))
 
 
 def _folder(name: str | None) -> Path | None:

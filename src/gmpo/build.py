@@ -1,7 +1,8 @@
-"""Names and numbers of a configuration -> the objects of a run. The one place that knows which class stands for what."""
+"""Names and numbers of a configuration -> the objects of a run: the one place that knows both sides."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gmpo.algo.advantages import ADVANTAGES
 from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.schedule import learning_rate
-from gmpo.backends.devices import Device, pick_device
+from gmpo.backends.devices import DTYPES, Device, pick_device
 from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
 from gmpo.backends.models import (
     ModelSource,
@@ -30,12 +31,14 @@ from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Actor, Rollout, ValKwargs
 from gmpo.credit import Credit, RewardKL
+from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.evaluation import Evaluation
 from gmpo.loop import Plan
 from gmpo.ports import SamplingParams
 from gmpo.rewards.grader import Grader, GraderSpec
+from gmpo.rewards.portable import FunctionFile
 from gmpo.rewards.scorers import scorer_for
 
 Rows = Iterable[Mapping[str, Any]]
@@ -63,8 +66,10 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy:
     """Load the policy onto the run's device."""
     settings = config.actor_rollout_ref.model
-    device = pick_device(config.trainer.device, config.actor_rollout_ref.actor.fsdp_config.dtype)
-    model = load_model(ModelSource(settings.path, settings.trust_remote_code, settings.override_config), device.torch)
+    precision = config.actor_rollout_ref.actor.fsdp_config
+    device = pick_device(config.trainer.device, precision.dtype)
+    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
+    model = load_model(source, device.torch, DTYPES[precision.model_dtype])
     if settings.enable_gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     check_vocabulary(model, tokenizer)
@@ -102,20 +107,20 @@ def build_grader(config: Config, function: RewardFunction | None, problems: Iter
         ConfigError: a data source without a scorer, before anything is sampled.
     """
     custom, reward = config.custom_reward_function, config.reward_model
-    spec = GraderSpec(
-        function=function,
-        path=custom.path if function is None else None,
-        name=custom.name,
-        kwargs=custom.reward_kwargs,
-        answer_rule=reward.answer_rule,
-        workers=reward.grader_workers,
-        timeout_s=reward.grader_timeout_s,
-        memory_mb=reward.grader_memory_mb,
-    )
-    if function is None and custom.path is None:
+    file = FunctionFile(custom.path, custom.name) if custom.path is not None else None
+    if function is None and file is None:
         for source in sorted({p.data_source for p in problems}):
             scorer_for(source)
-    return Grader(spec)
+    return Grader(
+        GraderSpec(
+            function=function or file,
+            kwargs=custom.reward_kwargs,
+            options={} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}},
+            workers=reward.grader_workers or os.cpu_count() or 1,
+            timeout_s=reward.grader_timeout_s,
+            memory_mb=reward.grader_memory_mb,
+        )
+    )
 
 
 def build_sampler(config: Config, policy: Policy) -> TorchSampler:

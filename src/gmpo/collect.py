@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from gmpo.data.prompts import EncodedProblem
 from gmpo.ports import Sampler, SampleRequest, SamplingParams
-from gmpo.rewards.grader import Grader, GradeRequest, check_failed_share
+from gmpo.rewards.failures import check_failed_share
+from gmpo.rewards.grader import Grader, GradeRequest
 from gmpo.rollout import Completion, Graded, Group
 
 TRAINING, VALIDATION = 0, 1
@@ -85,7 +86,7 @@ class Collector:
             for (index, problem, _), text in zip(flat, texts, strict=True)
         ]
         grades = self.grader.grade(requests)
-        check_failed_share(grades, self.max_failed_share)
+        check_failed_share(grades, self.max_failed_share, texts)
         graded = iter(
             Graded(completion, text, grade, reward=grade.score)
             for (_, _, completion), text, grade in zip(flat, texts, grades, strict=True)

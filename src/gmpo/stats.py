@@ -29,7 +29,7 @@ def _summary(name: str, values: Tensor) -> dict[str, float]:
     return {f"{name}/mean": float(x.mean()), f"{name}/max": float(x.max()), f"{name}/min": float(x.min())}
 
 
-def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[str, float]:
     """Lengths, scores and verdicts of what was sampled.
 
     `response_length/clip_ratio` is the share of answers cut at the limit (not of those that happen to end there).
@@ -45,6 +45,7 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int, max_resp
         **_summary("response_length", responses),
         "response_length/clip_ratio": float(cut.double().mean()),
         **_summary("critic/score", torch.tensor([a.grade.score for a in answers])),
+        "perf/total_num_tokens": float(prompts.sum() + responses.sum()),
     }
     for verdict in Verdict:
         metrics[f"reward/{verdict}"] = float(verdicts.count(verdict))
@@ -101,6 +102,7 @@ def update_metrics(batches: Sequence[Batch], updates: Sequence[Update]) -> dict[
         return metrics
     d = np.concatenate([p["d"] for p in pooled])
     positive = np.concatenate([p["positive"] for p in pooled])
+    negative = np.concatenate([p["negative"] for p in pooled])
     cut = np.concatenate([p["cut"] for p in pooled])
     lower = np.concatenate([p["lower"] for p in pooled])
     quantiles = np.quantile(d, list(QUANTILES.values()))
@@ -115,7 +117,7 @@ def update_metrics(batches: Sequence[Batch], updates: Sequence[Update]) -> dict[
         "actor/pg_clipfrac": float((cut & ~lower).mean()),
         "actor/pg_clipfrac_lower": float(lower.mean()),
         "actor/clip_share/positive": float(cut[positive].mean()) if positive.any() else 0.0,
-        "actor/clip_share/negative": float(cut[~positive].mean()) if (~positive).any() else 0.0,
+        "actor/clip_share/negative": float(cut[negative].mean()) if negative.any() else 0.0,
     }
     ratios = torch.cat([u.sequence_ratio for u in updates])
     metrics |= _summary("actor/seq_ratio", ratios)
@@ -160,6 +162,7 @@ def _tokens(batch: Batch, update: Update) -> dict[str, np.ndarray]:
     return {
         "d": d[mask].double().numpy(),
         "positive": (advantage > 0)[mask].numpy(),
+        "negative": (advantage < 0)[mask].numpy(),
         "cut": (update.clipped | update.clipped_lower)[mask].numpy(),
         "lower": update.clipped_lower[mask].numpy(),
         "var_within": spread.numpy(),

@@ -30,7 +30,7 @@ def k2(logp: Float[Tensor, "B T"], ref_logp: Float[Tensor, "B T"]) -> Float[Tens
 def k3(logp: Float[Tensor, "B T"], ref_logp: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """`e^x - x - 1`: unbiased and never negative; x is bounded to +-20 and the value to 10, as in verl."""
     x = (ref_logp - logp).clamp(-20.0, 20.0)
-    return (torch.exp(x) - x - 1.0).clamp(-10.0, 10.0)
+    return (torch.expm1(x) - x).clamp(max=10.0)  # exp(x) - 1 rounds to below x for small x
 
 
 KL_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -132,7 +132,7 @@ def negative_log_likelihood(
     nothing = torch.zeros_like(mask)
     rows = mask.shape[0]
     return Surrogate(
-        values=-advantage * logp,
+        values=-advantage.masked_fill(~mask, 0.0) * logp,
         clipped=nothing,
         clipped_lower=nothing,
         sequence_ratio=torch.ones(rows, device=mask.device),

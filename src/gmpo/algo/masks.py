@@ -60,19 +60,19 @@ class Aggregation:
     unit: Unit
     """What the denominator D counts."""
     row_weight: Callable[[Bool[Tensor, "B T"], float], Float[Tensor, " B"]]
-    """`(mask, loss_scale) -> [B]` weight of each response's token sum."""
+    """`(mask, loss_scale) -> [B]` weight of each response's token sum, in float64."""
 
 
 def _ones(mask: Bool[Tensor, "B T"], loss_scale: float) -> Float[Tensor, " B"]:
-    return torch.ones(mask.shape[0], device=mask.device)
+    return torch.ones(mask.shape[0], dtype=torch.float64, device=mask.device)
 
 
 def _one_over_length(mask: Bool[Tensor, "B T"], loss_scale: float) -> Float[Tensor, " B"]:
-    return 1.0 / mask.sum(dim=1).clamp(min=1)
+    return 1.0 / mask.sum(dim=1).clamp(min=1).double()
 
 
 def _one_over_scale(mask: Bool[Tensor, "B T"], loss_scale: float) -> Float[Tensor, " B"]:
-    return torch.full((mask.shape[0],), 1.0 / loss_scale, device=mask.device)
+    return torch.full((mask.shape[0],), 1.0 / loss_scale, dtype=torch.float64, device=mask.device)
 
 
 AGGREGATIONS: Mapping[str, Aggregation] = {

@@ -10,7 +10,8 @@ import torch
 
 from gmpo.errors import BackendError
 
-DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Names of `fsdp_config.dtype` and `model_dtype`."""
 
 
 @dataclass(frozen=True, slots=True)

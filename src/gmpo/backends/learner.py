@@ -158,11 +158,14 @@ class LocalLearner:
         self.model.train()
         rate = self.settings.learning_rate(step)
         counts = batch.counts()
+        computed = self._rows_with_signal(batch)
+        with_signal = batch.select(computed)
         self._zero_gradients()
         parts = []
-        for rows in _split(batch.select(computed := self._rows_with_signal(batch)), self.update_split):
+        for rows in _split(with_signal, self.update_split):
             with out_of_memory_hint("updating the policy"):
-                parts.append((computed[rows], self._accumulate(batch.select(computed[rows]), counts)))
+                part = self._accumulate(with_signal.select(rows), counts, with_signal.counts())
+            parts.append((computed[rows], part))
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm))
         skipped = not math.isfinite(norm)
         if skipped:
@@ -190,8 +193,13 @@ class LocalLearner:
             else:
                 parameter.grad.zero_()
 
-    def _accumulate(self, part: Batch, counts: Counts) -> _Part:
-        """Backward pass of one micro-batch; `counts` is the whole mini-batch's."""
+    def _accumulate(self, part: Batch, counts: Counts, computed: Counts) -> _Part:
+        """Backward pass of one micro-batch.
+
+        Args:
+            counts: of the whole mini-batch.
+            computed: of its responses that are computed, which is all of them where the entropy is part of the loss.
+        """
         o = self.objective
         # Where old log-probs were computed the entropy is known already.
         watched: Literal["none", "value"] = "value" if part.old_logp is None else "none"
@@ -223,7 +231,7 @@ class LocalLearner:
             loss = loss + o.kl_coef * kl_loss
             scalars["kl_loss"] = float(kl_loss.detach())
         if entropy is not None:
-            entropy_loss = aggregate(entropy, mask, o.aggregation, counts, o.loss_scale)
+            entropy_loss = aggregate(entropy, mask, o.aggregation, computed, o.loss_scale)
             loss = loss - o.entropy_coef * entropy_loss
             scalars["entropy"] = float(entropy_loss.detach())
         loss.backward()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,9 @@ from transformers import (
 )
 
 from gmpo.errors import BackendError
+
+# Its progress bars would tear ours apart.
+transformers.utils.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     return config
 
 
-def load_model(source: ModelSource, device: torch.device) -> PreTrainedModel:
-    """The causal language model in float32 on `device`.
+def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model on `device`, its weights in `dtype`.
 
     Raises:
         BackendError: no weights, weights missing for some parameters (the library would fill them with random numbers),
@@ -93,7 +97,7 @@ def load_model(source: ModelSource, device: torch.device) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=load_config(source),
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attention,
             output_loading_info=True,

@@ -72,12 +72,26 @@ def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path) -
     Raises:
         CheckpointError: files are missing, unreadable, or do not fit.
     """
-    saved = _read(folder / OPTIMIZER_FILE)
-    for name, parameter in model.named_parameters():
-        state = {key.split(".", 1)[0]: value for key, value in saved.items() if key.split(".", 1)[1] == name}
-        if state:
-            # The step count stays where AdamW keeps it: on the parameter's device when fused.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    saved: dict[str, dict[str, Tensor]] = {}
+    for key, value in _read(folder / OPTIMIZER_FILE).items():
+        moment, _, name = key.partition(".")
+        saved.setdefault(name, {})[moment] = value
+    parameters = dict(model.named_parameters())
+    # AdamW has no state before its first update, and one for every parameter from then on.
+    if saved and saved.keys() != parameters.keys():
+        odd = sorted(saved.keys() ^ parameters.keys())
+        raise CheckpointError(f"{folder}: the optimizer's state belongs to another model, see for example {odd[0]!r}")
+    optimizer.state.clear()
+    for name, state in saved.items():
+        parameter = parameters[name]
+        for moment, value in state.items():
+            if moment != "step" and value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{folder}: {moment} of {name!r} is {tuple(value.shape)}, the parameter {tuple(parameter.shape)}. "
+                    "The optimizer's state belongs to another model."
+                )
+        # The step count stays where AdamW keeps it: on the parameter's device when fused.
+        optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
     try:
         extra: dict[str, Any] = json.loads((folder / OPTIMIZER_STATE_FILE).read_text())
     except (OSError, ValueError) as error:
@@ -95,9 +109,16 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _read_huggingface(kind: type[PreTrainedModel], folder: Path) -> dict[str, Tensor]:
     # Through the library: it may store parameters in another layout (one tensor per expert) than it computes in.
     try:
-        return dict(kind.from_pretrained(folder, dtype=torch.float32).named_parameters())
-    except (OSError, ValueError, SafetensorError) as error:
+        loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read Hugging Face weights in {folder}: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        name = sorted(info["missing_keys"])[0]
+        raise CheckpointError(
+            f"{folder}: the weight files lack {len(info['missing_keys'])} parameters, such as {name!r}"
+        )
+    return dict(model.named_parameters())
 
 
 def _copy(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:

@@ -57,22 +57,26 @@ class TorchSampler:
         # Prompts of like length together, so that little padding is computed.
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         width = max(1, self.max_num_seqs // params.n)
-        answers: dict[int, list[Completion]] = {}
+        answers: list[list[Completion]] = [[] for _ in requests]
         assert self._model is not None, "load() comes before generate()"
         self._model.eval()
         for start in range(0, len(order), width):
             chunk = order[start : start + width]
-            with torch.inference_mode(), self.device.autocast(), out_of_memory_hint("sampling"):
-                sampled = self._sample(self._model, [requests[i] for i in chunk], params)
-            answers.update(zip(chunk, sampled, strict=True))
-        return [answers[i] for i in range(len(requests))]
+            for first in range(0, params.n, self.max_num_seqs):  # once, unless n alone passes the bound
+                numbers = range(first, min(first + self.max_num_seqs, params.n))
+                with torch.inference_mode(), self.device.autocast(), out_of_memory_hint("sampling"):
+                    sampled = self._sample(self._model, [requests[i] for i in chunk], numbers, params)
+                for i, completions in zip(chunk, sampled, strict=True):
+                    answers[i] += completions
+        return answers
 
     def _sample(
-        self, model: PreTrainedModel, requests: Sequence[SampleRequest], params: SamplingParams
+        self, model: PreTrainedModel, requests: Sequence[SampleRequest], numbers: range, params: SamplingParams
     ) -> list[list[Completion]]:
-        n, rows = params.n, len(requests) * params.n
+        """The answers `numbers` (of 0 to n - 1) to each request."""
+        n, rows = len(numbers), len(requests) * len(numbers)
         where = self.device.torch
-        uniform = torch.from_numpy(_uniform_numbers(self.seed, requests, params)).to(where)
+        uniform = torch.from_numpy(_uniform_numbers(self.seed, requests, numbers, params)).to(where)
         tokens = torch.full((rows, params.max_tokens), self.pad_id, device=where)
         logprobs = torch.zeros((rows, params.max_tokens), device=where)
         lengths = torch.full((rows,), params.max_tokens, device=where)
@@ -144,11 +148,13 @@ def _choose(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Te
     return token, distribution.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def _uniform_numbers(seed: int, requests: Sequence[SampleRequest], params: SamplingParams) -> np.ndarray:
+def _uniform_numbers(
+    seed: int, requests: Sequence[SampleRequest], numbers: range, params: SamplingParams
+) -> np.ndarray:
     """[rows, max_tokens] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
     if params.temperature == 0.0:
-        return np.zeros((len(requests) * params.n, params.max_tokens))
-    streams = [(seed, request.key, j) for request in requests for j in range(params.n)]
+        return np.zeros((len(requests) * len(numbers), params.max_tokens))
+    streams = [(seed, request.key, j) for request in requests for j in numbers]
     return np.stack(
         [np.random.Generator(np.random.Philox(np.random.SeedSequence(s))).random(params.max_tokens) for s in streams]
     )

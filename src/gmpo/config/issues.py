@@ -10,6 +10,9 @@ from gmpo.config.derive import Given
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
 
+ROWS, VAL_ROWS = "rows=", "val_rows="
+"""Stand among the given keys when the caller hands over problems in place of data.train_files or data.val_files."""
+
 Severity = Literal["error", "unavailable", "inert", "warning"]
 
 

@@ -180,8 +180,8 @@ def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:
     if not scored:
         return []
     scored.sort(key=lambda entry: entry[0], reverse=True)
-    (most, best, _), _ = scored[0]
-    return [candidate for (same, likeness, _), candidate in scored if same == most and likeness >= best - 0.1][:count]
+    (_, best, _), _ = scored[0]
+    return [candidate for (_, likeness, _), candidate in scored if likeness >= best - 0.1][:count]
 
 
 def _likeness(one: str, other: str) -> float:

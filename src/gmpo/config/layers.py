@@ -153,8 +153,8 @@ def collect(
     if tree is not None:
         layers.append((dict(tree), "tree"))
     layers += [({override.path: override.value}, COMMAND_LINE) for override in parsed]
-    chosen = [name for layer, _ in layers if (name := layer.pop("recipe", None)) is not None]
-    if chosen:
+    chosen = [layer.pop("recipe") for layer, _ in layers if "recipe" in layer]
+    if chosen and chosen[-1] is not None:
         known = recipes() if with_recipes else {}
         if isinstance(chosen[-1], str) and chosen[-1] in known:
             layers.insert(0, (read_yaml(known[chosen[-1]]), f"recipe {chosen[-1]}"))

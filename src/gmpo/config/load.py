@@ -11,7 +11,7 @@ from typing import Any, Generic
 from pydantic import ValidationError
 
 from gmpo.config.derive import DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
-from gmpo.config.issues import Issue
+from gmpo.config.issues import ROWS, VAL_ROWS, Issue
 from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
 from gmpo.config.layers import Settings, collect
 from gmpo.config.resolved import ConfigT, Note, Resolved
@@ -39,7 +39,12 @@ _SFT = _Program(SftConfig, SFT_MOVED, SFT_UNSUPPORTED, SFT_DERIVATIONS, SFT_RULE
 
 
 def load(
-    overrides: Sequence[str] = (), *, file: Path | None = None, tree: Mapping[str, Any] | None = None
+    overrides: Sequence[str] = (),
+    *,
+    file: Path | None = None,
+    tree: Mapping[str, Any] | None = None,
+    rows: bool = False,
+    val_rows: bool = False,
 ) -> Resolved[Config]:
     """The configuration of `gmpo train`.
 
@@ -48,22 +53,28 @@ def load(
             chooses a recipe. Later ones win.
         file: YAML with nested or dotted keys, interpolations and an optional key `recipe`.
         tree: the same as a Python mapping.
+        rows: the caller hands over the training problems, so data.train_files is not needed; val_rows likewise.
 
     Raises:
         ConfigError: one message that lists all problems, each with path, value, place, cause and remedy.
     """
-    return _load(_TRAIN, overrides, file, tree)
+    handed_over = {name for name, handed in ((ROWS, rows), (VAL_ROWS, val_rows)) if handed}
+    return _load(_TRAIN, overrides, file, tree, frozenset(handed_over))
 
 
 def load_sft(
     overrides: Sequence[str] = (), *, file: Path | None = None, tree: Mapping[str, Any] | None = None
 ) -> Resolved[SftConfig]:
     """The configuration of `gmpo sft`; arguments and errors as for `load`. There are no recipes."""
-    return _load(_SFT, overrides, file, tree)
+    return _load(_SFT, overrides, file, tree, frozenset())
 
 
 def _load(
-    program: _Program[ConfigT], overrides: Sequence[str], file: Path | None, tree: Mapping[str, Any] | None
+    program: _Program[ConfigT],
+    overrides: Sequence[str],
+    file: Path | None,
+    tree: Mapping[str, Any] | None,
+    handed_over: frozenset[str],
 ) -> Resolved[ConfigT]:
     settings = Settings(program.root, program.moved, program.unsupported)
     collect(settings, overrides, file, tree, with_recipes=program.with_recipes)
@@ -73,7 +84,7 @@ def _load(
     config, derived = derive(program.root.model_validate(nest(settings.values)), given, program.derivations)
     # The first validation skipped the defaults of derived settings; this one finds any that none was derived for.
     config = program.root.model_validate(config.model_dump())
-    issues = [issue for rule in program.rules for issue in rule(config, given)]
+    issues = [issue for rule in program.rules for issue in rule(config, given | handed_over)]
     places = {item.path: "derived" for item in derived} | settings.places
     problems = settings.problems + [
         f"{_place(issue.path, get(config, issue.path), places)}\n{issue.reason}."

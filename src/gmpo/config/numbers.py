@@ -69,7 +69,7 @@ class Numbers:
     total_steps: int | None
     epochs: int | None
     validation_responses: int | None
-    """Answers per validation; 0 without validation files."""
+    """Answers per validation; 0 without validation problems."""
 
     def table(self, config: Config, train_rows: int | None, val_rows: int | None) -> tuple[Number, ...]:
         """All of them with their formulas, for display."""
@@ -107,13 +107,15 @@ class Numbers:
             Number(
                 "answers per validation",
                 self.validation_responses,
-                f"{val} rows x val_kwargs.n {rollout.val_kwargs.n}" if data.val_files else "no data.val_files",
+                f"{val} rows x val_kwargs.n {rollout.val_kwargs.n}"
+                if self.validation_responses != 0
+                else "no validation problems",
             ),
         )
 
 
 def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Numbers:
-    """Derive the numbers. `train_rows` and `val_rows` count the problems in the files, None when unknown.
+    """Derive the numbers. `train_rows` and `val_rows` count the problems, None when unknown.
 
     Raises:
         ConfigError: a batch is larger than the data set.
@@ -124,7 +126,7 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
     size = None if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
     longest = data.max_prompt_length + data.max_response_length
     steps_per_epoch, total_steps, epochs = _length(config, _capped(train_rows, data.train_max_samples))
-    val_problems = _capped(val_rows, data.val_max_samples) if data.val_files else 0
+    val_problems = _capped(val_rows, data.val_max_samples) if data.val_files or val_rows else 0
     return Numbers(
         prompts_per_step=prompts,
         responses_per_step=responses,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gmpo.config.derive import ACTOR, GROUP_ESTIMATORS, REF, ROLLOUT, Given
-from gmpo.config.issues import Issue, Rule, SftRule, error, inert, unavailable, warning
+from gmpo.config.issues import ROWS, VAL_ROWS, Issue, Rule, SftRule, error, inert, unavailable, warning
 from gmpo.config.rules_batches import (
     batch_sizes,
     group_size,
@@ -131,7 +131,9 @@ def _betas(betas: Sequence[float], path: str) -> Iterator[Issue]:
 def validation(config: Config, given: Given) -> Iterator[Issue]:
     settings = config.actor_rollout_ref.rollout.val_kwargs
     prefix = f"{ROLLOUT}.val_kwargs"
-    if not config.data.val_files:
+    if VAL_ROWS in given:
+        yield from inert("validation problems are handed over as rows", "data.val_files")
+    elif not config.data.val_files:
         trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir")
         paths = ["data.val_batch_size", "data.val_max_samples", *(f"trainer.{name}" for name in trainer)]
         reason = "there is no validation without data.val_files"
@@ -156,7 +158,9 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
     data, custom = config.data, config.custom_reward_function
     if not data.shuffle:
         yield from inert("data.shuffle is off; problems keep their order", "data.seed")
-    if not data.train_files:
+    if ROWS in given:
+        yield from inert("problems are handed over as rows", "data.train_files")
+    elif not data.train_files:
         yield warning("data.train_files", "is empty; problems must be handed over by gmpo.train(config, rows=...)")
     if custom.path is None:
         paths = ("custom_reward_function.name", "custom_reward_function.reward_kwargs")

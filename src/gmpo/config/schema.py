@@ -190,6 +190,13 @@ class Trainer(Section):
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0)
     rollout_data_dir: str | None = setting(None, "Folder for all training answers, one JSONL file per step.")
     validation_data_dir: str | None = setting(None, "Folder for all validation answers, one JSONL file per step.")
+    sample_groups: int = setting(
+        8,
+        "Groups per step whose texts and verdicts are kept in the run folder; -1 keeps all. Gradings without a "
+        "judgement are always kept.",
+        own=True,
+        ge=-1,
+    )
     token_record_groups: int = setting(
         2,
         "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens.",

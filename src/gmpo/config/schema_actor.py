@@ -248,7 +248,9 @@ class Rollout(Section):
         ge=1,
     )
     calculate_log_probs: bool = setting(
-        False, "Compare the sampler's log-probs with the learner's and report the difference."
+        False,
+        "Return the sampler's log-probs and compare them with the learner's.",
+        inert="this is always done",
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
         None, "Answers per forward pass for old log-probs.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1

@@ -113,6 +113,6 @@ def _shortened(
     if truncation == "left" and excess < len(prompt):
         return prompt[excess:], answer
     raise DataError(
-        f"{id_}: prompt {len(prompt)} + answer {len(answer)} tokens exceed data.max_length={max_length}. Raise it, leave "
-        "the row out, or cut with data.truncation=right (end of the answer) or left (beginning of the prompt)."
+        f"{id_}: prompt {len(prompt)} + answer {len(answer)} tokens exceed data.max_length={max_length}. Raise it, "
+        "leave the row out, or cut with data.truncation=right (end of the answer) or left (beginning of the prompt)."
     )

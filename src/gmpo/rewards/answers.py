@@ -17,6 +17,7 @@ _NUMBER = re.compile(r"-?[.,]?[0-9][0-9.,]*")
 _ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _STORY_ANSWER = re.compile(r"[0-9]+(?: +[0-9]+)*")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_TAG = re.compile(r"</?answer>")
 _BRACE = re.compile(r"[{}]")
 
 
@@ -78,6 +79,15 @@ def answer_line(text: str) -> str | None:
     """What follows the last `Answer:` on its line, in any case: the convention of Minerva and DAPO."""
     found = _ANSWER_LINE.findall(text[-TAIL_CHARS:])
     return found[-1].strip() if found else None
+
+
+def tagged_answer(text: str) -> str | None:
+    """What the last pair of tags `<answer>...</answer>` encloses."""
+    tags = list(_TAG.finditer(text))
+    for opening, closing in zip(reversed(tags[:-1]), reversed(tags), strict=False):
+        if opening.group() == "<answer>" and closing.group() == "</answer>":
+            return text[opening.end() : closing.start()].strip() or None
+    return None
 
 
 def story_answer(text: str) -> str | None:

@@ -56,6 +56,8 @@ class RewardFunction:
     kwargs: Mapping[str, Any]
     accepted: frozenset[str] | None
     """Names of its parameters; None when it takes any keyword."""
+    required: frozenset[str]
+    """Names of its parameters without default."""
 
     def grade(self, group: Sequence[Answer]) -> list[Grade]:
         """Grade the answers to one problem; whatever the function raises or returns, each answer has its grade."""
@@ -78,8 +80,14 @@ class RewardFunction:
             return failed(describe(error))
 
     def _grade_group(self, group: Sequence[Answer]) -> list[Grade]:
+        arguments = trl_arguments(group)
+        missing = sorted(self.required - set(arguments) - set(self.kwargs))
+        if missing:
+            has = ", ".join(sorted(arguments))
+            reason = f"the reward function requires the column {', '.join(missing)}; the rows have {has}"
+            return [failed(reason)] * len(group)
         try:
-            returned = self._call(trl_arguments(group))
+            returned = self._call(arguments)
             scores = list(returned)
         except MemoryError:
             raise
@@ -130,7 +138,8 @@ def reward_function(call: Any, kwargs: Mapping[str, Any]) -> RewardFunction:
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     accepted = {p.name for p in parameters.values() if p.kind in by_name}
     _check_parameters(name, signature, list(parameters.values()), accepted, kwargs, any_keyword)
-    return RewardFunction(call, signature, dict(kwargs), None if any_keyword else frozenset(accepted))
+    required = frozenset(p.name for p in parameters.values() if p.default is p.empty and p.kind in by_name)
+    return RewardFunction(call, signature, dict(kwargs), None if any_keyword else frozenset(accepted), required)
 
 
 def _signature(name: str, parameters: set[str]) -> Signature:

@@ -2,45 +2,33 @@
 
 Each answer has its own time limit, and each worker a memory limit. A worker that is over one of them, or dies, is
 killed with everything it started and replaced; the answer it was busy with gets the verdict `timeout` or
-`grader_error`, every other answer is graded as if nothing had happened.
+`grader_error`, and every other answer is graded as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from importlib.machinery import PathFinder
-from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
-import sys
-
-import cloudpickle
 
 from gmpo.errors import BackendError, ConfigError, DataError
-from gmpo.rewards.custom import Answer, Signature, failed, reward_function
-from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess
+from gmpo.rewards.custom import Answer, Signature, failed
+from gmpo.rewards.portable import FunctionFile, portable
+from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess, decode
 from gmpo.rewards.scorers import check_options, scorer_for
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.rewards.worker import Prepare, Setup, Task
 
 _MAX_OWED = 16
-"""Tasks a worker may hold: enough to hide the way to it, few enough that the workers end together."""
+"""Tasks a worker may hold: enough to hide the way to it, few enough that all workers end at about the same time."""
 _POLL_S = 0.2
-"""How often a dead worker whose socket a child of it holds open is looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionFile:
-    """Where a user's reward function is: `custom_reward_function.path` and `.name`."""
-
-    path: str
-    name: str = "compute_score"
+"""How often to look for a dead worker whose socket is held open by a child that it forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +77,28 @@ class GradeRequest:
     """Number of its problem within the call: a function in TRL's signature gets all answers of a group at once."""
 
 
+@dataclass(slots=True)
+class _Call:
+    """The state of one call of `Grader.grade`."""
+
+    units: Sequence[Sequence[int]]
+    """What a worker grades in one go: positions of requests, several only for TRL's signature."""
+    tasks: Sequence[Task]
+    pending: deque[int]
+    """Units that no worker holds and that have no grades."""
+    grades: dict[int, Grade]
+    """Position of the request -> its grade."""
+
+
 class Grader:
-    """A pool of workers. They start at the first call, or at `start`, and live until `close`. Not for several threads."""
+    """A pool of workers. They start at `start` or the first call and live until `close`. Not for several threads."""
 
     def __init__(self, spec: GraderSpec) -> None:
-        """Raises ConfigError for a function that is of neither signature or cannot be sent to another process."""
+        """Raises ConfigError for a function of neither signature, or one that cannot be sent to another process."""
         self._spec = spec
-        self._setup = Setup(_portable(spec), dict(spec.kwargs), dict(spec.options), spec.memory_mb)
-        self._selector = selectors.DefaultSelector()
+        setup = Setup(portable(spec.function, spec.kwargs), dict(spec.options), spec.memory_mb)
+        self._setup = pickle.dumps(setup)
+        self._selector = selectors.PollSelector()  # Unlike epoll it holds no descriptor that would have to be closed.
         self._workers: list[WorkerProcess] = []
         self._sources: tuple[str, ...] = ()
 
@@ -109,7 +111,7 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End all workers and what they started. The grader can be used again: it starts new ones."""
+        """End all workers and what they started. The grader stays usable: a later call starts new ones."""
         for worker in list(self._workers):
             self._drop(worker)
 
@@ -119,10 +121,21 @@ class Grader:
         Raises DataError for a data source without scorer, and ConfigError or BackendError, with the user's own
         traceback lines, when a worker does not start.
         """
+        new: tuple[str, ...] = ()
+        if self._spec.function is None:
+            new = tuple(source for source in dict.fromkeys(data_sources) if source not in self._sources)
+            for source in new:
+                scorer_for(source)
+        nothing = _Call((), (), deque(), {})
         try:
-            self._prepare(data_sources)
-            while any(worker.ready is None or worker.owed for worker in self._workers):
-                self._step(_Call((), deque(), []))
+            self._drop_dead()
+            self._sources += new
+            if new:
+                for worker in self._workers:
+                    worker.assign([self._preparation(new)])
+            self._staff()
+            while any(worker.owed for worker in self._workers):
+                self._step(nothing)
         except BaseException:
             self.close()
             raise
@@ -134,15 +147,157 @@ class Grader:
         """
         if not requests:
             return []
-        self.start(list(dict.fromkeys(request.data_source for request in requests)))
-        units = self._units(requests)
-        call = _Call(units, deque(range(len(units))), [None] * len(requests))
+        self.start([request.data_source for request in requests])
+        by_group = self._workers[0].runs == Signature.TRL
+        units = _by_group(requests) if by_group else [[i] for i in range(len(requests))]
+        tasks = [_task([requests[i] for i in unit], unit[0]) for unit in units]
+        call = _Call(units, tasks, deque(range(len(units))), {})
         try:
-            while call.open:
-                self._staff(len(call.pending))
+            while len(call.grades) < len(requests):
+                self._staff()
                 self._feed(call)
                 self._step(call)
         except BaseException:
             self.close()  # What the workers still owe belongs to a call that is over.
             raise
-        return [grade for grade in call.grades if grade is not None]
+        return [call.grades[i] for i in range(len(requests))]
+
+    def _preparation(self, data_sources: tuple[str, ...]) -> Assignment:
+        return Assignment(Prepare(data_sources), -1, self._spec.start_timeout_s)
+
+    def _staff(self) -> None:
+        """Start the workers that are missing. Returns at once; they say when they are ready."""
+        while len(self._workers) < self._spec.workers:
+            worker = WorkerProcess(self._setup)
+            self._workers.append(worker)
+            self._selector.register(worker.socket, selectors.EVENT_READ, worker)
+            worker.assign([self._preparation(self._sources)])
+
+    def _feed(self, call: _Call) -> None:
+        """Keep every ready worker busy, with less and less in hand as the end of the call comes near."""
+        for worker in self._workers:
+            share = min(_MAX_OWED, math.ceil(len(call.pending) / (2 * len(self._workers))))
+            if worker.runs is None or len(worker.owed) > share // 2:
+                continue
+            taken = [call.pending.popleft() for _ in range(min(share - len(worker.owed), len(call.pending)))]
+            allowances = [self._spec.timeout_s * len(call.units[unit]) for unit in taken]
+            if taken:
+                worker.assign([Assignment(call.tasks[u], u, s) for u, s in zip(taken, allowances, strict=True)])
+
+    def _step(self, call: _Call) -> None:
+        """Wait until a worker can be read or written or is over its time, and act on it."""
+        for worker in self._workers:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.has_unsent else 0)
+            if self._selector.get_key(worker.socket).events != wanted:
+                self._selector.modify(worker.socket, wanted, worker)
+        soonest = min(worker.deadline for worker in self._workers) - time.monotonic()
+        events = self._selector.select(max(0.0, min(soonest, _POLL_S)))
+        for key, mask in events:
+            if mask & selectors.EVENT_WRITE:
+                key.data.flush()
+            if mask & selectors.EVENT_READ:
+                self._read(key.data, call)
+        # A reply that has come is read before the clock is looked at: a busy trainer times nobody out.
+        for worker in list(self._workers):
+            ending = None if events else worker.ending()
+            if ending is not None or worker.deadline <= time.monotonic():
+                self._lose(worker, call, ending)
+
+    def _read(self, worker: WorkerProcess, call: _Call) -> None:
+        try:
+            lines = worker.receive()
+            if lines is None:
+                self._lose(worker, call, worker.ending(wait_s=1.0) or "it closed its connection")
+                return
+            for line in lines:
+                reply = decode(line)
+                self._accept(worker, reply, call)
+                if reply.get("retire"):
+                    self._replace(worker, call)
+                    return
+        except BrokenReply as error:
+            self._lose(worker, call, str(error))
+
+    def _accept(self, worker: WorkerProcess, reply: Mapping[str, Any], call: _Call) -> None:
+        """Take one reply. Raises ConfigError with the worker's own words when it cannot start."""
+        if not worker.owed:
+            raise BrokenReply("the worker wrote a reply that nobody asked for")
+        assignment = worker.owed[0]
+        if isinstance(assignment.request, Prepare):
+            if "error" in reply:
+                raise ConfigError(str(reply["error"]))
+            worker.runs = str(reply.get("ready"))
+        else:
+            unit = call.units[assignment.unit]
+            grades = _grades(reply)
+            if len(grades) != len(unit):
+                raise BrokenReply(f"the worker gave {len(grades)} grades for {len(unit)} answers")
+            call.grades.update(zip(unit, grades, strict=True))
+        worker.settle()
+
+    def _lose(self, worker: WorkerProcess, call: _Call, cause: str | None) -> None:
+        """A worker died of `cause`, or is over its time (None): its first request is to blame, the rest is redone."""
+        blamed = worker.owed.popleft() if worker.owed else None
+        self._replace(worker, call)
+        if blamed is None:
+            return
+        limit = f"no result within {blamed.allowance_s:g} s"
+        if isinstance(blamed.request, Prepare):
+            raise BackendError(
+                f"A grading worker did not start: {cause or limit}. What it printed is on standard error; check what "
+                f"custom_reward_function.path imports, or raise the grader's start_timeout_s."
+            )
+        if cause is None:
+            grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=limit)
+        else:
+            grade = failed(f"the grading worker died: {cause}")
+        call.grades.update(dict.fromkeys(call.units[blamed.unit], grade))
+
+    def _replace(self, worker: WorkerProcess, call: _Call) -> None:
+        """Drop a worker and put what it still owes back; the next step of the call starts another."""
+        call.pending.extendleft(assignment.unit for assignment in reversed(worker.owed) if assignment.unit >= 0)
+        self._drop(worker)
+
+    def _drop(self, worker: WorkerProcess) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.socket)
+        worker.kill()
+
+    def _drop_dead(self) -> None:
+        for worker in [worker for worker in self._workers if worker.ending() is not None]:
+            self._drop(worker)
+
+
+def _by_group(requests: Sequence[GradeRequest]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for position, request in enumerate(requests):
+        groups.setdefault(request.group, []).append(position)
+    return list(groups.values())
+
+
+def _task(requests: Sequence[GradeRequest], position: int) -> Task:
+    answers = [Answer(r.data_source, r.prompt, r.text, r.ground_truth, r.extra_info) for r in requests]
+    try:
+        return Task(pickle.dumps(answers))
+    except Exception as error:
+        raise DataError(
+            f"The prompt or extra_info of answer {position} ({requests[0].data_source}) cannot be sent to a grading "
+            f"worker: {error}. Keep to plain values there: numbers, strings, lists and dicts."
+        ) from error
+
+
+def _grades(reply: Mapping[str, Any]) -> list[Grade]:
+    """The grades of a reply, checked field by field: what ran a user's code is not trusted."""
+    try:
+        return [
+            Grade(Verdict(g["verdict"]), _finite(g["score"]), g["pred"], dict(g["extra"]), g["reason"])
+            for g in reply["grades"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenReply(f"the worker wrote a reply without a grade: {error}") from error
+
+
+def _finite(score: float) -> float:
+    if not math.isfinite(score):
+        raise ValueError(f"score {score}")
+    return float(score)

@@ -1,16 +1,14 @@
-r"""Decide whether two answers are equal, under three conventions and by algebra.
+r"""Decide whether two answers are equal, as strings under three conventions. By algebra: `rewards.algebra`.
 
 - `same_number`: GSM8K, two strings without commas and dollar signs.
 - `same_hendrycks`: MATH, two LaTeX strings after the normalisation of Hendrycks et al. 2021 (arXiv 2103.03874).
 - `same_minerva`: DAPO and AIME, two strings after the normalisation of Lewkowycz et al. 2022 (arXiv 2206.14858),
   appendix D.
-- `equal_by_math_verify`: by computer algebra. It can run for ever, so it is called in a bounded worker only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"
 _SIMPLE_FRACTION = re.compile(rf"({_INTEGER})/({_INTEGER})")
@@ -110,9 +108,10 @@ _MINERVA_REPLACED = (
     ("\\text{m}", "\\text{}"),
 )
 _MINERVA_UNITS = (
-    "square ways integers dollars mph inches hours km units \\ldots sue points feet minutes digits cents degrees cm gm "
-    "pounds meters meals edges students childrentickets multiples"
-).split()
+    *("square", "ways", "integers", "dollars", "mph", "inches", "hours", "km", "units", "\\ldots", "sue", "points"),
+    *("feet", "minutes", "digits", "cents", "degrees", "cm", "gm", "pounds", "meters", "meals", "edges", "students"),
+    *("childrentickets", "multiples"),
+)
 _MINERVA_MARKUP = (
     *("\\text{s}", "\\text{.}", "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}"),
     *("\\mathrm{th}", "^\\circ", "^{\\circ}", "\\;", ",\\!", "{,}", '"', "\\dots"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gmpo.rewards.worker import MAX_REPLY_BYTES, Prepare, Setup, Task
+from gmpo.rewards.worker import MAX_REPLY_BYTES, Prepare, Task
 
 # sys.path is handed over before anything is imported, so that the worker finds this package and the user's modules
 # exactly as the parent does.
@@ -35,8 +36,8 @@ class Assignment:
     """A request that a worker owes a reply to."""
 
     request: Prepare | Task
-    index: int
-    """Position of the task's unit in the call; -1 for a preparation."""
+    unit: int
+    """Number of the task's unit in the call; -1 for a preparation."""
     allowance_s: float
     """Seconds it may take, from the reply before it."""
 
@@ -44,13 +45,12 @@ class Assignment:
 class WorkerProcess:
     """One worker. It works through `owed` in order; the first entry is the one it is busy with."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: bytes) -> None:
         self.owed: deque[Assignment] = deque()
-        self.ready: str | None = None
-        """What the worker said it is (`scorers`, `verl`, `trl`) once it has started."""
-        self.prepared: set[str] = set()
+        self.runs: str | None = None
+        """What the worker said it runs (`scorers`, `verl`, `trl`) once it has started."""
         self._since = time.monotonic()
-        self._outbox = bytearray(pickle.dumps(setup))
+        self._outbox = bytearray(setup)
         self._inbox = bytearray()
         self.socket, theirs = socket.socketpair()
         with theirs:
@@ -97,59 +97,58 @@ class WorkerProcess:
         except ConnectionError:
             self._outbox.clear()  # It is dead; reading will say so.
 
-    def receive(self) -> list[tuple[Assignment, dict[str, Any]]] | None:
-        """The replies that have come, each with what it answers; None when the worker is gone.
-
-        Raises BrokenReply when it writes something else than one reply per request.
-        """
-        gone = False
-        try:
-            while received := self.socket.recv(_RECEIVE_BYTES):
-                self._inbox += received
-                if len(self._inbox) > 2 * MAX_REPLY_BYTES:
-                    break
-            else:
-                gone = True
-        except BlockingIOError:
-            pass
-        except ConnectionError:
-            gone = True
+    def receive(self) -> list[bytearray] | None:
+        """The replies that have come, each to be decoded, in the order of `owed`; None when the worker is gone."""
+        gone = self._fill_inbox()
         *lines, rest = self._inbox.split(b"\n")
         self._inbox = bytearray(rest)
         if len(rest) > MAX_REPLY_BYTES:
-            raise BrokenReply(f"a reply of more than {MAX_REPLY_BYTES} bytes")
-        if not lines and gone:
-            return None
-        return [self._match(bytes(line)) for line in lines]
+            lines.append(self._inbox)  # It can be no reply, and its end is not waited for.
+        return None if gone and not lines else lines
 
-    def _match(self, line: bytes) -> tuple[Assignment, dict[str, Any]]:
+    def _fill_inbox(self) -> bool:
+        """Read what is there, at most a little more than the longest reply; True when the other end is closed."""
         try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError):
-            reply = None
-        if not isinstance(reply, dict) or not self.owed:
-            raise BrokenReply("the worker wrote something that is not a reply")
+            while len(self._inbox) <= MAX_REPLY_BYTES + 1:
+                received = self.socket.recv(_RECEIVE_BYTES)
+                if not received:
+                    return True
+                self._inbox += received
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+        return False
+
+    def settle(self) -> None:
+        """The first request owed has been answered: the time of the next one starts."""
+        self.owed.popleft()
         self._since = time.monotonic()
-        return self.owed.popleft(), reply
 
-    @property
-    def is_dead(self) -> bool:
-        """Whether the process has ended, also when a child of it keeps the socket open."""
-        return self._process.poll() is not None
-
-    def kill(self) -> str:
-        """Kill the worker and what it has started, and say how it had ended before."""
-        ended = self._process.poll()
+    def ending(self, wait_s: float = 0.0) -> str | None:
+        """How the process has ended, None while it lives; also when a child of it keeps the socket open."""
         try:
+            code = self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return None
+        if code >= 0:
+            return f"exit code {code}"
+        return f"signal {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"signal {-code}"
+
+    def kill(self) -> None:
+        """Kill the worker and everything it has started."""
+        with contextlib.suppress(ProcessLookupError):  # Nothing of the group is left.
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self.socket.close()
-        return "killed" if ended is None else _ending(ended)
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"signal {-code}"
+def decode(line: bytearray) -> dict[str, Any]:
+    """A reply. Raises BrokenReply when it is none."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        reply = None
+    if not isinstance(reply, dict):
+        raise BrokenReply("the worker wrote something that is not a reply")
+    return reply

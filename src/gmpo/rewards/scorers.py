@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gmpo.errors import ConfigError, DataError
 from gmpo.rewards import algebra, answers
@@ -17,22 +17,16 @@ from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
 from gmpo.rewards.verdict import Grade, Verdict
 
 BARE_ANSWER_CHARS = 200
-"""A text of one line, at most this long and without a formula, is also tried as a bare answer by `score_math_verify`."""
+"""Longest text that `score_math_verify` also tries as a bare answer; it must be one line without `$`."""
 _STRICT_BOX_CHARS = 100
-
-
-class ScoreFunction(Protocol):
-    """What a scorer is."""
-
-    def __call__(self, text: str, ground_truth: str, extra_info: Mapping[str, Any], **options: Any) -> Grade:
-        """Grade one answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """A scorer and what its callers must know."""
 
-    score: ScoreFunction
+    score: Callable[..., Grade]
+    """`(text, ground_truth, extra_info, **options) -> Grade`."""
     options: Mapping[str, tuple[Any, ...]]
     """Option -> the values it may have."""
     load: Callable[[], None] | None = None
@@ -94,23 +88,28 @@ def score_story(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> 
 def score_math_verify(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Grade:
     """Any mathematical answer, 0 or 1: equal as strings or by algebra.
 
-    The answer is the last box if there is one, else what Math-Verify finds in the text (several boxes of one sentence
-    are read together), else a short text as a whole.
+    The answer is the last box, else what `<answer>` tags enclose, else what Math-Verify finds in the text (which reads
+    several boxes of one sentence together), else a short text as a whole.
     """
+    gold = _only_box(ground_truth) or ground_truth
     boxed = answers.last_boxed(text)
-    gold = answers.last_boxed(ground_truth) or ground_truth
-    if boxed is not None and same_hendrycks(boxed, gold):
-        return judged(True, boxed)
-    if boxed is not None and text.count("\\boxed") == 1:
-        return judged(algebra.equal_by_math_verify(gold, boxed), boxed)
+    pred = boxed if boxed is not None else answers.tagged_answer(text)
+    if pred is not None and same_hendrycks(pred, gold):
+        return judged(True, pred)
+    if pred is not None and text.count("\\boxed") <= 1:
+        return judged(algebra.equal_by_math_verify(gold, pred), pred)
     found = algebra.compare_text(gold, text)
-    if found.equal or boxed is not None:
-        return judged(found.equal, found.pred or boxed)
+    if found.equal or pred is not None:
+        return judged(found.equal, found.pred or pred)
     bare = text.strip()
     if bare and len(bare) <= BARE_ANSWER_CHARS and not {"\n", "$"} & set(bare):
         equal = same_hendrycks(bare, gold) or algebra.equal_by_math_verify(gold, bare)
         return judged(equal, bare if equal else found.pred)
     return judged(False, found.pred)
+
+
+def _only_box(text: str) -> str | None:
+    return answers.last_boxed(text) if text.count("\\boxed") == 1 else None
 
 
 _GSM8K = Scorer(score_gsm8k, {"method": tuple(_GSM8K_METHODS)})

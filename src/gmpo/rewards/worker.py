@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,12 +30,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
+class PortableFunction:
+    """A reward function on its way to a worker."""
+
+    source: tuple[str, str] | bytes
+    """Path and name in a file, or the pickled function."""
+    kwargs: bytes
+    """The pickled fixed keyword arguments."""
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """What a worker is told once."""
 
-    function: tuple[str, str] | bytes | None
-    """Path and name of a user's function, or one pickled by value, or None for the built-in scorers."""
-    kwargs: Mapping[str, Any]
+    function: PortableFunction | None
+    """A user's function, None for the built-in scorers."""
     options: Mapping[str, Mapping[str, Any]]
     """Data source -> options of its scorer."""
     memory_mb: int
@@ -69,7 +78,7 @@ class Worker:
         try:
             _limit_memory(None)
             if self._setup.function is not None and self._function is None:
-                self._function = reward_function(_user_function(self._setup.function), self._setup.kwargs)
+                self._function = _rebuilt(self._setup.function)
             if self._function is None:
                 for data_source in request.data_sources:
                     load = scorer_for(data_source).load
@@ -88,12 +97,12 @@ class Worker:
         try:
             group: list[Answer] = pickle.loads(task.payload)
             count = len(group)
-            return {"grades": [asdict(grade) for grade in self._grade(group)]}
+            return {"grades": [_plain(grade) for grade in self._grade(group)]}
         except MemoryError:
             reason = f"out of memory: the grader needs more than its {self._setup.memory_mb} MiB"
-            return {"grades": [asdict(failed(reason))] * count, "retire": True}
+            return {"grades": [_plain(failed(reason))] * count, "retire": True}
         except (Exception, SystemExit) as error:
-            return {"grades": [asdict(failed(describe(error)))] * count}
+            return {"grades": [_plain(failed(describe(error)))] * count}
 
     def _grade(self, group: Sequence[Answer]) -> list[Grade]:
         if self._function is not None:
@@ -106,15 +115,17 @@ class Worker:
         return grades
 
 
-def _user_function(function: tuple[str, str] | bytes) -> Any:
-    if isinstance(function, tuple):
-        return load_function(*function)
+def _rebuilt(function: PortableFunction) -> RewardFunction:
+    """Load or unpickle the user's function. Raises ConfigError."""
     try:
-        return pickle.loads(function)
+        call = load_function(*function.source) if isinstance(function.source, tuple) else pickle.loads(function.source)
+        return reward_function(call, pickle.loads(function.kwargs))
+    except GmpoError:
+        raise
     except Exception as error:
         raise ConfigError(
-            f"The reward function cannot be rebuilt in a grading worker: {describe(error)}. Define it in a file and set "
-            f"custom_reward_function.path and custom_reward_function.name."
+            f"The reward function cannot be rebuilt in a grading worker: {describe(error)}. Define it in a file and "
+            f"set custom_reward_function.path and custom_reward_function.name."
         ) from error
 
 
@@ -133,18 +144,28 @@ def _limit_memory(extra_mb: int | None) -> None:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies, however that happens; elsewhere the closed socket ends it."""
+    """Have Linux kill this process when its parent dies in whatever way; elsewhere the closed socket ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
+def _plain(grade: Grade) -> dict[str, Any]:
+    return {
+        "verdict": grade.verdict,
+        "score": grade.score,
+        "pred": grade.pred,
+        "extra": grade.extra,
+        "reason": grade.reason,
+    }
+
+
 def _encode(reply: Mapping[str, Any]) -> bytes:
     line = json.dumps(reply).encode()
     if len(line) > MAX_REPLY_BYTES and "grades" in reply:
         reason = f"the reward function returned {len(line)} bytes; at most {MAX_REPLY_BYTES} are kept"
-        line = json.dumps({"grades": [asdict(failed(reason))] * len(reply["grades"])}).encode()
+        line = json.dumps({"grades": [_plain(failed(reason))] * len(reply["grades"])}).encode()
     return line + b"\n"
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from gmpo.rollout import Group
 
 SHOWN = {
+    "train/loss": "loss",
     "critic/score/mean": "reward",
     "val/pass@1": "pass@1",
     "actor/entropy": "entropy",
@@ -18,6 +23,8 @@ SHOWN = {
 """Metric -> its short name on the console."""
 
 LINE = (
+    "train/loss",
+    "val/loss",
     "val/pass@1",
     "critic/score/mean",
     "response_length/mean",
@@ -34,6 +41,10 @@ LINE = (
 """What a plain line shows, under full names so that it can be searched for."""
 
 
+LINES = 100
+"""About so many plain lines a run, beside those with validation figures."""
+
+
 class ConsoleSink:
     """Progress of a run of `total_steps` steps in epochs of `steps_per_epoch`.
 
@@ -48,6 +59,7 @@ class ConsoleSink:
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
         self.live = console.is_terminal if live is None else live
+        self.every = max(1, total_steps // LINES)
         self.latest: dict[str, float] = {}
         self.progress = Progress(
             TextColumn(f"[bold]{label}"),
@@ -70,7 +82,9 @@ class ConsoleSink:
         self.latest.update({name: metrics[name] for name in SHOWN if name in metrics})
         if self.live:
             self.progress.update(self.task, completed=step, shown=self._epoch(step) + " " + _short(self.latest))
-        else:
+        elif (
+            step % self.every == 0 or step in (1, self.total_steps) or any(name.startswith("val/") for name in metrics)
+        ):
             shown = " - ".join(f"{name}:{_number(metrics[name])}" for name in LINE if name in metrics)
             self.console.print(
                 f"step:{step}/{self.total_steps} - {self._epoch(step)} - {shown}", highlight=False, soft_wrap=True
@@ -82,6 +96,19 @@ class ConsoleSink:
 
     def close(self) -> None:
         self.progress.stop()
+
+
+def sample_panel(group: Group, step: int) -> Panel:
+    """A problem with its first answer and what the grader made of it, for `trainer.log_val_generations`."""
+    graded = group.graded[0]
+    question = "\n".join(message["content"] for message in group.problem.prompt)
+    return Panel(
+        Text.assemble((question, "dim"), "\n", graded.text),
+        title=f"validation after step {step}: {graded.grade.verdict}, reward {graded.reward:g}",
+        subtitle=f"expected {group.problem.ground_truth}, found {graded.grade.pred}",
+        title_align="left",
+        subtitle_align="left",
+    )
 
 
 def _short(metrics: Mapping[str, float]) -> str:

@@ -1,0 +1,176 @@
+"""Agreement of the scorers with labelled answers, and answers per second through the bounded workers.
+
+    python benchmarks/grading.py [--data DIR] [--json FILE]
+
+`model_outputs_dev.parquet` holds model outputs with labels, `grading_dev.jsonl` assertions of other projects' test
+suites about their own graders. Those projects disagree about conventions (is an unreduced fraction right? does the
+order of a list matter?), so no scorer meets every row. Each row is graded by the scorer here whose convention is
+nearest to that of the upstream grader (`CONVENTIONS`), and by Math-Verify alone (the reference put between dollar
+signs when it is bare, default options, in the same bounded workers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from gmpo.rewards.grader import Grader, GradeRequest, GraderSpec
+from gmpo.rewards.verdict import Grade, Verdict
+
+CONVENTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "is_equiv": ("lighteval/MATH", {}),
+    "grade_answer_verl": ("lighteval/MATH", {}),
+    "is_correct_minerva": ("math_dapo", {}),
+    "compute_score": ("math_dapo", {"strict_box_verify": True}),
+    "env.step": ("math_dapo", {}),
+}
+"""Upstream grader -> our scorer and its options; every other row is graded by `math_verify`. None of ours reads answers
+in square brackets (`geometry3k_reward_fn`) or countdown expressions, wants `<answer>` tags (`reward`, `custom_reward`),
+or asks where thinking ends (`reasoning_accuracy_reward`)."""
+BARE_ANSWERS = ("is_equiv",)
+"""Upstream graders that compare bare answers, while our scorer wants a box: the prediction is put into one."""
+GSM8K = "openai/gsm8k"
+GSM8K_METHODS = ("strict", "flexible", "flexible_no_commas")
+
+
+def math_verify_alone(solution_str: str, ground_truth: str) -> float:
+    """What Math-Verify says without anything of ours but the bounded worker around it."""
+    from math_verify import parse, verify
+
+    gold = ground_truth if "$" in ground_truth or "\\boxed" in ground_truth else f"${ground_truth}$"
+    parsed = parse(gold, parsing_timeout=None), parse(solution_str, parsing_timeout=None)
+    return float(verify(*parsed, timeout_seconds=None))
+
+
+def graded(spec: GraderSpec, data_source: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Grade], float]:
+    """The grades of all rows under one data source, and the seconds without the start of the workers."""
+    requests = [GradeRequest(data_source, "", row["prediction"], row["gold"], {}, i) for i, row in enumerate(rows)]
+    with Grader(spec) as grader:
+        grader.start([data_source])
+        begin = time.perf_counter()
+        return grader.grade(requests), time.perf_counter() - begin
+
+
+def met(grades: Sequence[Grade], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Whether each grade is the label; an answer that nobody could judge counts as not correct."""
+    return [(g.verdict is Verdict.CORRECT) == row["expected"] for g, row in zip(grades, rows, strict=True)]
+
+
+def measured(spec: GraderSpec, data_source: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Labels met, verdicts, and answers per second."""
+    grades, seconds = graded(spec, data_source, rows)
+    verdicts = {str(name): count for name, count in Counter(grade.verdict for grade in grades).items()}
+    return {
+        "rows": len(rows),
+        "met": sum(met(grades, rows)),
+        "answers_per_second": round(len(rows) / seconds),
+        "verdicts": verdicts,
+    }
+
+
+def model_outputs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """GSM8K by each of its rules; MATH by its scorer, by the general one and by Math-Verify alone."""
+    word_problems = [row for row in rows if row["source"].startswith("openai/grade-school-math")]
+    formulas = [row for row in rows if not row["source"].startswith("openai/grade-school-math")]
+    result = {
+        f"gsm8k {method}": measured(GraderSpec(options={GSM8K: {"method": method}}), GSM8K, word_problems)
+        for method in GSM8K_METHODS
+    }
+    result["MATH scorer"] = measured(GraderSpec(), "lighteval/MATH", formulas)
+    result["MATH math_verify"] = measured(GraderSpec(), "math_verify", formulas)
+    result["MATH Math-Verify alone"] = measured(GraderSpec(function=math_verify_alone), "any", formulas)
+    return result
+
+
+def scorer_of(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The scorer of ours whose convention is nearest to a row's upstream grader, and its options."""
+    if row["grader"] == "env.step" and "gsm8k" in row["source"]:
+        return GSM8K, {}
+    return CONVENTIONS.get(row["grader"], ("math_verify", {}))
+
+
+def by_our_scorers(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Whether the nearest scorer of ours meets each row."""
+    batches: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        batches[json.dumps(scorer_of(row))].append(i)
+    result = [False] * len(rows)
+    for key, members in batches.items():
+        data_source, options = json.loads(key)
+        chosen = [rows[i] for i in members]
+        boxed = [
+            {**row, "prediction": f"\\boxed{{{row['prediction']}}}"} if row["grader"] in BARE_ANSWERS else row
+            for row in chosen
+        ]
+        grades, _ = graded(GraderSpec(options={data_source: options}), data_source, boxed)
+        for i, is_met in zip(members, met(grades, chosen), strict=True):
+            result[i] = is_met
+    return result
+
+
+def agreement(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, int]]:
+    """Rows met by each column, by source and in all. A row that several projects share counts for the first."""
+    table: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("rows", *columns), 0))
+    for i, row in enumerate(rows):
+        for name in (row["source"].split(":")[0], "all"):
+            table[name]["rows"] += 1
+            for column, values in columns.items():
+                table[name][column] += values[i]
+    return dict(sorted(table.items()))
+
+
+def grading_table(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, int]], list[dict[str, Any]]]:
+    """Agreement by source, and the rows that the nearest scorer of ours does not meet."""
+    nearest = by_our_scorers(rows)
+    general = met(graded(GraderSpec(), "math_verify", rows)[0], rows)
+    alone = met(graded(GraderSpec(function=math_verify_alone), "any", rows)[0], rows)
+    columns = {"nearest scorer": nearest, "math_verify": general, "Math-Verify alone": alone}
+    missed = [dict(row) for row, is_met in zip(rows, nearest, strict=True) if not is_met]
+    return agreement(rows, columns), missed
+
+
+def stories(count: int = 256, repeats: int = 10) -> dict[str, float]:
+    """Milliseconds to grade a step's worth of story answers with two warm workers: median and best."""
+    requests = [GradeRequest("gmpo/stories", "", "3 5 + 7 = 4 2 ; #### 4 2", "42", {}, i // 8) for i in range(count)]
+    times = []
+    with Grader(GraderSpec()) as grader:
+        grader.start(["gmpo/stories"])
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            grader.grade(requests)
+            times.append(1000 * (time.perf_counter() - begin))
+    return {"answers": count, "median_ms": round(statistics.median(times), 2), "best_ms": round(min(times), 2)}
+
+
+def main() -> None:
+    """Print the tables, and write them as JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--json", type=Path, help="also write the figures, and the rows not met, to this file")
+    arguments = parser.parse_args()
+    outputs = model_outputs(pq.read_table(arguments.data / "model_outputs_dev.parquet").to_pylist())
+    lines = (arguments.data / "grading_dev.jsonl").read_text(encoding="utf-8").splitlines()
+    table, missed = grading_table([json.loads(line) for line in lines])
+    speed = stories()
+    for name, figures in outputs.items():
+        print(f"{name:24} {figures}")
+    print(f"{'source':36} {'rows':>5} {'nearest scorer':>15} {'math_verify':>12} {'Math-Verify alone':>18}")
+    for name, counts in table.items():
+        print(f"{name:36} {counts['rows']:5} {counts['nearest scorer']:15} ", end="")
+        print(f"{counts['math_verify']:12} {counts['Math-Verify alone']:18}")
+    print(f"stories: {speed}")
+    if arguments.json:
+        figures = {"model_outputs": outputs, "grading_table": table, "not_met": missed, "stories": speed}
+        arguments.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

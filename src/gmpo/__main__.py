@@ -1,0 +1,5 @@
+"""`python -m gmpo`."""
+
+from gmpo.cli import main
+
+main()

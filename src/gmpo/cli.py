@@ -1,0 +1,167 @@
+"""The command line: `gmpo quickstart | train | sft | check | data`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gmpo.errors import ConfigError, DataError, GmpoError
+from gmpo.version import __version__
+
+app = typer.Typer(
+    help="Reinforcement-learning post-training of reasoning language models around GMPO.\n\n"
+    "New here? `gmpo quickstart` makes a small model and trains it in minutes on a CPU. "
+    "From verl? Replace `python3 -m verl.trainer.main_ppo` by `gmpo train`; `gmpo check` shows what each key does.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+# Overrides may look like options (`--config-name=..`): they reach the parser of overrides, which explains them.
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings under verl's keys; later ones win.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same tree of keys.")]
+
+
+def _late(module: str, name: str) -> Any:
+    """Import when a command runs: help and checks start without torch."""
+    return getattr(importlib.import_module(module), name)
+
+
+@app.command(context_settings=OVERRIDES)
+def train(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
+    """Train a policy by reinforcement learning.
+
+    Example, GMPO on GSM8K (`gmpo data gsm8k --out data` writes the files):
+
+        gmpo train recipe=gmpo actor_rollout_ref.model.path=MODEL_FOLDER
+          data.train_files=data/train.parquet data.val_files=data/test.parquet
+          data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=16
+          actor_rollout_ref.rollout.n=8 trainer.total_epochs=1 trainer.test_freq=10
+
+    The run folder (`trainer.default_local_dir`) holds configuration, metrics, samples, checkpoints and the final model.
+    The same command goes on from the newest checkpoint; Ctrl-C finishes the step and writes one.
+    """
+    console = Console()
+    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
+    run = _late("gmpo.api", "train")(resolved, console=console)
+    _report_end(console, run)
+
+
+@app.command(context_settings=OVERRIDES)
+def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
+    """Fine-tune a model on rows that carry an answer: the usual warm-up before `train`.
+
+    Example (the answer of verl's rows stands in `extra_info.answer`, which `data.response_key` can change):
+
+        gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet
+          data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
+    """
+    console = Console()
+    resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=config)
+    run = _late("gmpo.api", "sft")(resolved, console=console)
+    _report_end(console, run)
+
+
+@app.command(context_settings=OVERRIDES)
+def check(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
+    """Show what the settings of `train` come to, without starting anything.
+
+    Prints the resolved configuration, derived numbers (answers and updates per step, steps per epoch, ..) and which
+    keys are honoured, derived, without effect and why. Exit code 0 if the settings make sense.
+    """
+    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
+    Console().print(_late("gmpo.check", "check_report")(resolved, _rows_if_known))
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="Data set: gsm8k, math or stories.")],
+    out: Annotated[Path, typer.Option(help="Folder for the parquet files.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Local file or folder of the data set's own format, instead of the hub."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of generated data and of --size.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Keep or make only so many rows.")] = None,
+) -> None:
+    """Write a data set as parquet in verl's row schema.
+
+    From the hub (needs `pip install 'gmpo[hub]'`) or, with --from, from local JSONL or parquet files of the data set's
+    own format. `stories` are the built-in arithmetic problems of the quickstart.
+    """
+    console = Console()
+    for written in _late("gmpo.data.prepare", "prepare")(name, out, source, seed=seed, size=size):
+        published = "" if written.published is None else f" ({written.source_rows} of {written.published} published)"
+        console.print(f"{written.path}: {written.rows} rows{published}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for data, models, runs and summary.json.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
+) -> None:
+    """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads."""
+    _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
+
+
+def _rows_if_known(files: Sequence[str]) -> int | None:
+    """Rows of data files that may be on another machine."""
+    row_count: Callable[[str], int] = _late("gmpo.data.files", "row_count")
+    try:
+        return sum(row_count(file) for file in files)
+    except DataError:
+        return None
+
+
+def _report_end(console: Console, run: Any) -> None:
+    if run.finished:
+        console.print(f"done after {run.steps} steps; model: {run.model}", highlight=False, soft_wrap=True)
+        return
+    console.print(
+        f"stopped after {run.steps} of {run.total_steps} steps; the same command goes on from there", soft_wrap=True
+    )
+    raise typer.Exit(130)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"gmpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; errors that gmpo raises on purpose are printed without a traceback."""
+    try:
+        app()
+    except GmpoError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print("stopped at once; the newest complete checkpoint remains", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The main job on a CPU in minutes: a model from scratch, a warm-up, GMPO, and a table of what changed.
+
+It strings public calls together (`make_model`, `story_rows`, `gmpo.sft`, `gmpo.train`); nothing here trains anything.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gmpo.api import Run, sft, train
+from gmpo.backends.tiny_model import make_model, word_tokenizer
+from gmpo.data.files import write_parquet
+from gmpo.data.stories import demonstration_rows, keys_of, story_rows, vocabulary
+from gmpo.errors import ConfigError
+
+TRAIN_ROWS, TEST_ROWS, WARMUP_STEPS, WARMUP_BATCH = 4096, 512, 1000, 32
+PROBLEMS, ANSWERS, UPDATES, STEPS, EVALUATE_EVERY = 32, 8, 4, 80, 20
+
+
+def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
+    """Run everything below `out` and return what `out/summary.json` holds.
+
+    Raises:
+        ConfigError: `out` holds something already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: name another folder with --out, or remove it")
+    seconds: dict[str, float] = {}
+    console.rule("1  data and model")
+    start = time.perf_counter()
+    _make_data(out / "data", seed)
+    parameters = make_model(out / "model", word_tokenizer(vocabulary()), seed=seed)
+    console.print(f"{parameters:,} parameters, random weights -> {out / 'model'}", highlight=False, soft_wrap=True)
+    seconds["prepare"] = time.perf_counter() - start
+
+    console.rule("2  warm-up: imitate a class in which most overlook the last sentence")
+    start = time.perf_counter()
+    warm = sft(warmup_settings(out, seed), console=console, label="warm-up")
+    seconds["warm-up"] = time.perf_counter() - start
+
+    console.rule("3  GMPO: only the right answer is rewarded")
+    start = time.perf_counter()
+    run = train(training_settings(out, seed), console=console, label="gmpo")
+    seconds["train"] = time.perf_counter() - start
+
+    summary = summarise(run, seed, parameters, seconds)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    console.rule("4  what changed")
+    console.print(table(summary))
+    _print_where(console, out, warm, run)
+    return summary
+
+
+def _make_data(folder: Path, seed: int) -> None:
+    """Held-out problems first; warm-up and training never see a problem with the same numbers."""
+    test = story_rows(TEST_ROWS, seed=seed, split="test")
+    held_out = keys_of(test)
+    write_parquet(test, folder / "test.parquet")
+    write_parquet(story_rows(TRAIN_ROWS, seed=seed, split="train", exclude=held_out), folder / "train.parquet")
+    demonstrations = demonstration_rows(WARMUP_STEPS * WARMUP_BATCH, seed=seed, exclude=held_out)
+    write_parquet(demonstrations, folder / "demonstrations.parquet")
+
+
+def warmup_settings(out: Path, seed: int) -> dict[str, Any]:
+    """Settings of the warm-up, as `gmpo sft` takes them."""
+    return {
+        "model.path": str(out / "model"),
+        "data.train_files": str(out / "data" / "demonstrations.parquet"),
+        "data.train_batch_size": WARMUP_BATCH,
+        "data.micro_batch_size_per_gpu": WARMUP_BATCH,
+        "data.max_length": 96,
+        "optim.lr": 3e-3,
+        "optim.betas": [0.9, 0.95],
+        "optim.warmup_steps_ratio": 0.03,
+        "optim.min_lr_ratio": 0.1,
+        "trainer.total_epochs": 1,
+        "trainer.default_local_dir": str(out / "warm-up"),
+        "trainer.logger": ["console"],
+        "trainer.seed": seed,
+    }
+
+
+def training_settings(out: Path, seed: int) -> dict[str, Any]:
+    """Settings of the reinforcement, as `gmpo train` takes them."""
+    return {
+        "recipe": "gmpo",
+        "actor_rollout_ref.model.path": str(out / "warm-up" / "huggingface"),
+        "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+        "data.train_files": str(out / "data" / "train.parquet"),
+        "data.val_files": str(out / "data" / "test.parquet"),
+        "data.train_batch_size": PROBLEMS,
+        "data.max_prompt_length": 40,
+        "data.max_response_length": 48,
+        "actor_rollout_ref.rollout.n": ANSWERS,
+        "actor_rollout_ref.rollout.max_num_seqs": PROBLEMS * ANSWERS,
+        "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
+        "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": PROBLEMS // UPDATES,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": PROBLEMS // UPDATES * ANSWERS,
+        "actor_rollout_ref.actor.optim.lr": 2e-4,
+        "actor_rollout_ref.actor.optim.betas": [0.9, 0.95],
+        "actor_rollout_ref.actor.optim.weight_decay": 0.0,
+        "actor_rollout_ref.actor.optim.lr_scheduler_type": "linear",
+        "trainer.total_training_steps": STEPS,
+        "trainer.test_freq": EVALUATE_EVERY,
+        "trainer.default_local_dir": str(out / "run"),
+        "trainer.logger": ["console", "tensorboard"],
+        "trainer.seed": seed,
+    }
+
+
+def summarise(run: Run, seed: int, parameters: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The figures of `summary.json`, from the run's metrics."""
+    validations = [m for m in run.history if "val/pass@1" in m]
+    before, after = validations[0], validations[-1]
+    steps = [m for m in run.history if "actor/grad_norm" in m]
+    phases = sorted({k for m in steps for k in m if k.startswith("timing_s/")} - {"timing_s/step"})
+    return {
+        "seed": seed,
+        "parameters": parameters,
+        "problems": int(before["val/problems"]),
+        "pass@1_before": before["val/pass@1"],
+        "pass@1_before_interval": [before["val/pass@1_low"], before["val/pass@1_high"]],
+        "pass@1_after": after["val/pass@1"],
+        "pass@1_after_interval": [after["val/pass@1_low"], after["val/pass@1_high"]],
+        "pass@1_curve": {int(m["training/global_step"]): m["val/pass@1"] for m in validations},
+        "response_length_before": before["val/response_length/mean"],
+        "response_length_after": after["val/response_length/mean"],
+        "log_ratio_min": min(m["actor/log_ratio/min"] for m in steps if "actor/log_ratio/min" in m),
+        "log_ratio_max": max(m["actor/log_ratio/max"] for m in steps if "actor/log_ratio/max" in m),
+        "clip_share_positive": _mean(steps, "actor/clip_share/positive"),
+        "clip_share_negative": _mean(steps, "actor/clip_share/negative"),
+        "seconds": {
+            **{k: round(v, 2) for k, v in seconds.items()},
+            **{f"train/{p.removeprefix('timing_s/')}": round(sum(m.get(p, 0.0) for m in steps), 2) for p in phases},
+        },
+    }
+
+
+def _mean(steps: Sequence[Mapping[str, float]], name: str) -> float:
+    values = [m[name] for m in steps if name in m]
+    return sum(values) / len(values) if values else 0.0
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The summary for people."""
+    shown = Table(show_header=True, header_style="bold")
+    shown.add_column("held-out stories" if summary["problems"] else "")
+    shown.add_column("before", justify="right")
+    shown.add_column("after", justify="right")
+    low0, high0 = summary["pass@1_before_interval"]
+    low1, high1 = summary["pass@1_after_interval"]
+    shown.add_row(
+        f"pass@1 on {summary['problems']} problems (95 % interval)",
+        f"{summary['pass@1_before']:.3f} ({low0:.3f}-{high0:.3f})",
+        f"[bold]{summary['pass@1_after']:.3f}[/] ({low1:.3f}-{high1:.3f})",
+    )
+    shown.add_row(
+        "mean answer length, tokens",
+        f"{summary['response_length_before']:.1f}",
+        f"{summary['response_length_after']:.1f}",
+    )
+    shown.add_section()
+    shown.add_row("token log-ratio over the run", f"{summary['log_ratio_min']:.2f}", f"{summary['log_ratio_max']:.2f}")
+    shown.add_row(
+        "share of tokens cut, A > 0 and A < 0",
+        f"{summary['clip_share_positive']:.2%}",
+        f"{summary['clip_share_negative']:.2%}",
+    )
+    shown.add_section()
+    for phase, seconds in summary["seconds"].items():
+        shown.add_row(f"seconds: {phase.replace('/', ': ')}", "", f"{seconds:.1f}")
+    return shown
+
+
+def _print_where(console: Console, out: Path, warm: Run, run: Run) -> None:
+    console.print(
+        f"model     {run.model}\n"
+        f"metrics   {run.folder / 'metrics.jsonl'}; tensorboard --logdir {run.folder}\n"
+        f"samples   {run.folder / 'samples'} and {run.folder / 'validation'}\n"
+        f"again     gmpo train --config {run.folder / 'config.yaml'} trainer.default_local_dir=ELSEWHERE KEY=VALUE ..\n"
+        "          (actor_rollout_ref.actor.policy_loss.loss_mode=vanilla trains GRPO from the same warm-up)",
+        highlight=False,
+        soft_wrap=True,
+    )

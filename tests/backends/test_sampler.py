@@ -1,0 +1,288 @@
+"""The embedded sampler on real models: what it draws, and that nothing but the policy and the seed decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from gmpo.backends import torch_sampler
+from gmpo.backends.devices import Device
+from gmpo.backends.forward import response_logprobs
+from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.batch import Batch
+from gmpo.errors import BackendError
+from gmpo.ports import SampleRequest, SamplingParams, Weights
+from gmpo.rollout import Completion
+
+Collated = Callable[[Sequence[tuple[Sequence[int], Sequence[Completion]]]], Batch]
+
+PROMPTS: list[tuple[int, ...]] = [(2, 7, 9, 3), (2, 30, 3), (2, 5, 6, 7, 8, 9, 10, 11, 12, 3), (2, 4, 4, 4, 3)]
+REQUESTS = [SampleRequest(prompt, key=100 + i) for i, prompt in enumerate(PROMPTS)]
+SIZES: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "qwen3 with a sliding window": Qwen3Config(
+        **SIZES, head_dim=16, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
+    "llama": LlamaConfig(**SIZES),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1
+    ),
+}
+
+
+def params(**changes: Any) -> SamplingParams:
+    return SamplingParams(**{"n": 3, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 24, **changes})
+
+
+@pytest.fixture
+def policy(fresh_policy: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    return fresh_policy()
+
+
+def sampler(
+    model: PreTrainedModel, *, seed: int = 0, stop_ids: Sequence[int] = (1,), max_num_seqs: int = 64
+) -> TorchSampler:
+    device = Device(torch.device("cpu"), torch.float32)
+    made = TorchSampler(device=device, seed=seed, stop_ids=frozenset(stop_ids), pad_id=0, max_num_seqs=max_num_seqs)
+    made.load(Weights(model, version=7))
+    return made
+
+
+def ids(answers: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in group] for group in answers]
+
+
+def rows_per_pass(model: PreTrainedModel) -> list[int]:
+    """Filled with the number of rows of each forward pass from now on."""
+    rows: list[int] = []
+
+    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        rows.append(kwargs["input_ids"].shape[0])
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return rows
+
+
+# --- the distribution
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_samplers_log_probs_are_the_learners(
+    family: str,
+    temperature: float,
+    sharpened: Callable[[PreTrainedModel], PreTrainedModel],
+    as_batch: Collated,
+    cpu: Device,
+) -> None:
+    """One pass over whole left-padded rows against token by token with a cache, for prompts of several lengths."""
+    torch.manual_seed(0)
+    model = sharpened(AutoModelForCausalLM.from_config(FAMILIES[family])).eval()
+    answers = sampler(model).generate(REQUESTS, params(temperature=temperature))
+    batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
+    with torch.no_grad():
+        logp, _ = response_logprobs(model, batch, cpu, temperature=temperature, entropies="none")
+    mask = batch.response_mask
+    assert mask.sum() > 60
+    assert batch.rollout_logp[mask].std() > 0.3
+    assert (logp - batch.rollout_logp)[mask].abs().max() < 1e-5
+
+
+def test_a_single_unpadded_answer_has_the_log_probs_of_plain_transformers(policy: PreTrainedModel) -> None:
+    for request in REQUESTS:
+        (answer,) = sampler(policy).generate([request], params(n=1, temperature=0.8))[0]
+        row = torch.tensor([[*request.prompt_ids, *answer.token_ids]])
+        with torch.no_grad():
+            logp = torch.log_softmax(policy(row).logits[0].double() / 0.8, -1)
+        start = len(request.prompt_ids) - 1
+        expected = [logp[start + t, token].item() for t, token in enumerate(answer.token_ids)]
+        assert answer.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_tokens_are_drawn_with_the_models_probabilities(policy: PreTrainedModel) -> None:
+    draws = 3000
+    answers = sampler(policy, max_num_seqs=draws).generate(REQUESTS[:1], params(n=draws, max_tokens=1))[0]
+    with torch.no_grad():
+        probs = torch.softmax(policy(torch.tensor([PROMPTS[0]])).logits[0, -1].double(), -1)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in answers]), minlength=32).double()
+    frequent = probs * draws >= 5
+    observed = torch.cat([counts[frequent], counts[~frequent].sum().reshape(1)])
+    expected = torch.cat([probs[frequent], probs[~frequent].sum().reshape(1)]) * draws
+    freedom = len(expected) - 1
+    assert freedom >= 5
+    # mean + 4 standard deviations of chi-square
+    assert ((observed - expected) ** 2 / expected).sum() < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_truncation_reports_the_log_probs_of_the_truncated_distribution(policy: PreTrainedModel) -> None:
+    (answer,) = sampler(policy).generate(REQUESTS[:1], params(n=1, top_k=2, max_tokens=1))[0]
+    with torch.no_grad():
+        best = policy(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(2)
+    shares = dict(zip(best.indices.tolist(), torch.log_softmax(best.values, 0).tolist(), strict=True))
+    assert answer.logprobs == pytest.approx([shares[answer.token_ids[0]]], abs=1e-5)
+
+
+# --- nothing but the policy and the seed
+
+
+def test_sampling_is_reproducible_and_another_seed_samples_otherwise(policy: PreTrainedModel) -> None:
+    first, again = sampler(policy).generate(REQUESTS, params()), sampler(policy).generate(REQUESTS, params())
+    assert first == again
+    assert ids(sampler(policy, seed=1).generate(REQUESTS, params())) != ids(first)
+
+
+def test_the_n_answers_differ_and_the_first_k_do_not_depend_on_n(policy: PreTrainedModel) -> None:
+    eight = ids(sampler(policy).generate(REQUESTS, params(n=8)))
+    assert all(len(set(group)) >= 6 for group in eight)
+    assert ids(sampler(policy).generate(REQUESTS, params(n=3))) == [group[:3] for group in eight]
+
+
+def test_the_same_prompt_under_another_key_gets_other_answers(policy: PreTrainedModel) -> None:
+    a, b = sampler(policy).generate([SampleRequest(PROMPTS[0], 1), SampleRequest(PROMPTS[0], 2)], params())
+    assert ids([a]) != ids([b])
+
+
+def test_the_order_of_requests_does_not_matter(policy: PreTrainedModel) -> None:
+    there = ids(sampler(policy).generate(REQUESTS, params()))
+    assert ids(sampler(policy).generate(REQUESTS[::-1], params())) == there[::-1]
+
+
+def test_which_other_prompts_are_there_does_not_matter(policy: PreTrainedModel) -> None:
+    together = ids(sampler(policy).generate(REQUESTS, params()))
+    assert [ids(sampler(policy).generate([request], params()))[0] for request in REQUESTS] == together
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 7])
+def test_the_number_of_sequences_side_by_side_changes_nothing_and_is_kept(
+    policy: PreTrainedModel, max_num_seqs: int
+) -> None:
+    together = ids(sampler(policy).generate(REQUESTS, params()))
+    rows = rows_per_pass(policy)
+    assert ids(sampler(policy, max_num_seqs=max_num_seqs).generate(REQUESTS, params())) == together
+    assert max(rows) <= max_num_seqs
+
+
+def test_finished_rows_leave_and_nothing_changes(policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_ids = (1, 5, 9, 14, 20)
+    outcomes, rows = {}, {}
+    for share in (0.0, 0.8, 1.1):  # never, at times, as soon as one has finished
+        monkeypatch.setattr(torch_sampler, "COMPACT_BELOW", share)
+        rows[share] = rows_per_pass(policy)
+        outcomes[share] = sampler(policy, stop_ids=stop_ids).generate(REQUESTS, params(n=6))
+    kept = ids(outcomes[0.0])
+    assert ids(outcomes[0.8]) == ids(outcomes[1.1]) == kept
+    for share in (0.8, 1.1):
+        for got, expected in zip(sum(outcomes[share], []), sum(outcomes[0.0], []), strict=True):
+            assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    lengths = sorted(len(answer) for group in kept for answer in group)
+    assert lengths[0] < lengths[-1]
+    # with immediate leaving, the t-th decoding pass holds just the answers longer than t
+    passes = rows[1.1][1:]
+    assert passes == [sum(length > t for length in lengths) for t in range(1, len(passes) + 1)]
+
+
+def test_sampling_leaves_the_weights_alone_and_needs_no_gradient(policy: PreTrainedModel) -> None:
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    sampler(policy).generate(REQUESTS, params())
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
+    assert all(p.grad is None for p in policy.parameters())
+    policy.train()
+    policy(torch.tensor([PROMPTS[0]])).logits.sum().backward()  # and does not stand in the way of one
+
+
+# --- ends
+
+
+def test_every_stop_id_ends_an_answer_and_belongs_to_it(policy: PreTrainedModel) -> None:
+    stop_ids = {1, 6, 13, 25}
+    answers = sum(sampler(policy, stop_ids=sorted(stop_ids)).generate(REQUESTS, params(n=16)), [])
+    assert {c.token_ids[-1] for c in answers if c.finish_reason == "stop"} == stop_ids
+    for c in answers:
+        assert not stop_ids & set(c.token_ids[:-1])
+        assert (c.finish_reason == "stop") == (c.token_ids[-1] in stop_ids)
+        assert c.finish_reason == "stop" or len(c.token_ids) == 24
+        assert len(c.logprobs) == len(c.token_ids)
+        assert c.weight_version == 7
+
+
+def test_an_answer_that_stops_on_its_last_position_is_stopped_and_not_cut(policy: PreTrainedModel) -> None:
+    whole = sampler(policy).generate(REQUESTS, params(n=16))
+    stopped = next(c for c in sum(whole, []) if c.finish_reason == "stop" and len(c.token_ids) > 1)
+    length = len(stopped.token_ids)
+    exact, shorter = (
+        sum(sampler(policy).generate(REQUESTS, params(n=16, max_tokens=m)), []) for m in (length, length - 1)
+    )
+    position = sum(whole, []).index(stopped)
+    assert exact[position] == stopped
+    assert shorter[position].token_ids == stopped.token_ids[:-1]
+    assert shorter[position].finish_reason == "length"
+
+
+def test_one_token_answers(policy: PreTrainedModel) -> None:
+    answers = sampler(policy).generate(REQUESTS, params(max_tokens=1))
+    assert all(len(c.token_ids) == 1 for group in answers for c in group)
+
+
+def test_no_requests_give_no_answers(policy: PreTrainedModel) -> None:
+    assert sampler(policy).generate([], params()) == []
+
+
+# --- greedy decoding
+
+
+def test_greedy_decoding_is_transformers_own(policy: PreTrainedModel) -> None:
+    stop_ids = [1, 6]
+    answers = sampler(policy, stop_ids=stop_ids).generate(REQUESTS, params(n=1, temperature=0.0))
+    for request, (answer,) in zip(REQUESTS, answers, strict=True):
+        prompt = torch.tensor([request.prompt_ids])
+        theirs = policy.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, eos_token_id=stop_ids
+        )
+        assert list(answer.token_ids) == theirs[0, prompt.shape[1] :].tolist()
+        assert set(answer.logprobs) == {0.0}
+
+
+def test_top_k_of_one_is_greedy(policy: PreTrainedModel) -> None:
+    greedy = sampler(policy).generate(REQUESTS, params(n=1, temperature=0.0))
+    assert ids(sampler(policy).generate(REQUESTS, params(n=1, top_k=1, temperature=1.3))) == ids(greedy)
+    assert ids(sampler(policy).generate(REQUESTS, params(n=1, top_p=1e-6))) == ids(greedy)
+
+
+def test_greedy_answers_to_one_prompt_are_all_alike(policy: PreTrainedModel) -> None:
+    for group in ids(sampler(policy).generate(REQUESTS, params(n=4, temperature=0.0))):
+        assert len(set(group)) == 1
+
+
+def test_running_out_of_memory_names_the_settings_to_lower(policy: PreTrainedModel) -> None:
+    def fail(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    policy.register_forward_pre_hook(fail)
+    with pytest.raises(BackendError, match="out of memory while sampling") as raised:
+        sampler(policy).generate(REQUESTS, params())
+    assert "actor_rollout_ref.rollout.max_num_seqs" in str(raised.value)

@@ -1,0 +1,460 @@
+"""Layers, unknown keys, wrong values, and the account of what the user gave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmpo.config import Config, load, load_sft
+from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED
+from gmpo.config.layers import recipes
+from gmpo.config.resolved import as_tree
+from gmpo.config.schema_sft import SftConfig
+from gmpo.config.tree import leaves
+from gmpo.errors import ConfigError
+
+A = "actor_rollout_ref.actor"
+R = "actor_rollout_ref.rollout"
+
+PUBLISHED = (
+    "algorithm.adv_estimator=grpo",
+    "data.train_files=['/home/user/data/gsm8k/train.parquet', '/home/user/data/math/train.parquet']",
+    "data.val_files=['/home/user/data/gsm8k/test.parquet', '/home/user/data/math/test.parquet']",
+    "data.train_batch_size=1024",
+    "data.max_prompt_length=1024",
+    "data.max_response_length=1024",
+    "data.filter_overlong_prompts=True",
+    "data.truncation=error",
+    "actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-7B",
+    f"{A}.optim.lr=1e-6",
+    "actor_rollout_ref.model.use_remove_padding=True",
+    f"{A}.ppo_mini_batch_size=256",
+    f"{A}.ppo_micro_batch_size_per_gpu=16",
+    f"{A}.use_kl_loss=False",
+    f"{A}.kl_loss_coef=0.001",
+    f"{A}.kl_loss_type=low_var_kl",
+    f"{A}.policy_loss.loss_mode=geo_mean",
+    f"{A}.clip_ratio_low=0.4",
+    f"{A}.clip_ratio_high=0.4",
+    f"{A}.entropy_coeff=0",
+    "actor_rollout_ref.model.enable_gradient_checkpointing=True",
+    f"{A}.fsdp_config.param_offload=False",
+    f"{A}.fsdp_config.optimizer_offload=False",
+    f"{R}.log_prob_micro_batch_size_per_gpu=16",
+    f"{R}.tensor_model_parallel_size=2",
+    f"{R}.name=vllm",
+    f"{R}.gpu_memory_utilization=0.6",
+    f"{R}.n=5",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.ref.fsdp_config.param_offload=True",
+    f"{A}.checkpoint.save_contents=['hf_model']",
+    "algorithm.use_kl_in_reward=False",
+    "trainer.critic_warmup=0",
+    'trainer.logger=["console","wandb"]',
+    "trainer.project_name=verl_gmpo_example_gsm8k_math",
+    "trainer.experiment_name=qwen2_5_7b_function_rm",
+    "trainer.n_gpus_per_node=8",
+    "trainer.nnodes=1",
+    "trainer.save_freq=20",
+    "trainer.test_freq=5",
+    "trainer.total_epochs=15",
+)
+"""verl's published GMPO command, examples/gmpo_trainer/run_qwen2_5-7b_math.sh."""
+
+
+def problems(*overrides: str, **layers: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides, **layers)
+    return str(caught.value)
+
+
+# --- the published command ---------------------------------------------------------------------------------------
+
+
+def test_the_published_command_loads_with_the_values_it_gives() -> None:
+    config = load(PUBLISHED).config
+    actor = config.actor_rollout_ref.actor
+    assert actor.policy_loss.loss_mode == "geo_mean"
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.4, 0.4)
+    assert actor.optim.lr == 1e-6
+    assert actor.checkpoint.save_contents == ("hf_model",)
+    assert config.data.train_files == ("/home/user/data/gsm8k/train.parquet", "/home/user/data/math/train.parquet")
+    assert config.trainer.logger == ("console", "wandb")
+
+
+def test_every_key_of_the_published_command_is_honoured_inert_or_unavailable() -> None:
+    resolved = load(PUBLISHED)
+    assert resolved.given == {override.partition("=")[0] for override in PUBLISHED}
+    assert {note.path for note in resolved.unavailable} == {f"{R}.name", "trainer.n_gpus_per_node"}
+    assert {note.path for note in resolved.inert} == {
+        "actor_rollout_ref.model.use_remove_padding",
+        f"{A}.fsdp_config.param_offload",
+        f"{A}.fsdp_config.optimizer_offload",
+        f"{A}.kl_loss_coef",
+        f"{A}.kl_loss_type",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+        "actor_rollout_ref.ref.fsdp_config.param_offload",
+        f"{R}.tensor_model_parallel_size",
+        f"{R}.gpu_memory_utilization",
+        "trainer.critic_warmup",
+        "trainer.nnodes",
+    }
+    assert len(resolved.honoured) == 41 - 11 - 2
+    assert [note.path for note in resolved.warnings] == [f"{A}.checkpoint.save_contents"]
+
+
+def test_what_the_published_command_leaves_open_is_derived() -> None:
+    derived = {item.path: item.value for item in load(PUBLISHED).derived}
+    assert derived == {
+        f"{A}.use_dynamic_bsz": False,
+        f"{R}.log_prob_use_dynamic_bsz": False,
+        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": False,
+        f"{R}.log_prob_max_token_len_per_gpu": 16384,
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": 16384,
+        "actor_rollout_ref.ref.model.path": "Qwen/Qwen2.5-Math-7B",
+        "actor_rollout_ref.ref.strategy": "fsdp",
+        "actor_rollout_ref.ref.ulysses_sequence_parallel_size": 1,
+        "actor_rollout_ref.ref.use_torch_compile": True,
+        f"{R}.prompt_length": 1024,
+        f"{R}.response_length": 1024,
+        f"{R}.val_kwargs.do_sample": False,
+        f"{A}.checkpoint.load_contents": ("hf_model",),
+        "data.seed": 1,
+        f"{R}.seed": 1,
+        f"{A}.data_loader_seed": 1,
+        "trainer.default_local_dir": "checkpoints/verl_gmpo_example_gsm8k_math/qwen2_5_7b_function_rm",
+        "trainer.device": "auto",
+    }
+
+
+# --- layers ------------------------------------------------------------------------------------------------------
+
+
+def test_later_layers_win_over_earlier_ones(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: gmpo\ntrainer.seed: 2\nactor_rollout_ref: {actor: {clip_ratio: 0.3, optim.lr: 1e-5}}\n")
+    assert load(file=file).config.actor_rollout_ref.actor.clip_ratio_high == 0.3
+    resolved = load(["trainer.seed=5", "trainer.seed=6"], file=file, tree={"trainer": {"seed": 3}, "data.seed": 4})
+    assert resolved.config.trainer.seed == 6
+    assert resolved.config.data.seed == 4
+    assert resolved.config.actor_rollout_ref.actor.optim.lr == 1e-5
+    assert resolved.config.actor_rollout_ref.actor.policy_loss.loss_mode == "geo_mean"
+
+
+def test_the_command_line_chooses_the_recipe_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: gmpo\n")
+    assert load(["recipe=grpo"], file=file).config.actor_rollout_ref.actor.policy_loss.loss_mode == "vanilla"
+    assert load(["recipe=null"], file=file).given == frozenset()
+
+
+def test_the_recipe_gmpo_sets_the_objective_and_either_bound_can_be_overridden() -> None:
+    actor = load(["recipe=gmpo", f"{A}.clip_ratio_low=0.2"]).config.actor_rollout_ref.actor
+    assert actor.policy_loss.loss_mode == "geo_mean"
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.4)
+
+
+@pytest.mark.parametrize("name", list(recipes()))
+def test_every_recipe_loads_and_every_key_in_it_is_honoured(name: str) -> None:
+    resolved = load([f"recipe={name}"])
+    assert resolved.given
+    assert resolved.honoured == resolved.given
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    assert "known are gmpo, grpo" in problems("recipe=gspo")
+
+
+def test_interpolations_in_a_file_follow_the_command_line_and_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data:\n  max_response_length: ${data.max_prompt_length}\n  val_max_samples: ${trainer.seed}\n")
+    data = load(["data.max_prompt_length=64"], file=file).config.data
+    assert (data.max_response_length, data.val_max_samples) == (64, 1)
+    file.write_text("data: {max_response_length: '${data.nope}'}")
+    assert "data.max_response_length = '${data.nope}'" in problems(file=file)
+
+
+def test_plus_keys_reach_into_free_form_settings_and_unite_there() -> None:
+    resolved = load(
+        [
+            "+reward_model.reward_kwargs.overlong_buffer_cfg.enable=True",
+            "+reward_model.reward_kwargs.overlong_buffer_cfg.len=4096",
+            "+actor_rollout_ref.model.override_config.max_position_embeddings=32768",
+        ]
+    )
+    assert resolved.config.reward_model.reward_kwargs == {"overlong_buffer_cfg": {"enable": True, "len": 4096}}
+    assert resolved.config.actor_rollout_ref.model.override_config == {"max_position_embeddings": 32768}
+
+
+def test_a_key_inside_a_free_form_setting_may_hold_a_dot() -> None:
+    tree = {"custom_reward_function": {"path": "r.py", "reward_kwargs": {"gpt-4.1": 2}}}
+    assert load(tree=tree).config.custom_reward_function.reward_kwargs == {"gpt-4.1": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [1", "cannot be read as YAML"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("3\n", "holds no keys"),
+        ("trainer.seed: 1\ntrainer.seed: 2\n", "duplicate key"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_cause(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    message = problems(file=file)
+    assert str(file) in message
+    assert words in message
+
+
+def test_a_missing_file_is_named() -> None:
+    assert "nowhere.yaml: cannot be read: No such file" in problems(file=Path("nowhere.yaml"))
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("loss_mode=geo_mean", f"{A}.policy_loss.loss_mode"),
+        ("policy_loss.loss_mode=geo_mean", f"{A}.policy_loss.loss_mode"),
+        ("clip_ratio=0.4", f"{A}.clip_ratio"),
+        ("actor.optim.lr=1e-6", f"{A}.optim.lr"),
+        ("actor_rollout.ref.rollout.n=5", f"{R}.n"),
+        ("actor_rollout_ref.actor.optim.lrr=1e-6", f"{A}.optim.lr"),
+        ("data.train_batchsize=8", "data.train_batch_size"),
+        ("trainer.total_epoch=2", "trainer.total_epochs"),
+        ("rollout.temprature=1", f"{R}.temperature"),
+        ("trainer.seed.x=1", "trainer.seed"),
+        ("model.lr=1e-6", f"{A}.optim.lr"),
+        ("ppo.loss_mode=geo_mean", f"{A}.policy_loss.loss_mode"),
+    ],
+)
+def test_an_unknown_key_names_the_one_that_was_meant_first(written: str, meant: str) -> None:
+    message = problems(written)
+    assert f"Did you mean {meant}" in message
+    assert message.startswith("1 problem in the configuration:")
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("critic.optim.lr=1e-5", "there is no critic yet"),
+        ("actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2", "actor.strategy"),
+        ("algorithm.rollout_correction.rollout_is=token", "not available yet"),
+        ("+algorithm.filter_groups.enable=True", "not available yet"),
+        ("actor_rollout_ref.model.lora_rank=8", "LoRA is not available"),
+        ("actor_rollout_ref.actor.policy_loss.clip_cov_ratio=0.1", "not available yet"),
+        ("reward_model.enable=True", "reward models are not available"),
+        ("ray_kwargs.ray_init.num_cpus=4", "Ray is not used"),
+    ],
+)
+def test_a_key_that_verl_has_is_refused_with_its_own_reason(written: str, reason: str) -> None:
+    message = problems(written)
+    assert reason in message
+    assert "unknown key" not in message
+
+
+def test_a_section_is_not_a_setting() -> None:
+    assert "is a section" in problems("trainer=3")
+    assert "is a section" in problems(tree={"trainer": None})
+
+
+def test_other_names_of_verl_are_taken_and_reported() -> None:
+    resolved = load(["reward.reward_manager.name=naive", f"{A}.optim.clip_grad=0.5"])
+    assert resolved.config.actor_rollout_ref.actor.grad_clip == 0.5
+    assert resolved.given == {"reward_model.reward_manager", f"{A}.grad_clip"}
+    assert {note.path for note in resolved.warnings} >= resolved.given
+    assert load_sft(["model.partial_pretrain=m"]).config.model.path == "m"
+
+
+def test_a_setting_given_under_both_names_is_refused() -> None:
+    assert "given both as" in problems(f"{A}.optim.clip_grad=0.5", f"{A}.grad_clip=1")
+
+
+def test_every_other_name_leads_to_a_key_and_is_none_itself() -> None:
+    for root, table in ((Config, MOVED), (SftConfig, SFT_MOVED)):
+        for old, new in table.items():
+            assert old not in leaves(root)
+            assert any(path == new or path.startswith(f"{new}.") for path in leaves(root))
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (f"{A}.optim.lr=fast", "must be a number >= 0"),
+        (f"{A}.optim.lr=-1", "must be a number >= 0"),
+        (f"{A}.optim.lr=nan", "must be a number >= 0"),
+        (f"{A}.optim.lr=inf", "must be a number >= 0"),
+        (f"{A}.entropy_coeff=nan", "must be a number"),
+        (f"{A}.optim.betas=[0.9]", "must be a list of 2 numbers"),
+        (f"{A}.clip_ratio_c=1", "must be a number > 1"),
+        (f"{R}.temperature=0", "must be a number > 0"),
+        (f"{R}.top_p=0", "must be a number > 0 and <= 1"),
+        (f"{R}.top_p=1.1", "must be a number > 0 and <= 1"),
+        (f"{A}.ppo_epochs=True", "must be an integer >= 1"),
+        (f"{A}.ppo_epochs=1.5", "must be an integer >= 1"),
+        ("trainer.val_only=1", "must be True or False"),
+        ("trainer.save_freq=-2", "must be an integer >= -1"),
+        ("data.max_prompt_length=null", "must be an integer >= 1"),
+        ("data.truncation=lefft", "must be one of error, left, right, middle. Did you mean left?"),
+        ("trainer.logger=[console,wanbd]", "Did you mean wandb?"),
+        ("actor_rollout_ref.model.override_config=3", "must be keys with values"),
+        (f"{A}.policy_loss.loss_mode=geomean", "Did you mean geo_mean?"),
+        (f"{A}.checkpoint.load_contents=[weights]", "must be a list of model, optimizer, extra, hf_model"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(written: str, said: str) -> None:
+    path = written.partition("=")[0]
+    message = problems(written)
+    assert message.startswith(f"1 problem in the configuration:\n  {path} = ")
+    assert "(command line)" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(("path", "value"), list(REFUSED_VALUES))
+def test_a_value_that_verl_knows_is_refused_with_its_own_reason(path: str, value: str) -> None:
+    assert path in leaves(Config)
+    assert REFUSED_VALUES[path, value] in problems(f"{path}={value}")
+
+
+def test_values_are_converted_only_where_nothing_is_lost() -> None:
+    config = load(
+        ["trainer.total_training_steps=1e3", "data.train_files=a.parquet", "data.val_files=null", f"{R}.temperature=1"]
+    ).config
+    assert config.trainer.total_training_steps == 1000
+    assert config.data.train_files == ("a.parquet",)
+    assert config.data.val_files == ()
+    assert config.actor_rollout_ref.rollout.temperature == 1.0
+
+
+def test_a_value_of_a_foreign_type_is_named() -> None:
+    assert "trainer.seed = " in problems(tree={"trainer.seed": object()})
+    assert "is of type object" in problems(tree={"trainer.seed": object()})
+
+
+def test_all_problems_are_listed_together() -> None:
+    message = problems(
+        "nonsense",
+        "recipe=nope",
+        "loss_mode=geo_mean",
+        "critic.optim.lr=1",
+        f"{A}.optim.lr=fast",
+        f"{A}.kl_loss_type=full",
+        "trainer.resume_mode=resume_path",
+        f"{R}.n=1",
+        "data.train_batch_size=8",
+    )
+    assert message.startswith("9 problems in the configuration:")
+    assert all(
+        words in message
+        for words in (
+            "'nonsense'",
+            "recipe = 'nope'",
+            "loss_mode = 'geo_mean'",
+            "critic.optim.lr = 1",
+            f"{A}.optim.lr = 'fast'",
+            f"{A}.kl_loss_type = 'full'",
+            "trainer.resume_from_path = null",
+            f"{R}.n = 1",
+            f"{A}.ppo_mini_batch_size = 256 (default)",
+        )
+    )
+
+
+def test_a_problem_does_not_bring_others_that_only_follow_from_it() -> None:
+    # Without the first key the mini-batch of 256 would be larger than the batch; the user did not ask for that.
+    assert problems("actor.ppo_mini_batch_size=8", "data.train_batch_size=16").startswith("1 problem")
+    assert problems(f"{A}.ppo_mini_batch_size=many", "data.train_batch_size=16").startswith("1 problem")
+
+
+# --- the resolved configuration ------------------------------------------------------------------------------------
+
+
+def test_defaults_alone_load_and_leave_no_derived_setting_empty() -> None:
+    for resolved, root in ((load(), Config), (load_sft(), SftConfig)):
+        assert resolved.given == frozenset()
+        assert resolved.inert == ()
+        for path, leaf in leaves(root).items():
+            node: Any = resolved.config
+            for name in path.split("."):
+                node = getattr(node, name)
+            assert node is not None or leaf.nullable, path
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        PUBLISHED,
+        (),
+        ("recipe=gmpo", "trainer.total_training_steps=80", "trainer.experiment_name=1e-6"),
+        (f"{A}.ppo_micro_batch_size=64", f"{R}.val_kwargs.temperature=1.0", "data.val_files=v.parquet"),
+        (f"{A}.use_dynamic_bsz=True", f"{R}.log_prob_micro_batch_size_per_gpu=4"),
+    ],
+)
+def test_the_resolved_yaml_loads_to_an_equal_configuration(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    file = tmp_path / "resolved.yaml"
+    first = load(overrides)
+    file.write_text(first.to_yaml())
+    again = load(file=file)
+    assert again.config == first.config
+    assert again.to_yaml() == first.to_yaml()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(blacklist_categories=["Cc", "Cs"])), st.integers(0, 2**40), st.floats(0, 1e6))
+def test_any_text_and_number_survive_the_resolved_yaml(text: str, seed: int, lr: float) -> None:
+    tree = {"trainer.seed": seed, f"{A}.optim.lr": lr, "actor_rollout_ref.model.override_config": {"key": ["x", seed]}}
+    template = {"custom_reward_function.reward_kwargs": {"prompt": text.replace("${", "$")}}
+    first = load(tree=tree | template)
+    assert first.config.custom_reward_function.reward_kwargs["prompt"] == text.replace("${", "$")
+    again = load(tree=as_tree(first.config))
+    assert again.config == first.config
+
+
+@pytest.mark.parametrize("text", ["${x}", "a ${b} c", "\\${x}", "\\\\${x}", "{{ m['a'] }}${y}\n\\n"])
+def test_a_text_that_looks_like_an_interpolation_survives_the_resolved_yaml(tmp_path: Path, text: str) -> None:
+    changed = load().config.model_copy(deep=True)
+    reward = changed.custom_reward_function.model_copy(update={"reward_kwargs": {"prompt": text}})
+    config = changed.model_copy(update={"custom_reward_function": reward})
+    assert load(tree=as_tree(config)).config == config
+
+
+def test_a_loaded_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().config.trainer.seed = 3  # type: ignore[misc]
+
+
+def test_configuration_loads_without_torch_and_its_like() -> None:
+    code = (
+        "import sys; import gmpo.config, gmpo.check; gmpo.config.load(['recipe=gmpo']).to_yaml();"
+        "print([m for m in ('torch', 'transformers', 'ray', 'vllm', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- supervised learning -------------------------------------------------------------------------------------------
+
+
+def test_supervised_learning_has_a_tree_of_its_own_with_the_same_checks() -> None:
+    config = load_sft(["data.train_batch_size=100", "model.path=m", "optim.warmup_steps_ratio=0.05"]).config
+    assert config.data.micro_batch_size_per_gpu == 25
+    assert config.data.response_key == "extra_info.answer"
+    assert config.trainer.default_local_dir == "checkpoints/gmpo/sft"
+    with pytest.raises(ConfigError, match="4 problems") as caught:
+        load_sft(["optim.clip_grd=1", "data.micro_batch_size_per_gpu=3", "optim.betas=[0.9,1]", "recipe=gmpo"])
+    for words in ("Did you mean optim.clip_grad?", "does not divide data.train_batch_size = 256", "< 1", "none for"):
+        assert words in str(caught.value)
+    assert {note.path for note in load_sft().unavailable} == {"model.path", "data.train_files"}

@@ -1,0 +1,98 @@
+"""Which scorer a data source gets, and the exact grades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gmpo.errors import ConfigError, DataError
+from gmpo.rewards.scorers import SCORERS, check_options, scorer_for
+from gmpo.rewards.verdict import Verdict
+
+CORRECT, WRONG, UNPARSED = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED
+
+
+@pytest.mark.parametrize(
+    ("data_source", "text", "gold", "options", "verdict", "score", "pred"),
+    [
+        ("openai/gsm8k", "#### 1,000", "1000", {}, CORRECT, 1.0, "1000"),
+        ("openai/gsm8k", "#### 42.", "42", {}, WRONG, 0.0, "42."),
+        ("openai/gsm8k", "it is 42", "42", {}, UNPARSED, 0.0, None),
+        ("openai/gsm8k", "it is 1,000", "1000", {"method": "flexible"}, WRONG, 0.0, "1,000"),
+        ("openai/gsm8k", "it is 1,000.", "1000", {"method": "flexible_no_commas"}, CORRECT, 1.0, "1000"),
+        ("lighteval/MATH", r"\boxed{\dfrac12}", r"\frac{1}{2}", {}, CORRECT, 1.0, r"\dfrac12"),
+        ("HuggingFaceH4/MATH-500", r"\boxed{2}", "3", {}, WRONG, 0.0, "2"),
+        ("DigitalLearningGmbH/MATH-lighteval", "2", "2", {}, UNPARSED, 0.0, None),
+        ("math_dapo", "Answer: $34$", "34", {}, CORRECT, 1.0, "$34$"),
+        ("math", "Answer: 35", "34", {}, WRONG, -1.0, "35"),
+        ("math_dapo_reasoning", r"\boxed{34}", "34", {}, UNPARSED, -1.0, None),
+        ("aime24", "Answer: 204", "204", {}, CORRECT, 1.0, "204"),
+        ("aime_1983_2023", r"\boxed{34}", "34", {"strict_box_verify": True}, CORRECT, 1.0, "34"),
+        ("gmpo/stories", "3 5 + 7 = 4 2 ; #### 4 2", "42", {}, CORRECT, 1.0, "42"),
+        ("gmpo/stories", "#### 4 3", "42", {}, WRONG, 0.0, "43"),
+        ("gmpo/stories", "4 2", "42", {}, UNPARSED, 0.0, None),
+        ("math_verify", r"\boxed{\frac{2}{4}}", "0.5", {}, CORRECT, 1.0, r"\frac{2}{4}"),
+        ("math_verify", r"\boxed{1} and \boxed{2}", "\\{1, 2\\}", {}, CORRECT, 1.0, "1,2"),
+        ("math_verify", "<answer>1e6</answer>", "1000000", {}, CORRECT, 1.0, "1e6"),
+        ("minerva_math", "The answer is $3$.", "4", {}, WRONG, 0.0, "3"),
+        ("olympiadbench", "x^2 + 1", "1 + x^2", {}, CORRECT, 1.0, "x^2 + 1"),
+        ("amc23", "no idea", "27", {}, UNPARSED, 0.0, None),
+    ],
+)
+def test_a_scorer_gives_exactly_this_grade(
+    data_source: str, text: str, gold: str, options: Mapping[str, Any], verdict: Verdict, score: float, pred: str | None
+) -> None:
+    grade = scorer_for(data_source).score(text, gold, {}, **options)
+    assert (grade.verdict, grade.score, grade.pred) == (verdict, score, pred)
+    assert grade.extra == {"acc": int(verdict is CORRECT)}
+
+
+def test_an_exact_name_goes_before_a_beginning_and_case_matters() -> None:
+    assert scorer_for("math") is not scorer_for("math_verify")
+    assert scorer_for("aime25") is SCORERS["aime*"]
+    assert scorer_for("AIME2024") is SCORERS["AIME*"]
+    assert scorer_for("numina_olympiads") is scorer_for("math_verify")
+
+
+def test_an_unknown_data_source_is_an_error_that_lists_the_known_and_names_the_remedy() -> None:
+    with pytest.raises(DataError) as caught:
+        scorer_for("openai/gsm8")
+    message = str(caught.value)
+    assert "'openai/gsm8'" in message
+    assert "Did you mean 'openai/gsm8k'?" in message
+    assert "lighteval/MATH" in message
+    assert "custom_reward_function.path" in message
+    with pytest.raises(DataError):
+        scorer_for("aime*"[:-2])
+
+
+def test_an_option_that_a_scorer_does_not_have_is_refused() -> None:
+    check_options("openai/gsm8k", {"method": "flexible"})
+    with pytest.raises(ConfigError, match="allowed: 'strict', 'flexible'"):
+        check_options("openai/gsm8k", {"method": "loose"})
+    with pytest.raises(ConfigError, match="no option 'method'; its options: none"):
+        check_options("lighteval/MATH", {"method": "strict"})
+
+
+@pytest.mark.parametrize("data_source", ["openai/gsm8k", "lighteval/MATH", "math_dapo", "gmpo/stories", "math_verify"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\\boxed{" * 2000,
+        "\\boxed{42",
+        "####",
+        "Answer:",
+        "\\boxed{４２} #### ４２",
+        "Answer: ٤٢",
+        "\\boxed{}",
+        "x" * 100_000,
+        "\x00\ud800",
+    ],
+)
+def test_no_malformed_answer_is_correct(data_source: str, text: str) -> None:
+    grade = scorer_for(data_source).score(text, "42", {})
+    assert grade.verdict in (WRONG, UNPARSED)
