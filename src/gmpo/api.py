@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
 from gmpo.build import (
+    Policy,
     RewardFunction,
     Rows,
     build_collector,
@@ -30,19 +32,22 @@ from gmpo.build import (
     build_tokenizer,
     data_sources,
 )
+from gmpo.checkpoint import export
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
-from gmpo.config.numbers import Length, numbers, run_length
+from gmpo.config.numbers import Length, Numbers, numbers, run_length
 from gmpo.config.resolved import as_tree
 from gmpo.data.demonstrations import demonstrations_from_rows, encode_demonstrations, load_demonstrations
-from gmpo.data.problems import ProblemStream
+from gmpo.data.problems import ProblemStream, sample
+from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.interrupt import Stop
 from gmpo.loop import train as run_loop
+from gmpo.loop import validate
 from gmpo.rollout import Group
 from gmpo.supervised import fine_tune
 from gmpo.tracking.console import ConsoleSink, sample_panel
-from gmpo.tracking.environment import write_environment
+from gmpo.tracking.folder import METRICS, RunFolder
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
 
@@ -102,45 +107,36 @@ def train(
     c: Config = resolved.config
     _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
     _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
-    _print_notes(console, resolved)
-    folder = Path(c.trainer.default_local_dir).expanduser()
+    say = _speaker(console)
+    _print_notes(say, resolved)
+    folder = _folder(c.trainer.default_local_dir)
+    _check_writable(folder)
     tokenizer = build_tokenizer(c)
     problems, validation = build_problems(c, tokenizer, rows, val_rows)
     counts = numbers(c, len(problems.items), len(validation.items) if validation else 0)
-    assert counts.total_steps is not None
-    assert counts.steps_per_epoch is not None
-    with build_grader(c, reward, data_sources(problems, validation)) as grader:
+    length = _length(counts)
+    asked = data_sources(problems, validation)
+    with build_grader(c, reward, asked) as grader:
+        grader.start([problem.data_source for problem in asked])
         policy = build_policy(c, tokenizer)
-        learner = build_learner(c, policy, counts.total_steps)
+        learner = build_learner(c, policy, length.total_steps)
         collector = build_collector(c, policy, grader)
-        console.print(
-            f"{len(problems.items)} problems"
-            + (f" ({problems.dropped} overlong ones dropped)" if problems.dropped else "")
-            + (f" ({problems.truncated} prompts cut)" if problems.truncated else "")
-            + f", {len(validation.items) if validation else 0} for validation; "
-            f"{_size(policy.model)} parameters on {describe(policy.device)}; "
-            f"{counts.total_steps} steps of {counts.prompts_per_step} x {c.actor_rollout_ref.rollout.n} answers and "
-            f"{counts.updates_per_step} updates -> {folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        _write_settings(folder, resolved, describe(policy.device))
+        say(_overview(c, problems, validation, counts, policy))
         writer = SampleWriter(
             folder,
             SamplePolicy(groups=c.trainer.sample_groups, token_groups=c.trainer.token_record_groups),
-            all_training=_folder(c.trainer.rollout_data_dir),
-            all_validation=_folder(c.trainer.validation_data_dir),
+            all_training=_folder(c.trainer.rollout_data_dir) if c.trainer.rollout_data_dir else None,
+            all_validation=_folder(c.trainer.validation_data_dir) if c.trainer.validation_data_dir else None,
         )
-        info = RunInfo(folder, c.trainer.project_name, c.trainer.experiment_name, as_tree(c))
-        length = Length(counts.steps_per_epoch, counts.total_steps, counts.epochs or 0)
-        sinks = _sinks(info, c.trainer.logger, console, label, length)
-        with _tracker(sinks, writer) as tracker, Stop(console.print) as stop:
+        sinks = _sinks(resolved, folder, policy, console, label, length)
+        with _tracker(sinks, writer) as tracker, Stop(say) as stop:
             evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
+            store = build_store(c, folder, data_sources(problems), say)
             if c.trainer.val_only:
-                collector.sampler.load(learner.weights(0))
-                tracker.start(0)
-                tracker.validation(0, evaluate(0))
-                return Run(folder, Path(c.actor_rollout_ref.model.path), 0, 0, tuple(tracker.history))
+                done = validate(
+                    sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker
+                )
+                return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
             state = run_loop(
                 build_plan(c, policy, counts),
                 build_stream(c, problems),
@@ -149,29 +145,31 @@ def train(
                 collector=collector,
                 credit=build_credit(c),
                 evaluate=evaluate,
-                store=build_store(c, folder, len(problems.items), console.print),
+                store=store,
                 tracker=tracker,
                 stop=stop,
                 kl_coef=c.algorithm.kl_ctrl.kl_coef,
             )
-        learner.save(folder, ["hf_model"])
-    return Run(folder, folder / "huggingface", state.step, counts.total_steps, tuple(tracker.history))
+            model = export(learner, folder)
+    return Run(folder, model, state.step, length.total_steps, tuple(tracker.history))
 
 
 def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:
     """Fine-tune a model on rows that carry an answer (`data.response_key`); arguments and errors as for `train`."""
     console = console or Console()
-    resolved = _resolved(config, load_sft)
+    resolved = _resolved(config, partial(load_sft, rows=rows is not None))
     _refuse_unavailable(resolved)
     c: SftConfig = resolved.config
     _need(c.model.path, "model.path", "a Hugging Face model folder or hub name")
     _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)")
-    _print_notes(console, resolved)
-    folder = Path(c.trainer.default_local_dir).expanduser()
+    say = _speaker(console)
+    _print_notes(say, resolved)
+    folder = _folder(c.trainer.default_local_dir)
+    _check_writable(folder)
     data = c.data
     keys: dict[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
     if rows is not None:
-        items = demonstrations_from_rows(rows, **keys)
+        items = sample(demonstrations_from_rows(rows, **keys), data.max_samples, None)
     else:
         items = load_demonstrations(data.train_files, limit=data.max_samples, **keys)
     held_out = load_demonstrations(data.val_files, **keys) if data.val_files else []
@@ -187,22 +185,18 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
         encode_demonstrations,
         tokenizer=policy.tokenizer,
         encode_answer=partial(policy.tokenizer.encode, add_special_tokens=False),
-        end_id=policy.tokenizer.eos_token_id,
+        end_id=policy.tokenizer.eos_token_id if policy.tokenizer.eos_token_id is not None else min(policy.stop_ids),
         max_length=data.max_length,
         truncation=data.truncation,
     )
     stream = ProblemStream(encode(items), data.train_batch_size, shuffle=True, seed=c.trainer.seed)
-    console.print(
+    say(
         f"{len(items)} demonstrations; {_size(policy.model)} parameters on {describe(policy.device)}; "
-        f"{length.total_steps} updates of {data.train_batch_size} -> {folder}",
-        highlight=False,
-        soft_wrap=True,
+        f"{length.total_steps} updates of {data.train_batch_size} -> {folder}"
     )
-    _write_settings(folder, resolved, describe(policy.device))
     writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
-    info = RunInfo(folder, c.trainer.project_name, c.trainer.experiment_name, as_tree(c))
-    sinks = _sinks(info, c.trainer.logger, console, label, length)
-    with _tracker(sinks, writer) as tracker, Stop(console.print) as stop:
+    sinks = _sinks(resolved, folder, policy, console, label, length)
+    with _tracker(sinks, writer) as tracker, Stop(say) as stop:
         done = fine_tune(
             stream,
             total_steps=length.total_steps,
@@ -212,8 +206,8 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
             stop=stop,
             validation=encode(held_out) if held_out else (),
         )
-    learner.save(folder, ["hf_model"])
-    return Run(folder, folder / "huggingface", done, length.total_steps, tuple(tracker.history))
+        model = export(learner, folder)
+    return Run(folder, model, done, length.total_steps, tuple(tracker.history))
 
 
 def _resolved(settings: Settings, loader: Callable[..., Resolved[ConfigT]]) -> Resolved[ConfigT]:
@@ -237,20 +231,56 @@ def _need(given: object, path: str, what: str) -> None:
         raise ConfigError(f"{path} is not set: it names {what}. `gmpo train --help` has an example.")
 
 
-def _print_notes(console: Console, resolved: Resolved[Any]) -> None:
+def _speaker(console: Console) -> Callable[..., None]:
+    """Prints lines as they are: a bracket in a path is no markup, and no line is broken."""
+    return partial(console.print, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_notes(say: Callable[..., None], resolved: Resolved[Any]) -> None:
     """Warnings and inert keys, one line each; `gmpo check` shows everything."""
     for kind, notes in (("warning", resolved.warnings), ("no effect", resolved.inert)):
         for note in notes:
-            console.print(f"{kind}: {note.path}: {note.reason}", style="yellow", highlight=False, soft_wrap=True)
+            say(f"{kind}: {note.path}: {note.reason}", style="yellow")
 
 
-def _write_settings(folder: Path, resolved: Resolved[Any], device: str) -> None:
+def _check_writable(folder: Path) -> None:
+    """Fail before the model is loaded rather than at the first checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(resolved.to_yaml())
-        write_environment(folder, device)
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise ConfigError(f"trainer.default_local_dir={folder}: cannot write there: {error}") from error
+        raise ConfigError(
+            f"trainer.default_local_dir={folder}: cannot write there: {error}. Name a folder that can be written to."
+        ) from error
+
+
+def _length(counts: Numbers) -> Length:
+    """The length of a run whose number of problems is known."""
+    assert counts.steps_per_epoch is not None
+    assert counts.total_steps is not None
+    assert counts.epochs is not None
+    return Length(counts.steps_per_epoch, counts.total_steps, counts.epochs)
+
+
+def _overview(
+    config: Config, problems: EncodedProblems, validation: EncodedProblems | None, counts: Numbers, policy: Policy
+) -> str:
+    """What is about to happen, in one line."""
+    held_out = _counted(validation) if validation is not None else "0"
+    return (
+        f"{_counted(problems)} problems, {held_out} for validation; "
+        f"{_size(policy.model)} parameters on {describe(policy.device)}; {counts.total_steps} steps of "
+        f"{counts.prompts_per_step} x {config.actor_rollout_ref.rollout.n} answers and {counts.updates_per_step} "
+        f"updates -> {config.trainer.default_local_dir}"
+    )
+
+
+def _counted(part: EncodedProblems) -> str:
+    """The number of problems, and what happened to the others: `14 (2 overlong ones dropped)`."""
+    dropped = f" ({part.dropped} overlong ones dropped)" if part.dropped else ""
+    cut = f" ({part.truncated} prompts cut)" if part.truncated else ""
+    return f"{len(part.items)}{dropped}{cut}"
 
 
 def _keep_validation(
@@ -262,19 +292,26 @@ def _keep_validation(
         console.print(sample_panel(group, step))
 
 
-def _folder(name: str | None) -> Path | None:
-    return None if name is None else Path(name).expanduser()
+def _folder(name: str) -> Path:
+    return Path(name).expanduser()
 
 
 def _size(model: PreTrainedModel) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,}"
 
 
-def _sinks(info: RunInfo, loggers: Sequence[str], console: Console, label: str, length: Length) -> list[Sink]:
-    """metrics.jsonl always, then the loggers that were asked for."""
-    sinks: list[Sink] = [JsonLines(info.folder / "metrics.jsonl")]
-    sinks += [SINKS[name](info) for name in loggers if name != "console"]
-    if "console" in loggers:
+def _sinks(
+    resolved: Resolved[Any], folder: Path, policy: Policy, console: Console, label: str, length: Length
+) -> list[Sink]:
+    """The run folder and metrics.jsonl always, then the loggers that were asked for."""
+    trainer = resolved.config.trainer
+    info = RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
+    sinks: list[Sink] = [
+        RunFolder(folder, config=resolved.to_yaml(), device=describe(policy.device)),
+        JsonLines(folder / METRICS),
+        *(SINKS[name](info) for name in trainer.logger if name != "console"),
+    ]
+    if "console" in trainer.logger:
         sinks.append(
             ConsoleSink(console, label=label, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch)
         )

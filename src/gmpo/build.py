@@ -25,14 +25,14 @@ from gmpo.backends.models import (
     stop_token_ids,
 )
 from gmpo.backends.torch_sampler import TorchSampler
-from gmpo.checkpoint import Store
+from gmpo.checkpoint import Store, content_hash
 from gmpo.collect import Collector
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Actor, Rollout, ValKwargs
 from gmpo.credit import Credit, RewardKL
 from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
-from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows
+from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.evaluation import Evaluation
 from gmpo.loop import Plan
@@ -84,7 +84,10 @@ def build_problems(
     data = config.data
     load = partial(load_problems, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key, seed=config.data.seed)
     from_rows = partial(problems_from_rows, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key)
-    train = from_rows(rows, "rows") if rows is not None else load(data.train_files, limit=data.train_max_samples)
+    if rows is not None:
+        train = sample(from_rows(rows, "rows"), data.train_max_samples, data.seed)
+    else:
+        train = load(data.train_files, limit=data.train_max_samples)
     encode = partial(
         encode_prompts,
         tokenizer=tokenizer,
@@ -94,7 +97,7 @@ def build_problems(
         chat_template_kwargs=data.apply_chat_template_kwargs,
     )
     if val_rows is not None:
-        val = from_rows(val_rows, "val_rows")
+        val = sample(from_rows(val_rows, "val_rows"), data.val_max_samples, data.seed)
     else:
         val = load(data.val_files, limit=data.val_max_samples) if data.val_files else []
     return encode(train), encode(val) if val else None
@@ -116,7 +119,7 @@ def build_grader(config: Config, function: RewardFunction | None, problems: Iter
             function=function or file,
             kwargs=custom.reward_kwargs,
             options={} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}},
-            workers=reward.grader_workers or os.cpu_count() or 1,
+            workers=reward.grader_workers or min(16, os.cpu_count() or 1),
             timeout_s=reward.grader_timeout_s,
             memory_mb=reward.grader_memory_mb,
         )
@@ -272,7 +275,7 @@ def build_stream(config: Config, problems: EncodedProblems) -> ProblemStream[Enc
     return ProblemStream(problems.items, data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
 
 
-def build_store(config: Config, folder: Path, problems: int, warn: Callable[[str], None]) -> Store:
+def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell: Callable[[str], None]) -> Store:
     """Checkpoints of the run, below its folder."""
     trainer, data, checkpoint = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
@@ -282,12 +285,13 @@ def build_store(config: Config, folder: Path, problems: int, warn: Callable[[str
         resume=Path(trainer.resume_from_path or "") if trainer.resume_mode == "resume_path" else trainer.resume_mode,
         keep=trainer.max_actor_ckpt_to_keep,
         position={
-            "problems": problems,
+            "problems": len(problems),
+            "content of the problems": content_hash(problems),
             "data.train_batch_size": data.train_batch_size,
             "data.shuffle": data.shuffle,
             "data.seed": data.seed,
         },
-        warn=warn,
+        tell=tell,
     )
 
 

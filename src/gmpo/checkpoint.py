@@ -10,19 +10,25 @@ the order of problems are functions of seed and step, so there is nothing of the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
 
 LATEST = "latest_checkpointed_iteration.txt"
 PREFIX = "global_step_"
 UNFINISHED = ".unfinished_"
+WRITE_ERRORS = (OSError, SafetensorError)
+"""safetensors reports a full disk as an error of its own kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Store:
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
         position: what the position in the data depends on (rows, batch size, seed ..); a checkpoint made under other
             values is refused, because its step would mean other problems.
-        warn: receives a line for the user.
+        tell: receives a line for the user: where the run goes on, and what is missing for an exact continuation.
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class Store:
         resume: Path | str,
         keep: int | None,
         position: Mapping[str, int | bool | str],
-        warn: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
         self.root = root
         self.save_contents = save_contents
@@ -65,30 +71,28 @@ class Store:
         self.resume = resume
         self.keep = keep
         self.position = dict(position)
-        self.warn = warn
+        self.tell = tell
 
     def save(self, learner: Learner, state: State) -> Path:
         """Write a checkpoint of `state`; the newest-step file points at it afterwards."""
-        self.root.mkdir(parents=True, exist_ok=True)
         target = self.root / f"{PREFIX}{state.step}"
-        unfinished = self.root / f"{UNFINISHED}{PREFIX}{state.step}"
+        unfinished = self.root / f"{UNFINISHED}{target.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            unfinished.mkdir()
+            unfinished.mkdir(parents=True)
             learner.save(unfinished / "actor", self.save_contents)
             _write_json(unfinished / "state.json", {**asdict(state), "position": self.position})
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(unfinished, target)
+            _exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
             latest.write_text(str(state.step))
             os.replace(latest, self.root / LATEST)
-        except OSError as error:
+        except WRITE_ERRORS as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
-                f"cannot write checkpoint {target}: {error}. Earlier checkpoints are intact."
+                f"cannot write checkpoint {target}: {error}. Earlier checkpoints are intact: make room, and the same "
+                "command goes on from the newest."
             ) from error
-        self._rotate()
+        self._rotate(state.step)
         return target
 
     def restore(self, learner: Learner) -> State | None:
@@ -105,10 +109,12 @@ class Store:
             raise CheckpointError(_other_position(folder, position, self.position))
         contents = self._present(folder)
         learner.load(folder / "actor", contents)
+        self.tell(f"going on after step {state.step} from {folder}")
         if "optimizer" not in contents:
-            self.warn(
-                f"{folder.name} holds no optimizer state (save_contents={list(self.save_contents)}): weights are "
-                "resumed, AdamW's moments start at zero. Save ['model','optimizer','extra'] for an exact resume."
+            self.tell(
+                f"warning: {folder.name}: the weights are resumed and no optimizer state (load_contents is "
+                f"{list(self.load_contents)}, of which it holds {contents}): AdamW's moments start at zero. Save and "
+                "load ['model','optimizer','extra'] for an exact resume."
             )
         return state
 
@@ -138,14 +144,14 @@ class Store:
         if self.resume == "disable":
             return None
         if self.resume != "auto":
-            folder = Path(self.resume)
+            folder = Path(self.resume).expanduser()
             if not (folder / "state.json").is_file():
                 raise CheckpointError(f"trainer.resume_from_path={folder}: no checkpoint there (no state.json)")
             return folder
         latest = self.root / LATEST
         if not latest.is_file():
             return None
-        text = latest.read_text().strip()
+        text = latest.read_text(errors="replace").strip()
         folder = self.root / f"{PREFIX}{text}"
         if not folder.is_dir():
             raise CheckpointError(
@@ -154,12 +160,56 @@ class Store:
             )
         return folder
 
-    def _rotate(self) -> None:
+    def _rotate(self, step: int) -> None:
+        """Keep the newest of the checkpoints up to `step`. Later ones are of a run that was left, and not counted."""
         if self.keep is None:
             return
-        numbered = [(int(p.name.removeprefix(PREFIX)), p) for p in self.root.glob(f"{PREFIX}[0-9]*") if p.is_dir()]
-        for _, folder in sorted(numbered)[: -self.keep]:
-            shutil.rmtree(folder)
+        names = (p.name.removeprefix(PREFIX) for p in self.root.glob(f"{PREFIX}[0-9]*"))
+        numbers = sorted(int(name) for name in names if name.isdecimal() and int(name) <= step)
+        for number in numbers[: -self.keep]:
+            try:
+                shutil.rmtree(self.root / f"{PREFIX}{number}")
+            except OSError as error:
+                self.tell(f"warning: cannot remove an old checkpoint: {error}")
+
+
+def export(learner: Learner, folder: Path) -> Path:
+    """Write the learner's model as the Hugging Face folder `folder/huggingface`, tokenizer included.
+
+    Raises:
+        CheckpointError: it cannot be written; a model that was there stays.
+    """
+    target, unfinished = folder / "huggingface", folder / f"{UNFINISHED}export"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        learner.save(unfinished, ["hf_model"])
+        _exchange(unfinished / target.name, target)
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
+            f"cannot write the model {target}: {error}. Checkpoints in {folder} are intact."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Rename `new` to `target`. An older `target` is put aside first and removed last."""
+    old = target.with_name(f"{UNFINISHED}old_{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def content_hash(problems: Iterable[Problem]) -> str:
+    """Tells data sets apart by what they ask in which order, and what they expect; the files' place plays no part."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        asked = [problem.data_source, [dict(message) for message in problem.prompt], problem.ground_truth]
+        digest.update(json.dumps(asked).encode())
+    return digest.hexdigest()[:16]
 
 
 def _read_state(folder: Path) -> tuple[State, dict[str, object]]:
@@ -172,7 +222,7 @@ def _read_state(folder: Path) -> tuple[State, dict[str, object]]:
 
 
 def _other_position(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    changes = [f"  {k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in now if then.get(k) != now.get(k)]
+    changes = [f"  {k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**now, **then} if then.get(k) != now.get(k)]
     return (
         f"{folder} was made with other data or batches, so its step number would mean other problems:\n"
         + "\n".join(changes)

@@ -10,11 +10,28 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.version import __version__
 
+
+class Commands(TyperGroup):
+    """Prints errors that gmpo raises on purpose, and the end by Ctrl-C, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GmpoError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as error:
+            print("stopped at once; the newest complete checkpoint remains", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Reinforcement-learning post-training of reasoning language models around GMPO.\n\n"
     "New here? `gmpo quickstart` makes a small model and trains it in minutes on a CPU. "
     "From verl? Replace `python3 -m verl.trainer.main_ppo` by `gmpo train`; `gmpo check` shows what each key does.",
@@ -55,7 +72,8 @@ def train(context: typer.Context, settings: Settings = None, config: ConfigFile 
     console = Console()
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
     run = _late("gmpo.api", "train")(resolved, console=console)
-    _report_end(console, run)
+    resumes = resolved.config.trainer.resume_mode == "auto"
+    _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -70,7 +88,7 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
     console = Console()
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=config)
     run = _late("gmpo.api", "sft")(resolved, console=console)
-    _report_end(console, run)
+    _report_end(console, run, f"the model so far: {run.model}; the same command starts anew")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -103,7 +121,7 @@ def data(
     console = Console()
     for written in _late("gmpo.data.prepare", "prepare")(name, out, source, seed=seed, size=size):
         published = "" if written.published is None else f" ({written.source_rows} of {written.published} published)"
-        console.print(f"{written.path}: {written.rows} rows{published}", highlight=False, soft_wrap=True)
+        _say(console, f"{written.path}: {written.rows} rows{published}")
 
 
 @app.command()
@@ -126,14 +144,17 @@ def _rows_if_known(files: Sequence[str]) -> int | None:
         return None
 
 
-def _report_end(console: Console, run: Any) -> None:
-    if run.finished:
-        console.print(f"done after {run.steps} steps; model: {run.model}", highlight=False, soft_wrap=True)
-        return
-    console.print(
-        f"stopped after {run.steps} of {run.total_steps} steps; the same command goes on from there", soft_wrap=True
-    )
-    raise typer.Exit(130)
+def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
+    if not run.finished:
+        _say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
+        raise typer.Exit(130)
+    done = "done" if run.history else "nothing was left to do: the run is done"
+    _say(console, f"{done} after {run.steps} steps; model: {run.model}")
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: a bracket in a path is no markup."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(value: bool) -> None:
@@ -152,15 +173,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors that gmpo raises on purpose are printed without a traceback."""
-    try:
-        app()
-    except GmpoError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        print("stopped at once; the newest complete checkpoint remains", file=sys.stderr)
-        sys.exit(130)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first press finishes the step and saves, the second stops at once."""
+"""Ctrl-C: the first press ends the run after its step, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._announce("Stopping after this step, with a checkpoint. Ctrl-C again stops at once.")
+        self._announce("Stopping after this step. Ctrl-C again stops at once.")

@@ -67,7 +67,8 @@ def train(
     sampler.load(learner.weights(state.step))
     if plan.validate_first and state.step == 0:
         tracker.validation(0, evaluate(0))
-    while state.step < plan.total_steps and not stop.requested:
+    stopping = False
+    while state.step < plan.total_steps and not stopping:
         with tracker.step(state.step + 1) as rec:
             with rec.time("gen"):
                 sampled = collector.sample(problems.take(state.step), plan.params, namespace=TRAINING, step=state.step)
@@ -94,7 +95,18 @@ def train(
             if plan.due(plan.test_freq, state.step):
                 with rec.time("testing"):
                     rec.add(evaluate(state.step))
-            if plan.due(plan.save_freq, state.step) or stop.requested:
+            stopping = stop.requested  # asked once a step: a later signal must not end the loop without a checkpoint
+            if plan.due(plan.save_freq, state.step) or stopping:
                 with rec.time("save_checkpoint"):
                     store.save(learner, state)
     return state
+
+
+def validate(*, sampler: Sampler, learner: Learner, evaluate: Evaluation, store: Store, tracker: Tracker) -> int:
+    """Validate the newest checkpoint, or the untrained policy; returns the number of steps behind it."""
+    state = store.restore(learner)
+    step = 0 if state is None else state.step
+    tracker.start(step)
+    sampler.load(learner.weights(step))
+    tracker.validation(step, evaluate(step))
+    return step

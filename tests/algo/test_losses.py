@@ -164,6 +164,14 @@ def test_geo_mean_with_a_positive_advantage_never_needs_the_cap() -> None:
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_an_advantage_that_is_not_a_number_shows_in_the_gradient(name: str) -> None:
+    # A learner skips such an update and counts it; a gradient of zero would hide it.
+    grad = gradient(name, [[0.1, 0.2], [0.1]], [NAN, 1.0])
+    assert grad[0].isnan().all()
+    assert grad[1, 0].isfinite()
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_advantage_zero_gives_exactly_zero(name: str) -> None:
     rows = [[3.0, -3.0, 0.1], [500.0], [-500.0, 0.0]]
     surrogate, _, mask = on(name, rows, [0.0, 0.0, 0.0])

@@ -107,16 +107,14 @@ def geo_mean(
     Source: GMPO, arXiv 2507.20673 eq. 4 and algorithm 1; the gradient is eq. 6 with the cut tokens left out.
     """
     d = logp - old_logp
-    sign = torch.sign(advantage)
-    m = torch.where(
-        sign > 0, d.clamp(max=clip_high), torch.where(sign < 0, d.clamp(min=-clip_low), torch.zeros_like(d))
-    )
+    # Only A = 0 has no gradient: an advantage that is not a number (whose torch.sign is 0) must show in it.
+    m = torch.where(advantage > 0, d.clamp(max=clip_high), d.clamp(min=-clip_low)).masked_fill(advantage == 0, 0.0)
     mean = sequence_mean(m, mask)
     ratio = _capped_exp(mean)
     return Surrogate(
         values=-sequence_mean(advantage, mask) * ratio,
-        clipped=(sign > 0) & (d > clip_high) & mask,
-        clipped_lower=(sign < 0) & (d < -clip_low) & mask,
+        clipped=(advantage > 0) & (d > clip_high) & mask,
+        clipped_lower=(advantage < 0) & (d < -clip_low) & mask,
         sequence_ratio=ratio.detach(),
         capped=mean.detach() > LOG_RATIO_LIMIT,
     )

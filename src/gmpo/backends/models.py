@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -102,7 +103,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = t
             attn_implementation=attention,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BackendError(f"cannot load model {source.path!r}: {error}") from error
     model: PreTrainedModel
     model, info = loaded
@@ -129,13 +130,20 @@ def load_tokenizer(source: ModelSource, *, chat_template: str | None = None) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(
-            f"cannot load a tokenizer from {source.path!r}: {str(error).splitlines()[0]}\n"
-            "Put the tokenizer files beside the model, or set actor_rollout_ref.model.tokenizer_path."
-        ) from error
+        raise _no_tokenizer(source, str(error).splitlines()[0]) from error
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # For known architectures the library makes an empty tokenizer where there is none.
+        raise _no_tokenizer(source, "there are no tokenizer files")
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def _no_tokenizer(source: ModelSource, reason: str) -> BackendError:
+    return BackendError(
+        f"cannot load a tokenizer from {source.path!r}: {reason}\n"
+        "Put the tokenizer files beside the model, or set actor_rollout_ref.model.tokenizer_path."
+    )
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -114,10 +114,8 @@ def _read_huggingface(kind: type[PreTrainedModel], folder: Path) -> dict[str, Te
         raise CheckpointError(f"cannot read Hugging Face weights in {folder}: {error}") from error
     model, info = loaded
     if info["missing_keys"]:
-        name = sorted(info["missing_keys"])[0]
-        raise CheckpointError(
-            f"{folder}: the weight files lack {len(info['missing_keys'])} parameters, such as {name!r}"
-        )
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(f"{folder}: no weights for {len(missing)} parameters, for example {missing[0]!r}")
     return dict(model.named_parameters())
 
 

@@ -63,10 +63,14 @@ def load(
 
 
 def load_sft(
-    overrides: Sequence[str] = (), *, file: Path | None = None, tree: Mapping[str, Any] | None = None
+    overrides: Sequence[str] = (),
+    *,
+    file: Path | None = None,
+    tree: Mapping[str, Any] | None = None,
+    rows: bool = False,
 ) -> Resolved[SftConfig]:
     """The configuration of `gmpo sft`; arguments and errors as for `load`. There are no recipes."""
-    return _load(_SFT, overrides, file, tree, frozenset())
+    return _load(_SFT, overrides, file, tree, frozenset({ROWS} if rows else ()))
 
 
 def _load(

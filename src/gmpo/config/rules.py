@@ -207,7 +207,9 @@ def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
     if 0 <= data.max_samples < data.train_batch_size:
         reason = f"leaves fewer demonstrations than one update needs (data.train_batch_size = {data.train_batch_size})"
         yield error("data.max_samples", reason, "data.train_batch_size")
-    if not data.train_files:
+    if ROWS in given:
+        yield from inert("demonstrations are handed over as rows", "data.train_files")
+    elif not data.train_files:
         yield unavailable("data.train_files", "is empty; name at least one file of demonstrations")
     if not config.model.path:
         yield unavailable("model.path", "is not given; name a local model folder or a hub model")

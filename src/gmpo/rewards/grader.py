@@ -13,6 +13,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,9 @@ _MAX_OWED = 16
 """Tasks a worker may hold: enough to hide the way to it, few enough that all workers end at about the same time."""
 _POLL_S = 0.2
 """How often to look for a dead worker whose socket is held open by a child that it forked."""
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gmpo-grader")
+"""Starts the workers. Linux kills them when the *thread* that started them ends, so that must be one which lives as
+long as the process, and not whichever thread of the trainer grades first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,7 @@ class Grader:
     def _staff(self) -> None:
         """Start the workers that are missing. Returns at once; they say when they are ready."""
         while len(self._workers) < self._spec.workers:
-            worker = WorkerProcess(self._setup)
+            worker = _SPAWNER.submit(WorkerProcess, self._setup).result()
             self._workers.append(worker)
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
             worker.assign([self._preparation(self._sources)])

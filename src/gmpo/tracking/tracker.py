@@ -3,6 +3,7 @@
 Run folder:
 
     config.yaml  environment.json  metrics.jsonl  samples/<step>.jsonl  validation/<step>.jsonl  tensorboard/
+    earlier-<k>/   the same of a run that was started anew in this folder
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gmpo.batch import Batch
+from gmpo.errors import BackendError
 from gmpo.ports import Update
 from gmpo.rewards.verdict import Verdict
 from gmpo.rollout import Graded, Group
@@ -147,8 +149,23 @@ def _token_records(
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with recording(str(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # Half of a surrogate pair, which a reward function may return, becomes the escape that JSON has for it.
+        file.write_text(lines, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def recording(what: str) -> Iterator[None]:
+    """Turn a failure to write `what` (a full disk, a folder without permission) into an error for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(
+            f"cannot write {what}: {error}. The run stops here and its checkpoints are intact: make room, or name "
+            "another folder, and the same command goes on from the newest checkpoint."
+        ) from error
 
 
 @dataclass
@@ -161,8 +178,9 @@ class RunTracker:
     """Metrics of every step of this process, in order; `training/global_step` numbers them."""
 
     def start(self, step: int) -> None:
-        for sink in self.sinks:
-            sink.start(step)
+        with recording("the records of the run"):
+            for sink in self.sinks:
+                sink.start(step)
 
     @contextmanager
     def step(self, number: int) -> Iterator[StepRecord]:
@@ -185,9 +203,11 @@ class RunTracker:
 
     def _send(self, step: int, metrics: Mapping[str, float]) -> None:
         self.history.append(dict(metrics))
-        for sink in self.sinks:
-            sink.write(step, metrics)
+        with recording(f"the metrics of step {step}"):
+            for sink in self.sinks:
+                sink.write(step, metrics)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        with recording("the last records of the run"), ExitStack() as stack:
+            for sink in self.sinks:
+                stack.callback(sink.close)

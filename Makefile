@@ -1,0 +1,35 @@
+# Strings public commands together; everything here can be typed by hand.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: quickstart test lint types clean
+
+$(VENV)/.installed: pyproject.toml src/gmpo/version.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+OUT ?= runs/quickstart
+SEED ?= 1
+
+quickstart: $(VENV)/.installed  ## make a model, warm it up, train it with GMPO: minutes on a CPU
+	$(BIN)/gmpo quickstart --out $(OUT) --seed $(SEED)
+
+test: $(VENV)/.installed-dev  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

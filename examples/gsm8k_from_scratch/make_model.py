@@ -1,0 +1,34 @@
+"""A model of about a million random parameters that can read GSM8K: byte-level BPE trained on the problems themselves.
+
+python make_model.py TRAIN.parquet FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gmpo.backends.tiny_model import bpe_tokenizer, make_model
+from gmpo.data.problems import load_problems
+
+
+def main(train_file: str, folder: str) -> None:
+    problems = load_problems([train_file])
+    texts = [text for p in problems for text in (p.prompt[0]["content"], str(p.extra.get("answer", "")))]
+    parameters = make_model(
+        Path(folder),
+        bpe_tokenizer(texts, size=2048),
+        seed=1,
+        hidden=128,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=384,
+        max_positions=1024,
+    )
+    print(f"{parameters:,} parameters -> {folder}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

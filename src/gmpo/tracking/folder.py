@@ -1,0 +1,58 @@
+"""The run folder: what it says about the run, and what becomes of records that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gmpo.tracking.environment import write_environment
+
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+RECORDS = (METRICS, CONFIG, "environment.json", "samples", "validation", "tensorboard")
+"""What a run records beside its checkpoints and its model."""
+EARLIER = "earlier-"
+
+
+class RunFolder:
+    """A sink that comes first: it makes room for the others' records and writes `config.yaml` and `environment.json`.
+
+    A run from the start moves the records of an earlier one to `earlier-<k>`. A run that goes on drops the samples
+    beyond the step it goes on from: these steps happen again.
+
+    Args:
+        config: the complete settings as YAML.
+        device: for people, see `gmpo.backends.devices.describe`.
+    """
+
+    def __init__(self, folder: Path, *, config: str, device: str) -> None:
+        self.folder = folder
+        self.config = config
+        self.device = device
+
+    def start(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if step == 0:
+            self._set_aside()
+        for kind in ("samples", "validation"):
+            for file in (self.folder / kind).glob("*.jsonl"):
+                if file.stem.isdecimal() and int(file.stem) > step:
+                    file.unlink()
+        (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
+        write_environment(self.folder, self.device)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics go to the other sinks."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _set_aside(self) -> None:
+        metrics = self.folder / METRICS
+        if not metrics.is_file() or metrics.stat().st_size == 0:
+            return
+        numbers = [int(p.name.removeprefix(EARLIER)) for p in self.folder.glob(f"{EARLIER}[0-9]*")]
+        aside = self.folder / f"{EARLIER}{max(numbers, default=0) + 1}"
+        aside.mkdir()
+        for name in RECORDS:
+            if (self.folder / name).exists():
+                (self.folder / name).rename(aside / name)
