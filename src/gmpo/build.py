@@ -236,7 +236,7 @@ def build_credit(config: Config) -> Credit:
     reward_kl = RewardKL(
         kind=algorithm.kl_penalty,
         target=control.target_kl if control.type == "adaptive" else None,
-        horizon=control.horizon,
+        horizon=float(control.horizon),
     )
     return Credit(
         estimator,

@@ -61,9 +61,9 @@ def train(context: typer.Context, settings: Settings = None, config: ConfigFile 
 
     Example, GMPO on GSM8K (`gmpo data gsm8k --out data` writes the files):
 
-        gmpo train recipe=gmpo actor_rollout_ref.model.path=MODEL_FOLDER
-          data.train_files=data/train.parquet data.val_files=data/test.parquet
-          data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=16
+        gmpo train recipe=gmpo actor_rollout_ref.model.path=MODEL_FOLDER \\
+          data.train_files=data/train.parquet data.val_files=data/test.parquet \\
+          data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=16 \\
           actor_rollout_ref.rollout.n=8 trainer.total_epochs=1 trainer.test_freq=10
 
     The run folder (`trainer.default_local_dir`) holds configuration, metrics, samples, checkpoints and the final model.
@@ -82,7 +82,7 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
 
     Example (the answer of verl's rows stands in `extra_info.answer`, which `data.response_key` can change):
 
-        gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet
+        gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet \\
           data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
     """
     console = Console()
@@ -174,7 +174,7 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="gmpo")
 
 
 if __name__ == "__main__":

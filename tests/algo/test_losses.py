@@ -181,6 +181,12 @@ def test_advantage_zero_gives_exactly_zero(name: str) -> None:
     assert not surrogate.clipped_lower.any()
 
 
+def test_geo_mean_gives_a_response_of_advantage_zero_the_ratio_one() -> None:
+    surrogate, _, _ = on("geo_mean", [[3.0, 0.1], [-3.0], [500.0]], [0.0, 0.0, 0.0])
+    assert surrogate.sequence_ratio.tolist() == [1.0, 1.0, 1.0]
+    assert not surrogate.capped.any()
+
+
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 @pytest.mark.parametrize(("distance", "advantage"), [(-3.0, 1.0), (0.9, -1.0)])
 def test_the_harmless_side_is_never_cut(name: str, distance: float, advantage: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
 from gmpo.backends.models import (
     ModelSource,
@@ -63,9 +63,12 @@ def test_weights_in_half_precision_are_trained_in_float32(folder: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_every_dropout_is_switched_off(folder: Path) -> None:
+def test_every_dropout_is_switched_off(folder: Path, tmp_path: Path) -> None:
     edit(folder / "config.json", attention_dropout=0.1)
     assert load_config(ModelSource(str(folder))).attention_dropout == 0.0
+    GPT2Config(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3).save_pretrained(tmp_path / "gpt2")
+    config = load_config(ModelSource(str(tmp_path / "gpt2")))
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
 
 
 def test_fields_of_the_configuration_can_be_replaced(tiny_folder: Path) -> None:

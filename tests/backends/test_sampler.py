@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,6 +21,7 @@ from transformers import (
 from gmpo.backends import torch_sampler
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import response_logprobs
+from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.batch import Batch
 from gmpo.errors import BackendError
@@ -37,7 +39,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": 1,
     "pad_token_id": 0,
@@ -49,6 +51,10 @@ FAMILIES: dict[str, PretrainedConfig] = {
         **SIZES, head_dim=16, use_sliding_window=True, sliding_window=6, max_window_layers=1
     ),
     "llama": LlamaConfig(**SIZES),
+    # Absolute positions: unlike rotary ones they show it when padding is counted.
+    "gpt2": GPT2Config(
+        vocab_size=32, n_embd=32, n_layer=2, n_head=2, n_positions=128, bos_token_id=None, eos_token_id=1
+    ),
     "qwen3-moe": Qwen3MoeConfig(
         **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1
     ),
@@ -95,16 +101,24 @@ def rows_per_pass(model: PreTrainedModel) -> list[int]:
 # --- the distribution
 
 
+def plain_logp(model: PreTrainedModel, prompt: Sequence[int], answer: Completion, temperature: float) -> list[float]:
+    """Log-probs of one answer by a plain forward pass of its row alone, without padding, mask or positions."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
+    logp = torch.log_softmax(logits.double() / temperature, -1)
+    return logp.gather(1, torch.tensor(answer.token_ids).unsqueeze(1)).squeeze(1).tolist()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_samplers_log_probs_are_the_learners(
+def test_sampler_learner_and_transformers_have_the_same_log_probs(
     family: str,
     temperature: float,
     sharpened: Callable[[PreTrainedModel], PreTrainedModel],
     as_batch: Collated,
     cpu: Device,
 ) -> None:
-    """One pass over whole left-padded rows against token by token with a cache, for prompts of several lengths."""
+    """Token by token with a cache, in one pass over left-padded rows, and row by row without any padding."""
     torch.manual_seed(0)
     model = sharpened(AutoModelForCausalLM.from_config(FAMILIES[family])).eval()
     answers = sampler(model).generate(REQUESTS, params(temperature=temperature))
@@ -113,19 +127,26 @@ def test_the_samplers_log_probs_are_the_learners(
         logp, _ = response_logprobs(model, batch, cpu, temperature=temperature, entropies="none")
     mask = batch.response_mask
     assert mask.sum() > 60
-    assert batch.rollout_logp[mask].std() > 0.3
+    assert batch.rollout_logp[mask].std() > 0.3, "the probabilities must differ for the test to say something"
     assert (logp - batch.rollout_logp)[mask].abs().max() < 1e-5
+    plain = [
+        x
+        for p, group in zip(PROMPTS, answers, strict=True)
+        for c in group
+        for x in plain_logp(model, p, c, temperature)
+    ]
+    assert (logp[mask] - torch.tensor(plain)).abs().max() < 1e-5
 
 
-def test_a_single_unpadded_answer_has_the_log_probs_of_plain_transformers(policy: PreTrainedModel) -> None:
-    for request in REQUESTS:
-        (answer,) = sampler(policy).generate([request], params(n=1, temperature=0.8))[0]
-        row = torch.tensor([[*request.prompt_ids, *answer.token_ids]])
-        with torch.no_grad():
-            logp = torch.log_softmax(policy(row).logits[0].double() / 0.8, -1)
-        start = len(request.prompt_ids) - 1
-        expected = [logp[start + t, token].item() for t, token in enumerate(answer.token_ids)]
-        assert answer.logprobs == pytest.approx(expected, abs=1e-5)
+def test_an_answer_longer_than_the_caches_first_buffers(
+    policy: PreTrainedModel, as_batch: Collated, cpu: Device
+) -> None:
+    answers = sampler(policy, stop_ids=[99]).generate(REQUESTS, params(n=2, max_tokens=4 * GROWTH))
+    assert {len(c.token_ids) for c in flat(answers)} == {4 * GROWTH}
+    batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
+    with torch.no_grad():
+        logp, _ = response_logprobs(policy, batch, cpu, temperature=1.0, entropies="none")
+    assert (logp - batch.rollout_logp)[batch.response_mask].abs().max() < 1e-5
 
 
 def test_tokens_are_drawn_with_the_models_probabilities(policy: PreTrainedModel) -> None:

@@ -92,6 +92,13 @@ def test_a_vanishing_tail_is_not_drawn_by_rounding() -> None:
     assert draw(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() == 0
 
 
+def test_sums_that_round_differently_do_not_lead_behind_the_last_possible_token() -> None:
+    # Added one by one, 1e-16 vanishes beside 1; added up first, 49 of them do not: the block's two sums differ.
+    logprobs = torch.full((1, 10_000), -torch.inf)
+    logprobs[0, 0], logprobs[0, 1:50] = 0.0, math.log(2.0**-53)
+    assert draw(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() < 50
+
+
 def test_a_vocabulary_of_152_thousand_equal_tokens_is_divided_equally() -> None:
     # A running sum in float32 is off by dozens of tokens at its end.
     vocabulary = 151_936

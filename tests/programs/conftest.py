@@ -98,9 +98,15 @@ class Bench:
         return [f"{key}={value}" for key, value in settings.items()]
 
 
+@pytest.fixture(scope="session")
+def new_bench(story_model: Path) -> Callable[[Path], Bench]:
+    """Makes a `Bench` in a folder."""
+    return lambda folder: Bench(folder, story_model, story_rows(12, seed=0, split="train"))
+
+
 @pytest.fixture
-def bench(tmp_path: Path, story_model: Path) -> Bench:
-    return Bench(tmp_path, story_model, story_rows(12, seed=0, split="train"))
+def bench(tmp_path: Path, new_bench: Callable[[Path], Bench]) -> Bench:
+    return new_bench(tmp_path)
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,132 @@ class Process:
         return code
 
 
-Start = Callable[..., Process]
+@dataclass(frozen=True)
+class Ends:
+    """The three processes, which start at the same time, and the run that nobody disturbed."""
+
+    whole: Path
+    interrupted: Process
+    killed: Process
+    stopped_at_once: Process
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, story_model: Path) -> Any:
-    from gmpo.data.stories import story_rows
+def ends(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[[Path], Any]) -> Iterator[Ends]:
+    bench = new_bench(tmp_path_factory.mktemp("resume"))
+    reward = bench.folder / "reward.py"
+    reward.write_text(REWARD)
 
-    return None
+    def config(name: str, holds_after: int, changes: dict[str, Any]) -> tuple[Path, Path]:
+        hold, file = bench.folder / f"{name}.hold", bench.folder / f"{name}.yaml"
+        wait_from = holds_after * ANSWERS + 1
+        own = {
+            "data.train_files": [bench.write_rows()],
+            "custom_reward_function.path": str(reward),
+            "custom_reward_function.reward_kwargs": {"hold": str(hold), "wait_from": wait_from},
+        }
+        file.write_text(yaml.safe_dump(bench.settings({**SCHEDULED, **own, **changes}, run=name)))
+        return file, hold
+
+    def start(name: str, holds_after: int, changes: dict[str, Any]) -> Process:
+        file, hold = config(name, holds_after, changes)
+        hold.touch()
+        folder = bench.folder / name
+        started = subprocess.Popen(
+            [sys.executable, "-m", "gmpo", "train", "--config", str(file)],
+            stdout=folder.with_suffix(".out").open("wb"),
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return Process(folder, file, hold, started)
+
+    processes = [
+        start("interrupted", 1, {}),
+        start("killed", 3, {"trainer.save_freq": 2}),
+        start("stopped-at-once", 2, {"trainer.save_freq": 1}),
+    ]
+    try:
+        whole, _ = config("whole", STEPS, {})
+        gmpo.train(whole, console=bench.console)
+        yield Ends(bench.folder / "whole", *processes)
+    finally:
+        for process in processes:
+            process.started.kill()
+
+
+def _go_on(process: Process) -> gmpo.Run:
+    """The same run in this process, which knows nothing of the other but its files."""
+    process.hold.unlink(missing_ok=True)
+    return gmpo.train(process.config)
+
+
+def test_after_ctrl_c_the_step_is_finished_saved_and_the_run_goes_on_bit_for_bit(
+    ends: Ends, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    process = ends.interrupted
+    process.wait_until(lambda: process.has_recorded(1))
+    assert len(process.workers()) == 1
+    process.interrupt()
+    process.wait_until(lambda: "Stopping after this step. Ctrl-C again stops at once." in process.output)
+    process.hold.unlink()  # Until now the second step waited for its grades.
+    assert process.end() == 130
+    assert "stopped after 2 of 4 steps; the same command goes on from there" in process.output
+    assert "Traceback" not in process.output
+    assert process.workers() == []
+    assert (process.folder / "latest_checkpointed_iteration.txt").read_text() == "2"
+
+    run = _go_on(process)
+    assert [m["training/global_step"] for m in run.history] == [3, 4]
+    assert run.finished
+    same_run(process.folder, ends.whole, STEPS)
+
+
+def test_after_kill_9_the_run_goes_on_from_its_last_checkpoint_bit_for_bit(
+    ends: Ends, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    process = ends.killed
+    process.wait_until(lambda: process.has_recorded(3))
+    process.started.kill()
+    process.end()
+    assert process.workers() == []
+
+    run = _go_on(process)
+    # The third step was recorded but not saved: it is done again and recorded once.
+    assert [m["training/global_step"] for m in run.history] == [3, 4]
+    same_run(process.folder, ends.whole, STEPS)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_newest_complete_checkpoint_remains(
+    ends: Ends, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    process = ends.stopped_at_once
+    process.wait_until(lambda: process.has_recorded(2))
+    process.interrupt()
+    process.wait_until(lambda: "Stopping after this step" in process.output)
+    start = time.monotonic()
+    process.interrupt()
+    # The file `hold` is still there: nobody waited for the grades.
+    assert process.end(20.0) == 130
+    assert time.monotonic() - start < 15
+    assert "stopped at once; the newest complete checkpoint remains" in process.output
+    assert "Traceback" not in process.output
+    assert process.workers() == []
+    assert (process.folder / "latest_checkpointed_iteration.txt").read_text() == "2"
+    assert not (process.folder / "huggingface").exists()
+
+    assert [m["training/global_step"] for m in _go_on(process).history] == [3, 4]
+    same_run(process.folder, ends.whole, STEPS)
+
+
+def test_the_whole_run_has_state_that_a_resumed_one_could_lose(ends: Ends, lines: Callable[[Path], Any]) -> None:
+    """The three theorems above are about something: rate, KL coefficient and moments all change from step to step."""
+    steps = [line["data"] for line in lines(ends.whole / "metrics.jsonl")]
+    rates = [s["actor/lr"] for s in steps]
+    assert rates[0] == 0.0
+    assert rates[1] == 1e-2
+    assert rates[1] > rates[2] > rates[3] > 0
+    coefficients = [s["actor/reward_kl_penalty_coeff"] for s in steps]
+    assert coefficients[0] == 0.05
+    assert len(set(coefficients)) == STEPS
+    seen = [sample["problem"] for s in range(1, 4) for sample in lines(ends.whole / "samples" / f"{s}.jsonl")]
+    assert list(dict.fromkeys(seen)) != sorted(set(seen), key=lambda name: int(name.split(":")[1]))

@@ -54,10 +54,11 @@ def out_of_memory_hint(phase: str) -> Iterator[None]:
     """Turn an out-of-memory error of `phase` into one that names the settings to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
             raise
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackendError(
             f"out of memory while {phase}: {first_line}\nLower one of\n"
             "  actor_rollout_ref.actor.ppo_max_token_len_per_gpu (or ppo_micro_batch_size_per_gpu): tokens per pass\n"

@@ -74,7 +74,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
             )
         setattr(config, key, value)
     for key, value in list(vars(config).items()):
-        if "dropout" in key and isinstance(value, float) and value > 0:
+        if "drop" in key and isinstance(value, float) and value > 0:  # GPT-2 calls them resid_pdrop, attn_pdrop
             setattr(config, key, 0.0)
     return config
 

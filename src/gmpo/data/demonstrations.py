@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -94,15 +95,26 @@ def encode_demonstrations(
     Raises: DataError as `encode_prompts` does, and for a row beyond `max_length` under `error`, or whose prompt leaves
         no room for an answer.
     """
-    prompts = encode_prompts(problems, tokenizer, max_prompt_length=max_length, truncation="error").items
+    # Prompt and answer have one limit between them, so the prompt has none of its own.
+    prompts = encode_prompts(problems, tokenizer, max_prompt_length=sys.maxsize).items
     encoded = []
     for item in prompts:
-        prompt, answer = item.prompt_ids, (*encode_answer(item.problem.ground_truth), end_id)
+        prompt, answer = item.prompt_ids, (*_answer_ids(item.problem, encode_answer), end_id)
         excess = len(prompt) + len(answer) - max_length
         if excess > 0:
             prompt, answer = _shortened(item.problem.id, prompt, answer, excess, max_length, truncation)
         encoded.append(EncodedDemonstration(prompt, answer))
     return encoded
+
+
+def _answer_ids(problem: Problem, encode_answer: Callable[[str], Sequence[int]]) -> Sequence[int]:
+    try:
+        return encode_answer(problem.ground_truth)
+    except Exception as error:  # a tokenizer without an entry for unknown words raises a plain Exception
+        raise DataError(
+            f"{problem.id}: the tokenizer cannot read the answer {problem.ground_truth!r}: {error}. Change the row, or "
+            "take a model whose tokenizer reads any text."
+        ) from error
 
 
 def _shortened(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from gmpo.errors import ConfigError
 
@@ -77,24 +79,41 @@ def _step_of(line: str, limit: int) -> int:
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the place, as in verl."""
+    """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the place, as in verl.
+
+    One event a step, on disk when `write` returns. The library's own writer works in a thread, in which a full disk ends
+    in a traceback.
+    """
 
     def __init__(self, info: RunInfo) -> None:
         self.folder = Path(os.environ.get("TENSORBOARD_DIR") or info.folder / "tensorboard")
-        self.writer: Any = None
+        self.file: BinaryIO | None = None
 
     def start(self, step: int) -> None:
-        # Late: importing it takes longer than everything else in this module.
-        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        self.writer = writer(str(self.folder), purge_step=step + 1 if step else None)
+        # Late: importing them takes longer than everything else in this module.
+        self._proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        self._summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
+        records = importlib.import_module("tensorboard.summary.writer.record_writer")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file = (self.folder / name).open("wb")
+        self._records: Any = records.RecordWriter(self.file)
+        self._event(file_version="brain.Event:2")
+        if step:
+            # Tells the readers to forget what an earlier process wrote beyond this step.
+            self._event(step=step + 1, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._event(step=step, summary=self._summary(value=values))
+
+    def _event(self, **fields: Any) -> None:
+        self._records.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        if self.file is not None:
+            self.file.close()
 
 
 class WandbLike:

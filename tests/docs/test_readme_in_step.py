@@ -1,0 +1,116 @@
+"""The READMEs say the same in both languages, their commands parse, their Python runs, and no link leads nowhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+
+import gmpo
+from gmpo.backends.tiny_model import bpe_tokenizer, make_model
+from gmpo.cli import app
+from gmpo.config import load, load_sft
+from gmpo.data.prepare import DATASETS
+
+ROOT = Path(__file__).parents[2]
+READMES = (ROOT / "README.md", ROOT / "README_CN.md")
+PAGES = (*READMES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block of code."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def _prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def _commands(page: Path) -> list[str]:
+    """The `gmpo` commands of a page's shell blocks, continued lines joined."""
+    lines = [line for kind, text in _blocks(page) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("gmpo ")]
+
+
+COMMANDS = [pytest.param(command, id=f"{page.stem}-{i}") for page in PAGES for i, command in enumerate(_commands(page))]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str) -> None:
+    """Options exist and keys are settings of which none is refused. Nothing is run."""
+    _, name, *arguments = shlex.split(command)
+    group: Any = typer.main.get_command(app)
+    parsed = group.commands[name].make_context(name, list(arguments))
+    if name in ("train", "check", "sft"):
+        given = [*(parsed.params["settings"] or []), *parsed.args]
+        assert given
+        resolved = (load_sft if name == "sft" else load)(given)
+        assert not resolved.unavailable
+        assert not resolved.inert
+    if name == "data":
+        assert parsed.params["name"] in DATASETS
+
+
+def test_both_readmes_have_commands() -> None:
+    assert len(_commands(READMES[0])) >= 5
+    assert _commands(READMES[0]) == _commands(READMES[1])
+
+
+def test_the_readmes_are_in_step() -> None:
+    english, chinese = ([line for line in _prose(page).splitlines() if line] for page in READMES)
+    for start in ("#", "## ", "|", "!["):
+        assert [line[: len(start)] for line in english].count(start) == [c[: len(start)] for c in chinese].count(start)
+    columns = [[line.count("|") for line in lines if line.startswith("|")] for lines in (english, chinese)]
+    assert columns[0] == columns[1]
+    targets = [sorted(set(re.findall(r"\]\(([^)#]+)\)", "\n".join(lines)))) for lines in (english, chinese)]
+    assert set(targets[0]) - {"README_CN.md"} == set(targets[1]) - {"README.md"}
+
+
+def test_the_readmes_have_the_same_code() -> None:
+    """Apart from what is written for people: docstrings, and the words between the formulas."""
+    english, chinese = (_blocks(page) for page in READMES)
+    assert [kind for kind, _ in english] == [kind for kind, _ in chinese]
+    for (kind, one), (_, other) in zip(english, chinese, strict=True):
+        if kind:
+            assert re.sub(r'""".*?"""', "", one) == re.sub(r'""".*?"""', "", other)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_link_to_a_file_leads_nowhere(page: Path) -> None:
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", _prose(page)):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        assert (page.parent / file).exists(), target
+        if heading:
+            assert heading in _anchors(page.parent / file if file else page), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """Names of a page's headings as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_python_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, with a small random model in the place of MODEL, and three of its ten steps."""
+    make_model(tmp_path / "model", bpe_tokenizer([], 260), seed=0, hidden=32, layers=1, heads=2, intermediate=64)
+    (text,) = (text for kind, text in _blocks(READMES[0]) if kind == "python")
+    for before, after in (("MODEL", str(tmp_path / "model")), ('_steps": 10', '_steps": 3')):
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    monkeypatch.chdir(tmp_path)
+    train = gmpo.train
+    monkeypatch.setattr(gmpo, "train", lambda *a, **k: train(*a, **k, console=Console(quiet=True)), raising=False)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "README.md", "exec"), names)
+    run = names["run"]
+    assert run.finished
+    assert (run.model / "model.safetensors").is_file()
+    assert all(metrics["reward/grader_error"] == 0 for metrics in run.history)

@@ -1,0 +1,257 @@
+"""Checkpoints: which are kept, which are taken, which are refused, and that a failed one harms nobody."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import gmpo
+from gmpo.backends.tiny_model import make_model, word_tokenizer
+from gmpo.data.stories import vocabulary
+from gmpo.errors import BackendError, CheckpointError, GmpoError
+
+CHECKPOINT = "actor_rollout_ref.actor.checkpoint"
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+def _steps(run: gmpo.Run) -> list[float]:
+    return [metrics["training/global_step"] for metrics in run.history]
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*global_step_*"))
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[[Path], Any]) -> Path:
+    """The folder of a whole run of 4 steps with a checkpoint after each. Nobody writes to it."""
+    bench = new_bench(tmp_path_factory.mktemp("whole"))
+    bench.train({"trainer.total_training_steps": 4, "trainer.save_freq": 1})
+    return bench.folder / "run"
+
+
+@pytest.fixture
+def copy(four_steps: Path, bench: Any) -> Path:
+    """The same, as the run folder of the test's own runs."""
+    shutil.copytree(four_steps, bench.folder / "run")
+    return bench.folder / "run"
+
+
+def test_a_checkpoint_has_verls_names_and_nothing_that_runs_code(four_steps: Path) -> None:
+    assert (four_steps / "latest_checkpointed_iteration.txt").read_text() == "4"
+    assert _checkpoints(four_steps) == [f"global_step_{n}" for n in (1, 2, 3, 4)]
+    files = {p.relative_to(four_steps).as_posix() for p in (four_steps / "global_step_4").rglob("*") if p.is_file()}
+    assert {"global_step_4/state.json", "global_step_4/actor/model.safetensors"} <= files
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jinja"}
+
+
+def test_the_number_of_checkpoints_to_keep_counts_those_of_earlier_processes(bench: Any) -> None:
+    keep_two = {"trainer.save_freq": 1, "trainer.max_actor_ckpt_to_keep": 2}
+    bench.train({**keep_two, "trainer.total_training_steps": 2})
+    assert _checkpoints(bench.folder / "run") == ["global_step_1", "global_step_2"]
+    bench.train({**keep_two, "trainer.total_training_steps": 3})
+    assert _checkpoints(bench.folder / "run") == ["global_step_2", "global_step_3"]
+
+
+def test_a_run_that_starts_anew_never_loses_its_checkpoint_to_later_ones_of_the_run_before(
+    bench: Any, copy: Path
+) -> None:
+    anew = {"trainer.resume_mode": "disable", "trainer.save_freq": 1, "trainer.max_actor_ckpt_to_keep": 1}
+    bench.train({**anew, "trainer.total_training_steps": 2})
+    assert (copy / "latest_checkpointed_iteration.txt").read_text() == "2"
+    assert _checkpoints(copy) == ["global_step_2", "global_step_3", "global_step_4"]
+
+
+def test_resume_mode_disable_starts_anew_and_the_old_records_are_kept(
+    bench: Any, copy: Path, four_steps: Path, lines: Callable[[Path], Any]
+) -> None:
+    run = bench.train({"trainer.resume_mode": "disable"})
+    assert _steps(run) == [1, 2]
+    assert [line["step"] for line in lines(copy / "metrics.jsonl")] == [1, 2]
+    assert sorted(p.name for p in (copy / "samples").iterdir()) == ["1.jsonl", "2.jsonl"]
+    before = four_steps / "metrics.jsonl"
+    assert (copy / "earlier-1" / "metrics.jsonl").read_text() == before.read_text()
+    assert len(list((copy / "earlier-1" / "samples").iterdir())) == 4
+    bench.train({"trainer.resume_mode": "disable", "trainer.total_training_steps": 1})
+    assert [line["step"] for line in lines(copy / "earlier-2" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_path_resumes_from_that_checkpoint_into_another_folder_bit_for_bit(
+    bench: Any, four_steps: Path, weights: Weights
+) -> None:
+    run = bench.train(
+        {
+            "trainer.resume_mode": "resume_path",
+            "trainer.resume_from_path": str(four_steps / "global_step_1"),
+            "trainer.total_training_steps": 4,
+        },
+        run="other",
+    )
+    assert _steps(run) == [2, 3, 4]
+    whole = weights(four_steps / "huggingface")
+    assert all(torch.equal(whole[name], tensor) for name, tensor in weights(run.model).items())
+
+
+def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(bench: Any, copy: Path, weights: Weights) -> None:
+    (copy / "latest_checkpointed_iteration.txt").write_text("2")
+    before = weights(copy / "huggingface")
+    run = bench.train({"trainer.total_training_steps": 4, "trainer.save_freq": 1})
+    assert _steps(run) == [3, 4]
+    assert _checkpoints(copy) == [f"global_step_{n}" for n in (1, 2, 3, 4)]
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(run.model).items())
+
+
+def test_a_finished_run_started_again_makes_no_step_says_so_and_keeps_its_model(
+    bench: Any, copy: Path, command: Callable[..., Any]
+) -> None:
+    before = (copy / "huggingface" / "model.safetensors").read_bytes()
+    metrics = (copy / "metrics.jsonl").read_text()
+    arguments = bench.arguments({"trainer.total_training_steps": 4, "trainer.save_freq": 1})
+    outcome = command("train", *arguments)
+    assert outcome.code == 0
+    assert f"going on after step 4 from {copy / 'global_step_4'}" in outcome.out
+    assert "nothing was left to do: the run is done after 4 steps" in outcome.out
+    assert (copy / "huggingface" / "model.safetensors").read_bytes() == before
+    assert (copy / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_finished_run_can_be_made_longer(bench: Any, copy: Path) -> None:
+    assert _steps(bench.train({"trainer.total_training_steps": 5})) == [5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({"data.train_batch_size": 2}, ["data.train_batch_size: 4 then, 2 now"]),
+        ({"data.shuffle": False, "data.seed": 7}, ["data.shuffle: True then, False now", "data.seed: 1 then, 7 now"]),
+    ],
+)
+def test_a_checkpoint_of_other_batches_is_refused_with_the_differences(
+    bench: Any, four_steps: Path, changes: dict[str, Any], differences: list[str]
+) -> None:
+    resume = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(four_steps / "global_step_2")}
+    with pytest.raises(CheckpointError) as error:
+        bench.train({**resume, **changes})
+    assert all(line in str(error.value) for line in differences)
+    assert "resume_mode=disable" in str(error.value)
+
+
+def test_a_checkpoint_of_other_problems_is_refused_even_when_they_are_as_many(bench: Any, copy: Path) -> None:
+    with pytest.raises(CheckpointError, match="problems: 12 then, 8 now"):
+        bench.train(rows=bench.rows[:8])
+    reversed_rows = bench.rows[::-1]
+    with pytest.raises(CheckpointError, match="content of the problems") as error:
+        bench.train(rows=reversed_rows)
+    assert "problems: 12" not in str(error.value)
+
+
+def test_a_refused_checkpoint_leaves_the_records_of_the_run_as_they_were(bench: Any, copy: Path) -> None:
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError):
+        bench.train({"data.train_batch_size": 2})
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_weights_without_optimizer_are_resumed_with_a_warning(bench: Any, weights: Weights) -> None:
+    only = {f"{CHECKPOINT}.save_contents": ["hf_model"], "trainer.save_freq": 1}
+    first = bench.train({**only, "trainer.total_training_steps": 1})
+    console = Console(file=io.StringIO())
+    frozen = {"actor_rollout_ref.actor.optim.lr": 0.0, "trainer.total_training_steps": 2}
+    second = bench.train({**only, **frozen}, console=console)
+    assert _steps(second) == [2]
+    assert "global_step_1: the weights are resumed and no optimizer state" in console.file.getvalue()
+    # A learning rate of 0 moves nothing: what comes out is what the checkpoint held, and not the base model.
+    base, resumed = weights(bench.model), weights(second.model)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights(first.model).items())
+    assert not all(torch.equal(resumed[name], tensor) for name, tensor in base.items())
+
+
+def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench: Any, copy: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no weights that load_contents=\['optimizer'\] allows to load"):
+        bench.train({f"{CHECKPOINT}.load_contents": ["optimizer"]})
+    for file in (copy / "global_step_4" / "actor").rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        bench.train()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+@pytest.mark.parametrize(
+    "name", ["state.json", "actor/model.safetensors", "actor/optimizer.safetensors", "actor/optimizer.json"]
+)
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(bench: Any, copy: Path, name: str, damage: str) -> None:
+    file = copy / "global_step_4" / name
+    content = file.read_bytes()
+    damaged = {"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"\xff" * len(content)}
+    file.write_bytes(damaged[damage])
+    with pytest.raises(CheckpointError, match=file.name):
+        bench.train({"trainer.total_training_steps": 5})
+
+
+@pytest.mark.parametrize(("size", "cause"), [({"layers": 2}, "no weights for"), ({"hidden": 64}, "another model")])
+def test_a_checkpoint_of_another_model_is_refused(bench: Any, copy: Path, size: dict[str, int], cause: str) -> None:
+    sizes = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 64, **size}
+    make_model(bench.folder / "other", word_tokenizer(vocabulary()), seed=0, **sizes)
+    with pytest.raises(CheckpointError, match=cause):
+        bench.train({"actor_rollout_ref.model.path": str(bench.folder / "other")})
+
+
+def test_a_missing_checkpoint_is_named_with_the_remedy(bench: Any, copy: Path) -> None:
+    path = copy / "earlier" / "global_step_9"
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        bench.train({"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(path)})
+    shutil.rmtree(copy / "global_step_4")
+    with pytest.raises(CheckpointError, match=r"names step 4, but .* does not exist.*resume_mode=disable"):
+        bench.train()
+
+
+def test_a_folder_that_was_not_finished_is_ignored_and_replaced(bench: Any, copy: Path) -> None:
+    unfinished = copy / ".unfinished_global_step_5"
+    shutil.copytree(copy / "global_step_4", unfinished)
+    (unfinished / "state.json").unlink()
+    run = bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})
+    assert _steps(run) == [5]
+    assert not unfinished.exists()
+    assert json.loads((copy / "global_step_5" / "state.json").read_text())["step"] == 5
+
+
+@contextmanager
+def _room(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes: the system refuses the write, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_there(bench: Any, copy: Path) -> None:
+    before = {p: p.read_bytes() for p in copy.rglob("global_step_*/**/*") if p.is_file()}
+    model = (copy / "huggingface" / "model.safetensors").read_bytes()
+    with _room(20_000), pytest.raises(CheckpointError, match=r"cannot write checkpoint .*global_step_5"):
+        bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})
+    with _room(20_000), pytest.raises(CheckpointError, match="cannot write the model"):
+        bench.train({"trainer.total_training_steps": 5})
+    assert {p: p.read_bytes() for p in copy.rglob("global_step_*/**/*") if p.is_file()} == before
+    assert (copy / "huggingface" / "model.safetensors").read_bytes() == model
+    assert [p.name for p in copy.glob(".unfinished*")] == []
+    assert _steps(bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})) == [5]
+
+
+def test_records_that_cannot_be_written_stop_the_run_with_their_place(bench: Any) -> None:
+    with _room(9_000), pytest.raises(BackendError, match=r"cannot write .*samples/1.jsonl: .*checkpoints are intact"):
+        bench.train({"trainer.sample_groups": -1, "trainer.token_record_groups": 4})
+    (bench.folder / "file").touch()
+    with pytest.raises(GmpoError, match=r"cannot write .*file/answers/1.jsonl"):
+        bench.train({"trainer.rollout_data_dir": str(bench.folder / "file" / "answers")})

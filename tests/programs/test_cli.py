@@ -1,0 +1,169 @@
+"""The command line: help at once, `check` with every section, versions, and words that look like options."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gmpo.version import __version__
+
+Command = Callable[..., Any]
+
+PUBLISHED = (
+    "algorithm.adv_estimator=grpo",
+    "data.train_files=['/data/gsm8k/train.parquet', '/data/math/train.parquet']",
+    "data.val_files=['/data/gsm8k/test.parquet', '/data/math/test.parquet']",
+    "data.train_batch_size=1024",
+    "data.max_prompt_length=1024",
+    "data.max_response_length=1024",
+    "data.filter_overlong_prompts=True",
+    "data.truncation=error",
+    "actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-7B",
+    "actor_rollout_ref.actor.optim.lr=1e-6",
+    "actor_rollout_ref.model.use_remove_padding=True",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=256",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.actor.use_kl_loss=False",
+    "actor_rollout_ref.actor.kl_loss_coef=0.001",
+    "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
+    "actor_rollout_ref.actor.entropy_coeff=0",
+    "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean",
+    "actor_rollout_ref.actor.clip_ratio_low=0.4",
+    "actor_rollout_ref.actor.clip_ratio_high=0.4",
+    "actor_rollout_ref.actor.checkpoint.save_contents=['hf_model']",
+    "actor_rollout_ref.rollout.name=vllm",
+    "actor_rollout_ref.rollout.n=5",
+    "trainer.logger=['console','wandb']",
+    "trainer.n_gpus_per_node=8",
+    "trainer.critic_warmup=0",
+    "trainer.total_epochs=15",
+)
+"""Settings of a published command for eight devices, data and model elsewhere."""
+
+
+def test_help_names_every_command_and_every_command_has_help_with_an_example(command: Command) -> None:
+    outcome = command("--help")
+    assert outcome.code == 0
+    for name in ("train", "sft", "check", "data", "quickstart"):
+        assert f" {name} " in outcome.out
+        own = command(name, "--help")
+        assert own.code == 0
+        assert "Usage: gmpo " + name in own.out
+    assert "recipe=gmpo" in command("train", "--help").out
+
+
+def test_without_a_command_there_is_help(command: Command) -> None:
+    outcome = command()
+    assert "Usage: gmpo" in outcome.out + outcome.err
+
+
+def test_the_version_is_the_packages(command: Command) -> None:
+    outcome = command("--version")
+    assert (outcome.code, outcome.out) == (0, f"gmpo {__version__}\n")
+
+
+def test_an_unknown_command_is_refused(command: Command) -> None:
+    outcome = command("trian")
+    assert outcome.code == 2
+    assert "No such command 'trian'" in outcome.err
+
+
+def test_help_and_check_load_no_torch() -> None:
+    """A process of its own, whose modules are its own."""
+    program = (
+        "import sys\n"
+        "from gmpo.cli import app\n"
+        "for words in (['--help'], ['check', 'recipe=gmpo']):\n"
+        "    try:\n"
+        "        app(words)\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'math_verify'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+
+
+def test_check_shows_what_a_published_command_comes_to_and_what_is_not_available(command: Command) -> None:
+    outcome = command("check", *PUBLISHED)
+    assert outcome.code == 0
+    sections = ("configuration", "derived numbers", "honoured", "derived (", "without effect", "not available yet")
+    positions = [outcome.out.index(section) for section in sections]
+    assert positions == sorted(positions)
+    shown = " ".join(outcome.out.split())
+    assert "updates per step 4 ceil(1024 / ppo_mini_batch_size 256) x ppo_epochs 1" in shown
+    assert "answers per step 5,120" in shown
+    assert "steps per epoch ?" in shown
+    unavailable = shown[shown.index("not available yet") :]
+    assert "actor_rollout_ref.rollout.name = vllm" in unavailable
+    assert "trainer.n_gpus_per_node = 8" in unavailable
+    inert = shown[shown.index("without effect") : shown.index("not available yet")]
+    assert "actor_rollout_ref.actor.kl_loss_coef = 0.001 actor_rollout_ref.actor.use_kl_loss is off" in inert
+    assert "trainer.critic_warmup = 0" in inert
+
+
+def test_check_counts_rows_that_are_here_and_refuses_a_batch_that_is_larger(bench: Any, command: Command) -> None:
+    outcome = command("check", *bench.arguments())
+    assert outcome.code == 0
+    assert "floor(12 rows / 4)" in " ".join(outcome.out.split())
+    outcome = command("check", *bench.arguments({"data.train_batch_size": 16}))
+    assert outcome.code == 2
+    assert "data.train_batch_size = 16 is larger than the data set, which has 12 rows" in outcome.err
+
+
+def test_words_that_look_like_options_reach_the_settings_and_are_explained(command: Command) -> None:
+    outcome = command("train", "--config-name=ppo_trainer", "recipe=gmpo")
+    assert outcome.code == 2
+    assert "--config-name" in outcome.err
+
+
+def test_data_writes_stories_that_train_reads(bench: Any, command: Command) -> None:
+    out = bench.folder / "stories"
+    outcome = command("data", "stories", "--out", str(out), "--size", "12", "--seed", "3")
+    assert outcome.code == 0
+    assert f"{out / 'train.parquet'}: 12 rows" in outcome.out
+    outcome = command("train", *bench.arguments({"data.train_files": out / "train.parquet"}))
+    assert outcome.code == 0
+    assert f"done after 2 steps; model: {bench.folder / 'run' / 'huggingface'}" in outcome.out
+
+
+def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) -> None:
+    assert command("train", *bench.arguments()).code == 0
+    again = command(
+        "train",
+        "--config",
+        str(bench.folder / "run" / "config.yaml"),
+        f"trainer.default_local_dir={bench.folder / 'again'}",
+        "trainer.total_training_steps=1",
+    )
+    assert again.code == 0
+    assert "done after 1 steps" in again.out
+
+
+@pytest.mark.parametrize("mode", ["auto", "disable"])
+def test_an_interrupted_run_says_how_it_goes_on(
+    bench: Any, command: Command, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    import os
+    import signal
+
+    from gmpo.tracking.sinks import JsonLines
+
+    start = JsonLines.start
+
+    def start_and_interrupt(self: JsonLines, step: int) -> None:
+        start(self, step)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(JsonLines, "start", start_and_interrupt)
+    outcome = command("train", *bench.arguments({"trainer.resume_mode": mode}))
+    assert outcome.code == 130
+    how = "the same command" if mode == "auto" else "trainer.resume_mode=auto"
+    assert f"stopped after 1 of 2 steps; {how} goes on from there" in outcome.out
+    # The signal came before the first step: that step is made, and saved.
+    assert (bench.folder / "run" / "global_step_1").is_dir()

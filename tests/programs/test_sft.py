@@ -1,0 +1,158 @@
+"""Supervised fine-tuning: the loss is the mean negative log-likelihood, it falls, and lengths mean what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gmpo
+from gmpo.data.stories import demonstration_rows
+from gmpo.errors import DataError
+
+
+@pytest.fixture
+def settings(bench: Any) -> dict[str, Any]:
+    return {
+        "model.path": str(bench.model),
+        "data.train_batch_size": 8,
+        "data.max_length": 96,
+        "optim.lr": 1e-2,
+        "trainer.total_training_steps": 6,
+        "trainer.default_local_dir": str(bench.folder / "sft"),
+        "trainer.logger": [],
+    }
+
+
+QUIET = Console(quiet=True)
+
+
+def _loss_by_hand(folder: Path, rows: list[dict[str, Any]]) -> float:
+    """Mean over all answer tokens, the end token included, of `-log p(token | what is before)`, row by row."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    total, tokens = 0.0, 0
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        answer = [*tokenizer.encode(row["extra_info"]["answer"], add_special_tokens=False), tokenizer.eos_token_id]
+        with torch.no_grad():
+            logp = model(torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+        total -= sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
+        tokens += len(answer)
+    return total / tokens
+
+
+def test_the_first_loss_is_the_mean_likelihood_and_the_loss_falls(bench: Any, settings: dict[str, Any]) -> None:
+    rows = demonstration_rows(8, seed=0)
+    run = gmpo.sft(settings, rows=rows, console=QUIET)
+    losses = [m["train/loss"] for m in run.history]
+    assert losses[0] == pytest.approx(_loss_by_hand(bench.model, rows), rel=1e-5)
+    assert losses[-1] < 0.8 * losses[0]
+    assert run.finished
+    assert _loss_by_hand(run.model, rows) < losses[-1]
+
+
+def test_micro_batches_change_the_loss_by_rounding_alone(bench: Any, settings: dict[str, Any]) -> None:
+    rows = demonstration_rows(8, seed=0)
+    losses = []
+    for size in (8, 2, 1):
+        run = gmpo.sft({**settings, "data.micro_batch_size_per_gpu": size}, rows=rows, console=QUIET)
+        losses.append([m["train/loss"] for m in run.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_held_out_rows_are_measured_after_each_epoch_and_at_the_end(bench: Any, settings: dict[str, Any]) -> None:
+    held_out = demonstration_rows(3, seed=1, split="held-out")
+    files = {
+        "data.train_files": bench.write_rows(demonstration_rows(16, seed=0)),
+        "data.val_files": bench.write_rows(held_out, "val.parquet"),
+        "trainer.total_training_steps": 5,
+    }
+    run = gmpo.sft({**settings, **files}, console=QUIET)
+    assert [("val/loss" in m) for m in run.history] == [False, True, False, True, True]
+    assert run.history[-1]["val/loss"] == pytest.approx(_loss_by_hand(run.model, held_out), rel=1e-5)
+
+
+def test_every_demonstration_is_learned_once_per_epoch(bench: Any, settings: dict[str, Any]) -> None:
+    run = gmpo.sft({**settings, "trainer.total_epochs": 3}, rows=demonstration_rows(16, seed=0), console=QUIET)
+    assert run.total_steps == 6
+    tokens = [m["perf/total_num_tokens"] for m in run.history]
+    assert tokens[0] + tokens[1] == tokens[2] + tokens[3] == tokens[4] + tokens[5]
+
+
+def test_rows_are_limited_like_files(bench: Any, settings: dict[str, Any]) -> None:
+    limited = {**settings, "data.max_samples": 8, "trainer.total_training_steps": None, "trainer.total_epochs": 2}
+    assert gmpo.sft(limited, rows=demonstration_rows(16, seed=0), console=QUIET).total_steps == 2
+
+
+def test_the_same_call_gives_the_same_model_and_keeps_the_records_of_the_one_before(
+    bench: Any, settings: dict[str, Any], weights: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    rows = demonstration_rows(16, seed=0)
+    first = gmpo.sft(settings, rows=rows, console=QUIET)
+    before = weights(first.model)
+    second = gmpo.sft(settings, rows=rows, console=QUIET)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(second.model).items())
+    old = (second.folder / "earlier-1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in old] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("truncation", "cut"), [("right", "end"), ("left", "beginning")])
+def test_a_demonstration_that_is_too_long_loses_the_end_that_truncation_names(
+    bench: Any, settings: dict[str, Any], truncation: str, cut: str
+) -> None:
+    """The first loss of a row that is cut by one token, by hand."""
+    (row,) = demonstration_rows(1, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+    model = AutoModelForCausalLM.from_pretrained(bench.model)
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    answer = [*tokenizer.encode(row["extra_info"]["answer"], add_special_tokens=False), tokenizer.eos_token_id]
+    limit = len(prompt) + len(answer) - 1
+    prompt, answer = (prompt, answer[:-1]) if cut == "end" else (prompt[1:], answer)
+    with torch.no_grad():
+        logp = model(torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+    expected = -sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
+    changes = {"data.train_batch_size": 1, "data.max_length": limit, "trainer.total_training_steps": 1}
+    run = gmpo.sft({**settings, **changes, "data.truncation": truncation}, rows=[row], console=QUIET)
+    assert run.history[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(DataError, match=rf"exceed data.max_length={limit}.*data.truncation=right"):
+        gmpo.sft({**settings, **changes}, rows=[row], console=QUIET)
+
+
+def test_the_answer_may_stand_in_another_column(bench: Any, settings: dict[str, Any]) -> None:
+    rows = [{"question": row["prompt"][0]["content"], "solution": "1 2 #### 1 2"} for row in bench.rows[:8]]
+    keys = {"data.prompt_key": "question", "data.response_key": "solution"}
+    assert gmpo.sft({**settings, **keys}, rows=rows, console=QUIET).finished
+    with pytest.raises(DataError, match=r"row 1: there is no `extra_info.answer`; the row holds question, solution"):
+        gmpo.sft({**settings, "data.prompt_key": "question"}, rows=rows, console=QUIET)
+
+
+def test_ctrl_c_keeps_the_model_so_far_and_says_that_the_command_starts_anew(
+    bench: Any, settings: dict[str, Any], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal to this process, sent while the second update is recorded."""
+    from gmpo.tracking.sinks import JsonLines
+
+    write = JsonLines.write
+
+    def write_and_interrupt(self: JsonLines, step: int, metrics: Any) -> None:
+        write(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(JsonLines, "write", write_and_interrupt)
+    files = {"data.train_files": bench.write_rows(demonstration_rows(8, seed=0))}
+    outcome = command("sft", *(f"{key}={value}" for key, value in {**settings, **files}.items()))
+    assert outcome.code == 130
+    assert "Stopping after this step." in outcome.out
+    assert f"stopped after 2 of 6 steps; the model so far: {bench.folder / 'sft' / 'huggingface'}" in outcome.out
+    assert "starts anew" in outcome.out
+    AutoModelForCausalLM.from_pretrained(bench.folder / "sft" / "huggingface")
