@@ -37,6 +37,8 @@ from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
 from gmpo.config.numbers import Length, Numbers, numbers, run_length
 from gmpo.config.resolved import as_tree
+from gmpo.config.schema import Trainer
+from gmpo.config.schema_sft import SftTrainer
 from gmpo.data.demonstrations import demonstrations_from_rows, encode_demonstrations, load_demonstrations
 from gmpo.data.problems import ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
@@ -304,7 +306,7 @@ def _sinks(
     resolved: Resolved[Any], folder: Path, policy: Policy, console: Console, label: str, length: Length
 ) -> list[Sink]:
     """The run folder and metrics.jsonl always, then the loggers that were asked for."""
-    trainer = resolved.config.trainer
+    trainer: Trainer | SftTrainer = resolved.config.trainer
     info = RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
     sinks: list[Sink] = [
         RunFolder(folder, config=resolved.to_yaml(), device=describe(policy.device)),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gmpo.algo.masks import Counts, count
 from gmpo.rollout import Group
+from gmpo.streams import permutation
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,7 @@ class Batch:
         order = torch.unique(self.group)
         for epoch in range(epochs):
             if shuffle_seed is not None:
-                rng = np.random.Generator(np.random.PCG64([shuffle_seed, epoch]))
-                order = order[torch.from_numpy(rng.permutation(len(order)))]
+                order = order[torch.tensor(permutation(len(order), shuffle_seed, epoch))]
             for start in range(0, len(order), problems):
                 members = order[start : start + problems]
                 yield torch.cat([(self.group == g).nonzero().squeeze(1) for g in members])

@@ -18,7 +18,9 @@ from gmpo.backends.devices import DTYPES, Device, pick_device
 from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
 from gmpo.backends.models import (
     ModelSource,
+    check_positions,
     check_vocabulary,
+    checkpoint_activations,
     load_model,
     load_tokenizer,
     pad_token_id,
@@ -71,8 +73,9 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy:
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
     model = load_model(source, device.torch, DTYPES[precision.model_dtype])
     if settings.enable_gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
+    check_positions(model, config.data.max_prompt_length + config.data.max_response_length)
     stop_ids = stop_token_ids(model, tokenizer)
     return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
@@ -322,7 +325,7 @@ def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[Local
     device = pick_device(config.trainer.device, None)
     model = load_model(source, device.torch)
     if settings.enable_gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     stop_ids = stop_token_ids(model, tokenizer)
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "gmpo"
 
 LAYERS = {
-    0: ("errors", "version", "config"),
+    0: ("errors", "version", "streams", "config"),
     1: ("algo", "ops", "data", "rewards"),
     2: ("rollout", "batch", "estimates"),
     3: ("ports",),
@@ -99,7 +99,10 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
     assert not late or allowed, f"{path.name} imports by name"
 
 
-@pytest.mark.parametrize("module", ["gmpo", "gmpo.config", "gmpo.data.prepare", "gmpo.rewards.grader", "gmpo.rollout", "gmpo.cli", "gmpo.check"])
+@pytest.mark.parametrize(
+    "module",
+    ["gmpo", "gmpo.config", "gmpo.data.prepare", "gmpo.rewards.grader", "gmpo.rollout", "gmpo.cli", "gmpo.check"],
+)
 def test_the_light_layers_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'ray', 'vllm') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,6 +16,7 @@ from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.masks import AGGREGATIONS
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
+from gmpo.backends.models import checkpoint_activations
 from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.ports import Update
 
@@ -172,7 +173,8 @@ def direct(case: Case, o: Objective) -> tuple[Tensor, dict[str, float]]:
     pg = torch.stack(per_row).mean() if per_row else mean_of(surrogate, o.aggregation, o.loss_scale)
     kl_loss, mean_entropy = (mean_of(v, o.aggregation, o.loss_scale) for v in (kl, entropy))
     (pg + o.kl_coef * kl_loss - o.entropy_coef * mean_entropy).backward()
-    terms = {"pg_loss": pg.item(), "kl_loss": kl_loss.item(), "entropy": mean_entropy.item()}
+    watched = mean_of(entropy, "token-mean", o.loss_scale)  # in the same unit whatever the aggregation
+    terms = {"pg_loss": pg.item(), "kl_loss": kl_loss.item(), "entropy": watched.item()}
     return flat_gradient(model), terms
 
 
@@ -316,10 +318,9 @@ def test_supervised_learning_has_the_gradient_of_transformers_own_loss(case: Cas
     assert apart(gradient, flat_gradient(case.model)) < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore:.*checkpointing.*deprecated:FutureWarning")
 def test_gradient_checkpointing_does_not_change_the_gradient(case: Case) -> None:
     plain, _ = updated(case, replace(GEO, **WITH_TERMS), MicroBatching(rows=3))
-    case.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(case.model)
     layer_calls: list[int] = []
     case.model.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: layer_calls.append(1))
     checkpointed, _ = updated(case, replace(GEO, **WITH_TERMS), MicroBatching(rows=3))

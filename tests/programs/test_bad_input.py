@@ -79,7 +79,7 @@ def test_all_wrong_settings_are_listed_together_with_the_nearest_key_the_range_a
         ({f"{R}.n": 1}, f"{R}.n = 1 (command line)\n      gives grpo nothing to compare"),
         (
             {f"{A}.ppo_micro_batch_size_per_gpu": 3},
-            "does not divide the 8 answers of a mini-batch (ppo_mini_batch_size 2 x rollout.n 4); nearest that do: 1, 2, ",
+            "does not divide the 8 answers of a mini-batch (ppo_mini_batch_size 2 x rollout.n 4); nearest that do: 1",
         ),
         (
             {"data.train_batch_size": 16},

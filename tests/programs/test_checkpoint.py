@@ -252,6 +252,9 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_ther
 def test_records_that_cannot_be_written_stop_the_run_with_their_place(bench: Any) -> None:
     with _room(9_000), pytest.raises(BackendError, match=r"cannot write .*samples/1.jsonl: .*checkpoints are intact"):
         bench.train({"trainer.sample_groups": -1, "trainer.token_record_groups": 4})
+    many = {"trainer.total_training_steps": 20, "trainer.logger": ["tensorboard"], "trainer.sample_groups": 0}
+    with _room(9_000), pytest.raises(BackendError, match=r"cannot write the metrics of step \d+: "):
+        bench.train({**many, "trainer.token_record_groups": 0}, run="many")
     (bench.folder / "file").touch()
     with pytest.raises(GmpoError, match=r"cannot write .*file/answers/1.jsonl"):
         bench.train({"trainer.rollout_data_dir": str(bench.folder / "file" / "answers")})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gmpo.tracking.sinks import JsonLines
 from gmpo.version import __version__
 
 Command = Callable[..., Any]
@@ -145,25 +148,50 @@ def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) 
     assert "done after 1 steps" in again.out
 
 
-@pytest.mark.parametrize("mode", ["auto", "disable"])
-def test_an_interrupted_run_says_how_it_goes_on(
-    bench: Any, command: Command, monkeypatch: pytest.MonkeyPatch, mode: str
+@pytest.mark.parametrize(
+    ("method", "at", "reached", "mode", "how"),
+    [
+        ("start", 0, 1, "auto", "the same command"),
+        ("start", 0, 1, "disable", "trainer.resume_mode=auto"),
+        ("write", 1, 2, "auto", "the same command"),
+    ],
+)
+def test_a_signal_at_any_moment_ends_the_run_after_a_step_that_is_saved(
+    bench: Any,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    at: int,
+    reached: int,
+    mode: str,
+    how: str,
 ) -> None:
-    import os
-    import signal
+    """A real signal before the first step, and one between a step's last look at the signals and its end."""
+    original = getattr(JsonLines, method)
 
-    from gmpo.tracking.sinks import JsonLines
+    def interrupting(self: JsonLines, step: int, *rest: Any) -> None:
+        original(self, step, *rest)
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    start = JsonLines.start
-
-    def start_and_interrupt(self: JsonLines, step: int) -> None:
-        start(self, step)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(JsonLines, "start", start_and_interrupt)
-    outcome = command("train", *bench.arguments({"trainer.resume_mode": mode}))
+    monkeypatch.setattr(JsonLines, method, interrupting)
+    outcome = command("train", *bench.arguments({"trainer.resume_mode": mode, "trainer.total_training_steps": 3}))
     assert outcome.code == 130
-    how = "the same command" if mode == "auto" else "trainer.resume_mode=auto"
-    assert f"stopped after 1 of 2 steps; {how} goes on from there" in outcome.out
-    # The signal came before the first step: that step is made, and saved.
-    assert (bench.folder / "run" / "global_step_1").is_dir()
+    assert f"stopped after {reached} of 3 steps; {how} goes on from there" in outcome.out
+    assert (bench.folder / "run" / f"global_step_{reached}").is_dir()
+
+
+def test_a_signal_in_the_last_step_ends_a_run_that_is_done(
+    bench: Any, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = JsonLines.write
+
+    def interrupting(self: JsonLines, step: int, metrics: Any) -> None:
+        original(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(JsonLines, "write", interrupting)
+    outcome = command("train", *bench.arguments())
+    assert outcome.code == 0
+    assert "done after 2 steps" in outcome.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,19 @@ def test_a_resumed_file_of_metrics_drops_what_happens_again_and_a_line_that_was_
     ]
 
 
+def test_a_resumed_run_overwrites_its_events_beyond_the_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = SINKS["tensorboard"](RunInfo(tmp_path, "p", "e", {}))
+    for first, last, value in ((0, 5, 1.0), (3, 4, 2.0)):
+        sink.start(first)
+        for step in range(first + 1 if first else 0, last + 1):
+            sink.write(step, {"x": value})
+        sink.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("x")
+    assert [(event.step, event.value) for event in events] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
 def test_a_resumed_folder_drops_samples_beyond_the_step_and_keeps_the_others(tmp_path: Path) -> None:
     for kind, steps in (("samples", (1, 2, 3, 10)), ("validation", (0, 2, 4))):
         (tmp_path / kind).mkdir()
@@ -228,7 +242,7 @@ def test_the_file_logger_goes_where_verls_environment_variables_say(
 def test_a_logger_that_is_not_installed_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install 'gmpo\[{package}\]'"):
         SINKS[package](RunInfo(tmp_path, "p", "e", {}))
 
@@ -245,13 +259,13 @@ def test_loggers_of_wandbs_interface_get_project_settings_and_every_step(
         "def finish(): calls.append(('finish',))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     sink = SINKS["wandb"](RunInfo(tmp_path, "p", "e", {"a": 1}))
     sink.start(0)
     sink.write(1, {"x": 2.0})
     sink.close()
-    calls = __import__("sys").modules["wandb"].calls
-    monkeypatch.delitem(__import__("sys").modules, "wandb")
+    calls = sys.modules["wandb"].calls
+    monkeypatch.delitem(sys.modules, "wandb")
     expected = [("init", {"project": "p", "name": "e", "config": {"a": 1}}), ("log", 1, {"x": 2.0}), ("finish",)]
     assert calls == expected
 

@@ -52,6 +52,15 @@ def test_two_runs_of_the_same_settings_are_the_same_and_another_seed_is_another_
     assert not torch.equal(*(weights(r.model)["model.norm.weight"] for r in (first, other)))
 
 
+def test_the_same_problem_is_answered_anew_in_every_step(bench: Any, lines: Lines) -> None:
+    """A policy that stands still, asked the same four problems twice: other random numbers, other answers."""
+    run = bench.train({f"{A}.optim.lr": 0.0, "data.shuffle": False, "trainer.sample_groups": -1}, rows=bench.rows[:4])
+    first, second = (lines(run.folder / "samples" / f"{n}.jsonl") for n in (1, 2))
+    assert [s["input"] for s in first] == [s["input"] for s in second]
+    assert len({s["output"] for s in first}) == 16
+    assert not {s["output"] for s in first} & {s["output"] for s in second}
+
+
 @pytest.mark.parametrize(
     "division",
     [

@@ -231,9 +231,10 @@ class LocalLearner:
             loss = loss + o.kl_coef * kl_loss
             scalars["kl_loss"] = float(kl_loss.detach())
         if entropy is not None:
-            entropy_loss = aggregate(entropy, mask, o.aggregation, computed, o.loss_scale)
-            loss = loss - o.entropy_coef * entropy_loss
-            scalars["entropy"] = float(entropy_loss.detach())
+            if o.entropy_coef != 0.0:
+                loss = loss - o.entropy_coef * aggregate(entropy, mask, o.aggregation, counts, o.loss_scale)
+            # Reported per token whatever the aggregation, as where it comes from the pass for old log-probs.
+            scalars["entropy"] = float(aggregate(entropy.detach(), mask, "token-mean", computed, o.loss_scale))
         loss.backward()
         return _Part(
             logp=logp.detach().float().cpu(),

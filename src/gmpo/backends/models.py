@@ -179,6 +179,27 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def check_positions(model: PreTrainedModel, longest: int) -> None:
+    """Raise BackendError if a row of `longest` tokens has positions that the model was not made for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise BackendError(
+            f"data.max_prompt_length + data.max_response_length = {longest} tokens, but the model is made for {limit} "
+            "positions. Lower them, or raise the model's limit where its position encoding allows it with "
+            f"actor_rollout_ref.model.override_config.max_position_embeddings={longest}."
+        )
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> int:
     """The padding id; padded positions are masked, so an end token serves where no padding token exists."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stop_ids)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+    settings = {"use_reentrant": False}
+    # The library renamed the method after 5.19.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)

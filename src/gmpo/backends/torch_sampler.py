@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.kv_cache import growing_cache
 from gmpo.batch import pad_left
+from gmpo.errors import BackendError
 from gmpo.ops.sampling import draw, truncated_logprobs
 from gmpo.ports import SampleRequest, SamplingParams, Weights
 from gmpo.rollout import Completion
+from gmpo.streams import uniform
 
 COMPACT_BELOW = 0.8
 """Rows are dropped from the cache when fewer than this share is still running: dropping copies the cache once."""
@@ -76,7 +78,7 @@ class TorchSampler:
         """The answers `numbers` (of 0 to n - 1) to each request."""
         n, rows = len(numbers), len(requests) * len(numbers)
         where = self.device.torch
-        uniform = torch.from_numpy(_uniform_numbers(self.seed, requests, numbers, params)).to(where)
+        chances = torch.from_numpy(_uniform_numbers(self.seed, requests, numbers, params)).to(where)
         tokens = torch.full((rows, params.max_tokens), self.pad_id, device=where)
         logprobs = torch.zeros((rows, params.max_tokens), device=where)
         lengths = torch.full((rows,), params.max_tokens, device=where)
@@ -102,7 +104,7 @@ class TorchSampler:
         alive = torch.arange(rows, device=where)  # cache row -> answer
         running = torch.ones(rows, dtype=torch.bool, device=where)  # by cache row
         for t in range(params.max_tokens):
-            token, logprob = _choose(logits, uniform[alive, t], params)
+            token, logprob = _choose(logits, chances[alive, t], params)
             tokens[alive, t] = token
             logprobs[alive, t] = logprob
             ends = running & torch.isin(token, self.stop_ids)
@@ -125,6 +127,11 @@ class TorchSampler:
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
+        if not bool(logprobs.isfinite().all()):
+            raise BackendError(
+                f"the policy's probabilities are not finite (weights of step {self._version}): its weights hold NaN or "
+                "infinity. Resume from an earlier checkpoint with a lower learning rate."
+            )
         return self._completions(tokens, logprobs, lengths, stopped, n)
 
     def _completions(
@@ -154,7 +161,4 @@ def _uniform_numbers(
     """[rows, max_tokens] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
     if params.temperature == 0.0:
         return np.zeros((len(requests) * len(numbers), params.max_tokens))
-    streams = [(seed, request.key, j) for request in requests for j in numbers]
-    return np.stack(
-        [np.random.Generator(np.random.Philox(np.random.SeedSequence(s))).random(params.max_tokens) for s in streams]
-    )
+    return np.stack([uniform(params.max_tokens, seed, request.key, j) for request in requests for j in numbers])

@@ -67,7 +67,7 @@ class KlControl(Section):
     )
     kl_coef: float = setting(0.001, "Coefficient of the penalty; the starting value when adaptive.", ge=0)
     horizon: int = setting(10000, "Answers over which the adaptive controller reacts.", ge=1)
-    target_kl: float = setting(0.1, "KL per answer in nats that the adaptive controller aims at.", gt=0)
+    target_kl: float = setting(0.1, "Mean KL per token in nats that the adaptive controller aims at.", gt=0)
 
 
 class Algorithm(Section):
@@ -117,9 +117,10 @@ class RewardModel(Section):
         ge=0,
         le=1,
     )
-    answer_rule: Literal["strict", "flexible"] | None = setting(
+    answer_rule: Literal["strict", "flexible", "flexible_no_commas"] | None = setting(
         None,
-        "How the answer is found in a GSM8K solution: strict wants '#### 42', flexible takes the last number. "
+        "How the answer is found in a GSM8K solution: strict wants '#### 42', flexible the last number, "
+        "flexible_no_commas too and ignores commas in it. "
         "null leaves it to the scorer (strict, as in verl).",
         own=True,
     )

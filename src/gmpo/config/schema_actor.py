@@ -96,7 +96,8 @@ class Checkpoint(Section):
 
     save_contents: Contents = setting(
         ("model", "optimizer", "extra"),
-        "model: weights. optimizer: its moments. extra: schedule and random streams. hf_model: a Hugging Face folder.",
+        "model: weights. optimizer: its moments. hf_model: a Hugging Face folder. extra: nothing more: learning rate "
+        "and random streams follow from seed and step.",
     )
     load_contents: Contents = setting(
         None, "What is restored when a run continues.", derived="actor.checkpoint.save_contents"

@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from gmpo.data.files import find_file, read_rows, row_count
 from gmpo.errors import ConfigError, DataError
+from gmpo.streams import permutation
 
 __all__ = ["Message", "Problem", "ProblemStream", "load_problems", "problems_from_rows", "row_count", "sample"]
 
@@ -102,7 +101,7 @@ def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
     _check_seed(seed)
     if limit == -1 or limit >= len(items):
         return list(items)
-    chosen = range(limit) if seed is None else sorted(_order(len(items), seed, 0)[:limit].tolist())
+    chosen = range(limit) if seed is None else sorted(permutation(len(items), seed, 0)[:limit].tolist())
     return [items[i] for i in chosen]
 
 
@@ -145,24 +144,13 @@ class ProblemStream(Generic[T]):
         positions = range(start, start + self._batch_size)
         if not self._shuffle:
             return [self._problems[i] for i in positions]
-        order = _order(len(self._problems), self._seed, self.epoch_of(step))
+        order = permutation(len(self._problems), self._seed, self.epoch_of(step))
         return [self._problems[order[i]] for i in positions]
 
 
 def _check_seed(seed: int | None) -> None:
     if seed is not None and seed < 0:
         raise ConfigError(f"data.seed={seed}: a seed must be 0 or more")
-
-
-@lru_cache(maxsize=4)
-def _order(size: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
-    """Permutation of range(size) drawn from (seed, epoch).
-
-    By sorting raw 64-bit draws: numpy keeps the stream of PCG64 for good, but not what `Generator.permutation` makes
-    of it, and a run may be resumed under another numpy.
-    """
-    draws = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch,))).random_raw(size)
-    return np.argsort(draws, kind="stable")
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -34,5 +34,6 @@ def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[st
     raise BackendError(
         f"{len(failures)} of {len(grades)} answers ({len(failures) / len(grades):.0%}, limit {limit:.0%}) could not be "
         f"graded ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}):{listed}{example}\n"
-        f"Correct the reward function; if it is right but slow or large, raise the grader's timeout_s or memory_mb."
+        f"Correct the reward function; if it is right but slow or large, raise "
+        f"reward_model.grader_timeout_s or reward_model.grader_memory_mb."
     )

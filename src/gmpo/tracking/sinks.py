@@ -81,7 +81,7 @@ def _step_of(line: str, limit: int) -> int:
 class TensorBoard:
     """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the place, as in verl.
 
-    One event a step, on disk when `write` returns. The library's own writer works in a thread, in which a full disk ends
+    One event a step, on disk when `write` returns. The library's own writer has a thread, in which a full disk ends
     in a traceback.
     """
 
