@@ -31,6 +31,7 @@ from gmpo.build import (
     build_supervised_learner,
     build_tokenizer,
     data_sources,
+    longest_prompt,
 )
 from gmpo.checkpoint import export
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
@@ -120,7 +121,7 @@ def train(
     asked = data_sources(problems, validation)
     with build_grader(c, reward, asked) as grader:
         grader.start([problem.data_source for problem in asked])
-        policy = build_policy(c, tokenizer)
+        policy = build_policy(c, tokenizer, longest_prompt=longest_prompt(problems, validation))
         learner = build_learner(c, policy, length.total_steps)
         collector = build_collector(c, policy, grader)
         say(_overview(c, problems, validation, counts, policy))

@@ -65,8 +65,12 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return load_tokenizer(source, chat_template=model.custom_chat_template)
 
 
-def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy:
-    """Load the policy onto the run's device."""
+def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int) -> Policy:
+    """Load the policy onto the run's device.
+
+    Args:
+        longest_prompt: tokens of the longest prompt it will be asked.
+    """
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
     device = pick_device(config.trainer.device, precision.dtype)
@@ -75,7 +79,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy:
     if settings.enable_gradient_checkpointing:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
-    check_positions(model, config.data.max_prompt_length + config.data.max_response_length)
+    check_positions(model, longest_prompt, config.data.max_response_length)
     stop_ids = stop_token_ids(model, tokenizer)
     return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
@@ -353,6 +357,11 @@ def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[Local
         score_split=split,
     )
     return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
+
+
+def longest_prompt(*sets: EncodedProblems | None) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(item.prompt_ids) for encoded in sets if encoded is not None for item in encoded.items)
 
 
 def data_sources(*sets: EncodedProblems | None) -> Sequence[Problem]:

@@ -162,6 +162,8 @@ def table(summary: Mapping[str, Any]) -> Table:
         f"{summary['pass@1_before']:.3f} ({low0:.3f}-{high0:.3f})",
         f"[bold]{summary['pass@1_after']:.3f}[/] ({low1:.3f}-{high1:.3f})",
     )
+    curve = summary["pass@1_curve"]
+    shown.add_row(f"pass@1 after {', '.join(map(str, curve))} steps", "", " ".join(f"{v:.2f}" for v in curve.values()))
     shown.add_row(
         "mean answer length, tokens",
         f"{summary['response_length_before']:.1f}",
@@ -186,7 +188,9 @@ def _print_where(console: Console, out: Path, warm: Run, run: Run) -> None:
         f"metrics   {run.folder / 'metrics.jsonl'}; tensorboard --logdir {run.folder}\n"
         f"samples   {run.folder / 'samples'} and {run.folder / 'validation'}\n"
         f"again     gmpo train --config {run.folder / 'config.yaml'} trainer.default_local_dir=ELSEWHERE KEY=VALUE ..\n"
-        "          (actor_rollout_ref.actor.policy_loss.loss_mode=vanilla trains GRPO from the same warm-up)",
+        "          GRPO instead: add actor_rollout_ref.actor.policy_loss.loss_mode=vanilla "
+        "actor_rollout_ref.actor.clip_ratio_low=0.2 actor_rollout_ref.actor.clip_ratio_high=0.2 "
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         highlight=False,
         soft_wrap=True,
     )

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, GPT2Config, PreTrainedModel, PreTrain
 
 from gmpo.backends.models import (
     ModelSource,
+    check_positions,
     check_vocabulary,
     load_config,
     load_model,
@@ -212,3 +213,11 @@ def test_an_end_token_pads_where_there_is_no_padding_token(tiny_folder: Path, pa
 def test_the_fresh_policies_of_these_tests_are_alike(fresh_policy: Callable[[], PreTrainedModel]) -> None:
     a, b = fresh_policy().state_dict(), fresh_policy().state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_row_longer_than_the_models_positions_is_refused_with_the_numbers(tiny_folder: Path) -> None:
+    model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
+    limit = model.config.max_position_embeddings
+    check_positions(model, limit - 10, 10)
+    with pytest.raises(BackendError, match=rf"make {limit + 1} tokens, but the model is made for {limit} positions"):
+        check_positions(model, limit - 10, 11)

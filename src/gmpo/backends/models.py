@@ -179,14 +179,15 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def check_positions(model: PreTrainedModel, longest: int) -> None:
-    """Raise BackendError if a row of `longest` tokens has positions that the model was not made for."""
+def check_positions(model: PreTrainedModel, prompt: int, response: int) -> None:
+    """Raise BackendError if a prompt and a response of so many tokens have positions the model was not made for."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and longest > limit:
+    if limit is not None and prompt + response > limit:
         raise BackendError(
-            f"data.max_prompt_length + data.max_response_length = {longest} tokens, but the model is made for {limit} "
-            "positions. Lower them, or raise the model's limit where its position encoding allows it with "
-            f"actor_rollout_ref.model.override_config.max_position_embeddings={longest}."
+            f"the longest prompt ({prompt} tokens) and data.max_response_length={response} make {prompt + response} "
+            f"tokens, but the model is made for {limit} positions. Lower the response length, filter or cut prompts, "
+            "or raise the model's limit where its position encoding allows it with "
+            f"actor_rollout_ref.model.override_config.max_position_embeddings={prompt + response}."
         )
 
 
