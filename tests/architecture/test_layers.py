@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "gmpo"
 
 LAYERS = {
-    0: ("errors", "version", "streams", "config"),
+    0: ("errors", "version", "streams", "objectives", "config"),
     1: ("algo", "ops", "data", "rewards"),
     2: ("rollout", "batch", "estimates"),
     3: ("ports",),

@@ -1,10 +1,11 @@
 """Advantage estimators: token rewards of a batch -> advantages.
 
 Contract. An estimator takes `token_rewards [B, T]`, `mask [B, T]`, `group [B]` (which problem a response answers, any
-integers) and keyword numbers, and returns advantages `[B, T]`, zero outside the mask. It may not see log-probs or the
-policy. To add one, write the function and its entry in `ADVANTAGES`, which says what it needs from the run.
+integers) and keyword arguments that its entry names, and returns advantages `[B, T]`, zero outside the mask. It may not
+see log-probs or the policy. To add one, write the function here and its traits, what it needs from the run, in
+`gmpo.objectives`.
 
-Notation: R_i = sum_t r_it the response's reward, g its group, n the group's size.
+Notation: R_i = sum_t r_it the response's reward, g its group, n the group's size, T_i the response's length.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gmpo.algo.masks import sequence_sum
+from gmpo.errors import ConfigError
+from gmpo.objectives import ESTIMATORS, EstimatorTraits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,266 @@ def grpo(
     return advantage.to(token_rewards.dtype).unsqueeze(1) * mask
 
 
+def _spread(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B T"], like: Tensor) -> Float[Tensor, "B T"]:
+    """One number per response, on each of its tokens."""
+    return rewards.to(like.dtype).unsqueeze(1) * mask
+
+
+def rloo(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
+    """Leave-one-out: `A_i = R_i - mean of the others' R = n / (n - 1) (R_i - mean_g R)`; R_i itself in a group of one.
+
+    Source: RLOO, arXiv 2402.14740 section 3.2.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    moments = group_moments(rewards, group)
+    scale = moments.size / (moments.size - 1).clamp(min=1)
+    advantage = (scale * (rewards - moments.mean)).masked_fill(moments.constant, 0.0)
+    return _spread(torch.where(moments.size == 1, rewards, advantage), mask, token_rewards)
+
+
+def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """`(x - mean) / sqrt(var + 1e-8)` over all tokens of the mask, var unbiased; zero outside it.
+
+    A single token has no variance and becomes 0.
+    """
+    x = values[mask].double()
+    if x.numel() == 0:
+        return torch.zeros_like(values)
+    variance = x.var(correction=1) if x.numel() > 1 else torch.zeros((), dtype=torch.float64)
+    whitened = (values.double() - x.mean()) * torch.rsqrt(variance + 1e-8)
+    return whitened.to(values.dtype).masked_fill(~mask, 0.0)
+
+
+def reinforce_plus_plus(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"], *, gamma: float
+) -> Float[Tensor, "B T"]:
+    """Discounted returns `G_t = r_t + gamma G_{t+1}`, whitened over the tokens of the batch.
+
+    Source: REINFORCE++, arXiv 2501.03262 section 3; as in verl.
+    """
+    return whiten(_discounted(token_rewards, mask, gamma), mask)
+
+
+def _discounted(rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float) -> Float[Tensor, "B T"]:
+    """`G_t = r_t + gamma G_{t+1}` along the response; positions outside the mask are passed over."""
+    returns = torch.zeros_like(rewards)
+    following = torch.zeros(rewards.shape[0], dtype=rewards.dtype, device=rewards.device)
+    for t in reversed(range(rewards.shape[1])):
+        following = torch.where(mask[:, t], rewards[:, t] + gamma * following, following)
+        returns[:, t] = following
+    return returns.masked_fill(~mask, 0.0)
+
+
+def reinforce_plus_plus_baseline(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
+    """`R_i - mean_g R` (R_i in a group of one) on each token, whitened over the tokens of the batch.
+
+    Source: REINFORCE++-baseline, arXiv 2501.03262 section 3.3; as in verl.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    moments = group_moments(rewards, group)
+    centred = torch.where(moments.size == 1, rewards, rewards - moments.mean)
+    return whiten(_spread(centred, mask, token_rewards), mask)
+
+
+def remax(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    greedy_reward: Float[Tensor, " B"],
+) -> Float[Tensor, "B T"]:
+    """Reward still to come, less the reward of the greedy answer to the same problem.
+
+    Args:
+        greedy_reward: reward of that answer, for each response.
+
+    Source: ReMax, arXiv 2310.10505 algorithm 1.
+    """
+    return _discounted(token_rewards, mask, 1.0) - _spread(greedy_reward, mask, token_rewards)
+
+
+def opo(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
+    """`R_i - sum_g T R / sum_g T`: the baseline of least variance when gradients grow with length.
+
+    A group without any token has baseline 0. Source: OPO, arXiv 2505.23585 eq. 8.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    lengths = mask.sum(dim=1).double()
+    weighted = group_moments(rewards * lengths, group)
+    total = group_moments(lengths, group).mean
+    baseline = torch.where(total > 0, weighted.mean / total.clamp(min=1e-300), 0.0)
+    # In a group of equal rewards the quotient may miss the reward by rounding.
+    advantage = (rewards - baseline).masked_fill(group_moments(rewards, group).constant & (total > 0), 0.0)
+    return _spread(advantage, mask, token_rewards)
+
+
+def gpg(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
+    """`alpha (R_i - mean_g R)` with `alpha = B / max(1, number of non-zero rewards)` over the batch.
+
+    Source: GPG, arXiv 2504.02546; alpha as in verl.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    moments = group_moments(rewards, group)
+    alpha = rewards.numel() / torch.count_nonzero(rewards).clamp(min=1)
+    return _spread((alpha * (rewards - moments.mean)).masked_fill(moments.constant, 0.0), mask, token_rewards)
+
+
+def grpo_passk(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    normalise_by_std: bool,
+    epsilon: float = 1e-6,
+) -> Float[Tensor, "B T"]:
+    """Only the group's best response gets an advantage: its reward less the second best (over std + epsilon).
+
+    A tie for the best gives 0 to all. Every group needs two responses. Source: arXiv 2503.19595; as in verl.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    moments = group_moments(rewards, group)
+    _, index = torch.unique(group, return_inverse=True)
+    groups = int(index.max()) + 1 if index.numel() else 0
+    lowest = torch.full((groups,), -torch.inf, dtype=torch.float64, device=rewards.device)
+    best = lowest.scatter_reduce(0, index, rewards, "amax")[index]
+    is_best = rewards == best
+    winners = torch.zeros(groups, dtype=torch.float64, device=rewards.device).index_add(0, index, is_best.double())
+    second = lowest.scatter_reduce(0, index, rewards.masked_fill(is_best, -torch.inf), "amax")[index]
+    advantage = torch.where(is_best & (winners[index] == 1) & second.isfinite(), rewards - second, 0.0)
+    if normalise_by_std:
+        advantage = advantage / (moments.std + epsilon)
+    return _spread(advantage, mask, token_rewards)
+
+
+def grpo_batch_std(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    epsilon: float = 1e-6,
+) -> Float[Tensor, "B T"]:
+    """`(R_i - mean_g R) / (std of all rewards of the batch + epsilon)`.
+
+    An almost unanimous group is not blown up as by its own standard deviation. Source: Lite-PPO, arXiv 2508.08221
+    section 4.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    moments = group_moments(rewards, group)
+    std = rewards.std(correction=1) if rewards.numel() > 1 else torch.zeros((), dtype=torch.float64)
+    advantage = ((rewards - moments.mean) / (std + epsilon)).masked_fill(moments.constant, 0.0)
+    return _spread(advantage, mask, token_rewards)
+
+
+def geo_mean(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    normalise_by_std: bool,
+    floor: float,
+    offset: float,
+    epsilon: float = 1e-6,
+) -> Float[Tensor, "B T"]:
+    """The geometric mean of the group's **rewards** as baseline: `A_i = log R_i - mean_g log R = log(R_i / GM_g(R))`.
+
+    Its expected gradient maximises E[log R], the growth rate of Kelly's bettor: one outlier moves it little. Rewards
+    [10, 10, 10, 1000] have GM = 31.62 and A = [-1.151, -1.151, -1.151, 3.454], where the arithmetic mean gives
+    [-247.5, -247.5, -247.5, 742.5]. Unrelated to the loss `geo_mean`, whose mean runs over a response's token ratios.
+
+    Args:
+        normalise_by_std: divide by the group's standard deviation (n - 1) of log rewards plus epsilon.
+        floor: smallest value whose log is taken; a 0/1 reward becomes log(floor)/0, so its scale is the floor's choice.
+        offset: added to every reward first.
+
+    Raises:
+        ConfigError: a reward is negative after the offset.
+    """
+    rewards = sequence_sum(token_rewards, mask).double() + offset
+    if bool((rewards < 0).any()):
+        raise ConfigError(
+            "algorithm.adv_estimator=geo_mean takes the log of rewards, but they range from "
+            f"{float(rewards.min()):g} to {float(rewards.max()):g} with algorithm.geo_mean_offset={offset:g}. Set the "
+            f"offset above {offset - float(rewards.min()):g} so that all are positive, or use "
+            "adv_estimator=grpo, which takes any sign."
+        )
+    logs = rewards.clamp(min=floor).log()
+    moments = group_moments(logs, group)
+    advantage = logs - moments.mean
+    if normalise_by_std:
+        advantage = advantage / (moments.std + epsilon)
+    return _spread(advantage.masked_fill(moments.constant, 0.0), mask, token_rewards)
+
+
+def lambda_returns(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    *,
+    gamma: float,
+    lam: float,
+) -> Float[Tensor, "B T"]:
+    """Targets of the value function: `returns_t = V_t + A_t` with the generalised advantage
+
+        delta_t = r_t + gamma V_{t+1} - V_t,     A_t = delta_t + gamma lam A_{t+1},
+
+    V = A = 0 behind the last token; positions outside the mask are passed over. Source: GAE, arXiv 1506.02438 eq. 16.
+    """
+    advantage = torch.zeros_like(values)
+    next_value = torch.zeros(values.shape[0], dtype=values.dtype, device=values.device)
+    following = torch.zeros_like(next_value)
+    for t in reversed(range(values.shape[1])):
+        here = token_rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
+        following = torch.where(mask[:, t], here, following)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantage[:, t] = following
+    return (advantage + values).masked_fill(~mask, 0.0)
+
+
+def gae(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    values: Float[Tensor, "B T"],
+    gamma: float,
+    lam: float,
+) -> Float[Tensor, "B T"]:
+    """Generalised advantages, whitened over the tokens of the batch: the advantages of PPO with a critic.
+
+    Source: arXiv 1506.02438 eq. 16; whitening as in verl.
+    """
+    returns = lambda_returns(token_rewards, mask, values, gamma=gamma, lam=lam)
+    return whiten((returns - values).masked_fill(~mask, 0.0), mask)
+
+
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """An entry of `ADVANTAGES`: the function and what it needs from the run."""
+    """An entry of `ADVANTAGES`."""
 
     fn: Callable[..., Float[Tensor, "B T"]]
-    numbers: tuple[str, ...]
-    """The keyword numbers it takes from the configuration."""
-    needs_groups: bool
-    """Several answers to each problem are compared: `rollout.n` must be at least 2."""
+    traits: EstimatorTraits
 
 
-ADVANTAGES: Mapping[str, Estimator] = {
-    "grpo": Estimator(grpo, ("normalise_by_std",), needs_groups=True),
-}
+_FUNCTIONS = (
+    grpo,
+    gae,
+    rloo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    remax,
+    opo,
+    gpg,
+    grpo_passk,
+    grpo_batch_std,
+    geo_mean,
+)
+ADVANTAGES: Mapping[str, Estimator] = {fn.__name__: Estimator(fn, ESTIMATORS[fn.__name__]) for fn in _FUNCTIONS}
+"""`adv_estimator` -> estimator; names and traits are those of `gmpo.objectives`."""
