@@ -39,6 +39,8 @@ class Batch:
     """Row number within the step's batch; a mini-batch keeps its rows' numbers."""
     rewards: Float[Tensor, " B"]
     """Reward of each response, before any KL term."""
+    finished: Bool[Tensor, " B"]
+    """The response ended by itself; false where it was cut at the length limit."""
     rollout_logp: Float[Tensor, "B T"]
     """The sampler's log-probs; 0 outside the mask."""
     old_logp: Float[Tensor, "B T"] | None = None
@@ -47,6 +49,19 @@ class Batch:
     """The reference model's log-probs; None without a KL term."""
     entropy: Float[Tensor, "B T"] | None = None
     """Entropy of the learner's distribution at the start of the step, in nats; None when it was not computed."""
+    loss_mask: Bool[Tensor, "B T"] | None = None
+    """The response tokens that take part in the loss; None where all do. Rejected and masked ones leave it, and so the
+    loss's denominators, while the policy still reads them."""
+    weights: Float[Tensor, "B T"] | None = None
+    """Constants that multiply the gradient of each token; None weights all alike."""
+    values: Float[Tensor, "B T"] | None = None
+    """The critic's estimate of the reward still to come, before each token; None without a critic."""
+    returns: Float[Tensor, "B T"] | None = None
+    """What the critic is fitted to."""
+    greedy_reward: Float[Tensor, " B"] | None = None
+    """Reward of the greedy answer to the same problem; None where none was asked for."""
+    selected: Bool[Tensor, "B T"] | None = None
+    """Tokens that the loss treats differently, chosen from the whole mini-batch."""
     token_rewards: Float[Tensor, "B T"] | None = None
     """Rewards per token, the KL term included: what advantages are made of."""
     advantage: Float[Tensor, "B T"] | None = None
@@ -65,9 +80,14 @@ class Batch:
         """Tokens of each row, prompt and response."""
         return self.prompt_mask.sum(1) + self.response_mask.sum(1)
 
+    @property
+    def mask(self) -> Bool[Tensor, "B T"]:
+        """The tokens in the loss."""
+        return self.response_mask if self.loss_mask is None else self.loss_mask
+
     def counts(self) -> Counts:
         """Tokens and responses in the loss: the two denominators a mini-batch can have."""
-        return count(self.response_mask)
+        return count(self.mask)
 
     def replace(self, **tensors: Any) -> Batch:
         """A copy with some tensors exchanged."""
@@ -182,5 +202,12 @@ def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
         group=torch.tensor([index for index, _, _ in answers], dtype=torch.long),
         index=torch.arange(len(answers)),
         rewards=torch.tensor([g.reward for _, _, g in answers], dtype=torch.float32),
+        finished=torch.tensor([g.completion.finish_reason == "stop" for _, _, g in answers]),
+        greedy_reward=_greedy_rewards(groups),
         rollout_logp=rollout_logp,
     )
+
+
+def _greedy_rewards(groups: Sequence[Group]) -> Float[Tensor, " B"] | None:
+    rewards = [g.baseline.reward for g in groups if g.baseline is not None for _ in g.graded]
+    return torch.tensor(rewards, dtype=torch.float32) if rewards else None

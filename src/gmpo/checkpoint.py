@@ -2,7 +2,7 @@
 
     <root>/latest_checkpointed_iteration.txt     the newest step, written last
     <root>/global_step_<N>/state.json            step, KL coefficient, what the position in the data depends on
-    <root>/global_step_<N>/actor/                what the learner wrote
+    <root>/global_step_<N>/actor/, critic/       what the learner wrote
 
 A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Random streams and
 the order of problems are functions of seed and step, so there is nothing of them to save.
@@ -80,7 +80,7 @@ class Store:
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
-            learner.save(unfinished / "actor", self.save_contents)
+            learner.save(unfinished, self.save_contents)
             _write_json(unfinished / "state.json", {**asdict(state), "position": self.position})
             _exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
@@ -108,7 +108,7 @@ class Store:
         if position != self.position:
             raise CheckpointError(_other_position(folder, position, self.position))
         contents = self._present(folder)
-        learner.load(folder / "actor", contents)
+        learner.load(folder, contents)
         self.tell(f"going on after step {state.step} from {folder}")
         if "optimizer" not in contents:
             self.tell(
@@ -182,8 +182,8 @@ def export(learner: Learner, folder: Path) -> Path:
     target, unfinished = folder / "huggingface", folder / f"{UNFINISHED}export"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        learner.save(unfinished, ["hf_model"])
-        _exchange(unfinished / target.name, target)
+        learner.export(unfinished)
+        _exchange(unfinished, target)
     except WRITE_ERRORS as error:
         raise CheckpointError(
             f"cannot write the model {target}: {error}. Checkpoints in {folder} are intact."

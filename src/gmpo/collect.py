@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gmpo.data.prompts import EncodedProblem
 from gmpo.ports import Sampler, SampleRequest, SamplingParams
@@ -29,6 +29,8 @@ class Sampled:
 
     problem: EncodedProblem
     completions: Sequence[Completion]
+    greedy: Completion | None = None
+    """The greedy answer, where it was asked for."""
 
 
 class Collector:
@@ -54,17 +56,28 @@ class Collector:
         self.max_failed_share = max_failed_share
 
     def sample(
-        self, problems: Sequence[EncodedProblem], params: SamplingParams, *, namespace: int, step: int, first: int = 0
+        self,
+        problems: Sequence[EncodedProblem],
+        params: SamplingParams,
+        *,
+        namespace: int,
+        step: int,
+        first: int = 0,
+        greedy_baseline: bool = False,
     ) -> list[Sampled]:
         """`params.n` answers to each problem.
 
         Args:
             namespace, step: name the random streams of the phase.
             first: position of `problems[0]` within the phase.
+            greedy_baseline: also draw the greedy answer to each problem.
         """
         requests = [SampleRequest(p.prompt_ids, stream_key(namespace, step, first + i)) for i, p in enumerate(problems)]
         answers = self.sampler.generate(requests, params)
-        return [Sampled(problem, completions) for problem, completions in zip(problems, answers, strict=True)]
+        if not greedy_baseline:
+            return [Sampled(problem, completions) for problem, completions in zip(problems, answers, strict=True)]
+        greedy = self.sampler.generate(requests, replace(params, n=1, temperature=0.0))
+        return [Sampled(p, c, g) for p, c, (g,) in zip(problems, answers, greedy, strict=True)]
 
     def grade(self, sampled: Sequence[Sampled]) -> list[Group]:
         """Decode and grade every answer.
@@ -73,6 +86,8 @@ class Collector:
             BackendError: too many gradings ended without a judgement.
         """
         flat = [(index, s.problem.problem, c) for index, s in enumerate(sampled) for c in s.completions]
+        # A greedy answer is a group of its own: reward functions that compare answers must not see it among the others.
+        flat += [(len(sampled) + i, s.problem.problem, s.greedy) for i, s in enumerate(sampled) if s.greedy is not None]
         texts = self.decode([list(completion.token_ids) for _, _, completion in flat])
         requests = [
             GradeRequest(
@@ -87,10 +102,15 @@ class Collector:
         ]
         grades = self.grader.grade(requests)
         check_failed_share(grades, self.max_failed_share, texts)
-        graded = iter(
-            Graded(completion, text, grade, reward=grade.score)
-            for (_, _, completion), text, grade in zip(flat, texts, grades, strict=True)
-        )
+        graded: dict[int, list[Graded]] = {}
+        for (index, _, completion), text, grade in zip(flat, texts, grades, strict=True):
+            graded.setdefault(index, []).append(Graded(completion, text, grade, reward=grade.score))
         return [
-            Group(s.problem.problem, s.problem.prompt_ids, tuple(next(graded) for _ in s.completions)) for s in sampled
+            Group(
+                s.problem.problem,
+                s.problem.prompt_ids,
+                tuple(graded[index]),
+                baseline=graded[len(sampled) + index][0] if s.greedy is not None else None,
+            )
+            for index, s in enumerate(sampled)
         ]

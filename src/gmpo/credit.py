@@ -1,16 +1,20 @@
-"""Rewards -> token rewards (less a KL penalty, if asked for) -> advantages."""
+"""Rewards -> token rewards (less a KL penalty, if asked for) -> what the loss sees of them: advantages, mask, weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gmpo.algo.advantages import Estimator
+from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import sequence_mean
 from gmpo.batch import Batch
+from gmpo.correction_stats import mismatch, rejection_stats, weight_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,47 @@ class RewardKL:
     target: float | None
     """KL per token that the adaptive controller steers to; None keeps the coefficient."""
     horizon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One rule of `rollout_rs`. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
+
+    rule: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What is done about sampler and learner being two policies."""
+
+    level: str | None = None
+    """Importance weights per `token` or `sequence`; None for none."""
+    threshold: float = 2.0
+    batch_normalise: bool = False
+    geometric: bool = False
+    """Give each token the geometric mean of its response's weights, as verl does for `geo_mean`."""
+    icepop: tuple[float, float] | None = None
+    """Band of weights, outside of which a token has no gradient."""
+    rejections: tuple[Rejection, ...] = ()
+    bypass: bool = False
+    """The sampler's log-probs are the old ones: one clipped ratio covers mismatch and update."""
+
+    @property
+    def compares(self) -> bool:
+        """It needs the learner's log-probs at the start of the step."""
+        return self.level is not None or self.icepop is not None or bool(self.rejections)
+
+
+@dataclass(frozen=True, slots=True)
+class LossMask:
+    """Tokens that leave the loss, and its denominators, for reasons of the response itself."""
+
+    truncated: bool = False
+    """Answers cut at the length limit leave (`actor.mask_truncated`): their reward says little about them."""
+    entropy_quantile: float | None = None
+    """Only tokens whose entropy is at or above this quantile of the batch stay (arXiv 2506.01939)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +86,94 @@ class Credit:
         reward_kl: None leaves the rewards alone.
     """
 
-    def __init__(self, estimator: Estimator, numbers: Mapping[str, float], reward_kl: RewardKL | None) -> None:
+    def __init__(
+        self,
+        estimator: Estimator,
+        numbers: Mapping[str, Any],
+        reward_kl: RewardKL | None,
+        *,
+        correction: Correction | None = None,
+        loss_mask: LossMask | None = None,
+    ) -> None:
         self.estimator = estimator
         self.numbers = numbers
         self.reward_kl = reward_kl
+        self.correction = correction or Correction()
+        self.loss_mask = loss_mask or LossMask()
 
     def __call__(self, batch: Batch, kl_coef: float) -> Credited:
-        """Put each response's reward on its last token, subtract the KL penalty, estimate advantages."""
+        """Put each response's reward on its last token, subtract the KL penalty, estimate advantages; then mask and
+        weight what the loss sees. Every answer informs its group's baseline, also one that leaves the loss."""
+        token_rewards, kl_coef, metrics = self._token_rewards(batch, kl_coef)
+        traits = self.estimator.traits
+        tensors: dict[str, Tensor | None] = {}
+        if traits.needs_critic:
+            tensors["values"] = batch.values
+        if traits.needs_greedy:
+            tensors["greedy_reward"] = batch.greedy_reward
+        advantage = self.estimator.fn(token_rewards, batch.response_mask, batch.group, **tensors, **self.numbers)
+        batch = batch.replace(token_rewards=token_rewards, advantage=advantage)
+        batch, correction_metrics = self._corrected(self._masked(batch))
+        return Credited(batch, kl_coef, {**metrics, **correction_metrics})
+
+    def _token_rewards(self, batch: Batch, kl_coef: float) -> tuple[Tensor, float, dict[str, float]]:
         mask = batch.response_mask
         last = mask.sum(dim=1, keepdim=True) - 1
         positions = torch.arange(mask.shape[1]).unsqueeze(0)
         token_rewards = torch.where(positions == last, batch.rewards.unsqueeze(1), 0.0)
+        if self.reward_kl is None:
+            return token_rewards, kl_coef, {}
+        assert batch.old_logp is not None
+        assert batch.ref_logp is not None
+        kl = kl_penalty(batch.old_logp, batch.ref_logp, self.reward_kl.kind) * mask
+        token_rewards = token_rewards - kl_coef * kl
+        mean_kl = float(sequence_mean(kl, mask).mean())
+        metrics = {"actor/reward_kl_penalty": mean_kl, "actor/reward_kl_penalty_coeff": kl_coef}
+        if self.reward_kl.target is not None:
+            kl_coef = adapted_coefficient(
+                kl_coef, mean_kl, target=self.reward_kl.target, horizon=self.reward_kl.horizon, responses=batch.rows
+            )
+        return token_rewards, kl_coef, metrics
+
+    def _masked(self, batch: Batch) -> Batch:
+        mask = batch.response_mask
+        if self.loss_mask.truncated:
+            mask = mask & batch.finished.unsqueeze(1)
+        if self.loss_mask.entropy_quantile is not None and mask.any():
+            assert batch.entropy is not None
+            bound = torch.quantile(batch.entropy[mask].double(), self.loss_mask.entropy_quantile)
+            mask = mask & (batch.entropy >= bound)
+        return batch if mask is batch.response_mask else batch.replace(loss_mask=mask)
+
+    def _corrected(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        c = self.correction
         metrics: dict[str, float] = {}
-        if self.reward_kl is not None:
-            assert batch.old_logp is not None
-            assert batch.ref_logp is not None
-            kl = kl_penalty(batch.old_logp, batch.ref_logp, self.reward_kl.kind) * mask
-            token_rewards = token_rewards - kl_coef * kl
-            mean_kl = float(sequence_mean(kl, mask).mean())
-            metrics = {"actor/reward_kl_penalty": mean_kl, "actor/reward_kl_penalty_coeff": kl_coef}
-            if self.reward_kl.target is not None:
-                kl_coef = adapted_coefficient(
-                    kl_coef, mean_kl, target=self.reward_kl.target, horizon=self.reward_kl.horizon, responses=batch.rows
-                )
-        advantage = self.estimator.fn(token_rewards, mask, batch.group, **self.numbers)
-        return Credited(batch.replace(token_rewards=token_rewards, advantage=advantage), kl_coef, metrics)
+        if batch.old_logp is not None:
+            log_ratio = batch.old_logp - batch.rollout_logp
+            mask = batch.mask
+            metrics |= mismatch(batch.old_logp, batch.rollout_logp, batch.response_mask)
+            for rejection in c.rejections:
+                kept = accepted(log_ratio, batch.mask, rule=rejection.rule, low=rejection.low, high=rejection.high)
+                metrics |= rejection_stats(rejection.rule, batch.mask, kept)
+                mask = mask & kept
+            if c.rejections:
+                metrics |= rejection_stats("", batch.mask, mask)
+                batch = batch.replace(loss_mask=mask)
+            weights = self._weights(log_ratio, mask)
+            if weights is not None:
+                metrics |= weight_stats(weights, mask, c.threshold)
+                batch = batch.replace(weights=weights)
+        if c.bypass:
+            batch = batch.replace(old_logp=batch.rollout_logp)
+        return batch, metrics
+
+    def _weights(self, log_ratio: Tensor, mask: Tensor) -> Tensor | None:
+        c = self.correction
+        if c.icepop is not None:
+            return icepop_weights(log_ratio, mask, low=c.icepop[0], high=c.icepop[1])
+        if c.level is None:
+            return None
+        weights = importance_weights(
+            log_ratio, mask, level=c.level, threshold=c.threshold, batch_normalise=c.batch_normalise
+        )
+        return geometric_weights(weights, mask) if c.geometric else weights

@@ -37,6 +37,10 @@ class Plan:
     save_freq: int
     """Save after every so many steps and after the last; 0 or less never."""
     validate_first: bool
+    greedy_baseline: bool = False
+    """Also draw the greedy answer to each problem, for advantages that compare with it."""
+    critic_warmup: int = 0
+    """Steps at the start in which only the critic learns."""
 
     def due(self, frequency: int, step: int) -> bool:
         """Whether something that happens every `frequency` steps happens after `step` of them."""
@@ -71,19 +75,27 @@ def train(
     while state.step < plan.total_steps and not stopping:
         with tracker.step(state.step + 1) as rec:
             with rec.time("gen"):
-                sampled = collector.sample(problems.take(state.step), plan.params, namespace=TRAINING, step=state.step)
+                sampled = collector.sample(
+                    problems.take(state.step),
+                    plan.params,
+                    namespace=TRAINING,
+                    step=state.step,
+                    greedy_baseline=plan.greedy_baseline,
+                )
             with rec.time("reward"):
                 groups = collector.grade(sampled)
             with rec.time("old_log_prob"):
                 batch = learner.score(collate(groups, pad_id=plan.pad_id), old=plan.needs_old_logp)
             with rec.time("adv"):
                 credited = credit(batch, state.kl_coef)
+            with rec.time("update_critic"):
+                rec.add(learner.update_critic(credited.batch, step=state.step))
             with rec.time("update_actor"):
                 seed = None if plan.shuffle_seed is None else plan.shuffle_seed + state.step
                 rows = credited.batch.mini_batches(
                     plan.mini_batch_problems, epochs=plan.epochs_per_batch, shuffle_seed=seed
                 )
-                minis = [credited.batch.select(r) for r in rows]
+                minis = [credited.batch.select(r) for r in rows] if state.step >= plan.critic_warmup else []
                 updates = [learner.update(mini, step=state.step) for mini in minis]
             state = State(state.step + 1, credited.kl_coef)
             with rec.time("update_weights"):

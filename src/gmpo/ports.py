@@ -95,7 +95,12 @@ class Learner(Protocol):
     """Owns the policy, its optimizer and the reference model."""
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
-        """Fill in old log-probs and entropies (if `old`) and the reference's log-probs (if there is a reference)."""
+        """Fill in old log-probs and entropies (if `old`), the reference's log-probs and the critic's values (where there
+        are a reference and a critic)."""
+        ...
+
+    def update_critic(self, batch: Batch, *, step: int) -> Mapping[str, float]:
+        """Fit the critic to the returns of a credited batch; metrics, none without a critic."""
         ...
 
     def update(self, batch: Batch, *, step: int) -> Update:
@@ -107,7 +112,11 @@ class Learner(Protocol):
         ...
 
     def save(self, folder: Path, contents: Sequence[str]) -> None:
-        """Write `contents` (of model, optimizer, extra, hf_model) below `folder`."""
+        """Write `contents` (of model, optimizer, extra, hf_model) to `folder/actor` (and `folder/critic`)."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
         ...
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:

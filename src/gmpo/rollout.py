@@ -47,3 +47,5 @@ class Group:
     prompt_ids: tuple[int, ...]
     """[P] ids of the templated prompt, as sampled from."""
     graded: tuple[Graded, ...]
+    baseline: Graded | None = None
+    """The greedy answer, where the advantage estimator compares with it. Never trained on."""

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "gmpo"
 LAYERS = {
     0: ("errors", "version", "streams", "objectives", "config"),
     1: ("algo", "ops", "data", "rewards"),
-    2: ("rollout", "batch", "estimates"),
+    2: ("rollout", "batch", "estimates", "correction_stats"),
     3: ("ports",),
     4: ("stats", "backends", "tracking"),
     5: ("collect", "credit", "interrupt", "checkpoint", "evaluation", "loop", "supervised"),

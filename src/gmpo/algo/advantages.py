@@ -133,7 +133,8 @@ def reinforce_plus_plus_baseline(
     """
     rewards = sequence_sum(token_rewards, mask).double()
     moments = group_moments(rewards, group)
-    centred = torch.where(moments.size == 1, rewards, rewards - moments.mean)
+    centred = (rewards - moments.mean).masked_fill(moments.constant, 0.0)
+    centred = torch.where(moments.size == 1, rewards, centred)
     return whiten(_spread(centred, mask, token_rewards), mask)
 
 

@@ -80,7 +80,7 @@ def _k2(log_ratio: Tensor) -> Tensor:
 
 def _k3(log_ratio: Tensor) -> Tensor:
     bounded = log_ratio.clamp(-LOG_LIMIT, LOG_LIMIT)
-    return torch.exp(bounded) - 1.0 - bounded
+    return torch.expm1(bounded) - bounded  # exp(r) - 1 rounds to below r for small r
 
 
 def _row_max(values: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from gmpo.algo.surrogate import LOG_RATIO_LIMIT, Surrogate, capped_exp, log_rati
 
 SERIES_BELOW = 0.5
 """Largest |p (m_t - mean m)| for which the power mean is computed about its limit; beyond, log-sum-exp is exact."""
+POWER_IS_ZERO_BELOW = 1e-20
+"""Smaller exponents are the geometric mean up to rounding, and dividing by them would overflow in float32."""
 
 
 def geo_mean(
@@ -90,7 +92,7 @@ def log_power_mean(m: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], power: fl
     divided by p would lose it; where p (m - mean m) is large it is the other way round.
     """
     mean = sequence_mean(m, mask)
-    if power == 0.0:
+    if abs(power) < POWER_IS_ZERO_BELOW:
         return mean
     x = power * (m - mean.unsqueeze(1)).masked_fill(~mask, 0.0)
     near = (x.detach().abs() <= SERIES_BELOW).all(dim=1)
@@ -149,7 +151,7 @@ def _log_clipped(
         total = sequence_sum(d, mask).unsqueeze(1)
         above, below = positive & (total > clip_high), negative & (total < -clip_low)
         # Each token carries an equal part of the bounded sum, which has no gradient.
-        length = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        length = mask.sum(dim=1, keepdim=True).clamp(min=1).to(d.dtype)
         m = torch.where(above, clip_high / length, torch.where(below, -clip_low / length, d))
     else:
         above, below = positive & (d > clip_high), negative & (d < -clip_low)

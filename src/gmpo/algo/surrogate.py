@@ -62,6 +62,7 @@ def token_surrogate(
     *,
     clipped: Bool[Tensor, "B T"] | None = None,
     clipped_lower: Bool[Tensor, "B T"] | None = None,
+    capped: Bool[Tensor, " B"] | None = None,
 ) -> Surrogate:
     """The record of a per-token loss: its sequence ratio is the plain geometric mean, for the metrics alone."""
     nothing = torch.zeros_like(mask)
@@ -70,5 +71,5 @@ def token_surrogate(
         clipped=nothing if clipped is None else clipped & mask,
         clipped_lower=nothing if clipped_lower is None else clipped_lower & mask,
         sequence_ratio=torch.exp(sequence_mean(d.detach(), mask).clamp(max=LOG_RATIO_LIMIT)),
-        capped=torch.zeros(mask.shape[0], dtype=torch.bool, device=mask.device),
+        capped=nothing.any(dim=1) if capped is None else capped,
     )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gmpo.algo.masks import sequence_mean
-from gmpo.algo.surrogate import Surrogate, bounded_ratio, log_ratio, token_surrogate
+from gmpo.algo.surrogate import LOG_RATIO_LIMIT, Surrogate, bounded_ratio, capped_exp, log_ratio, token_surrogate
 
 
 def vanilla(
@@ -58,18 +58,25 @@ def gspo_token(
 ) -> Surrogate:
     """GSPO with an advantage of its own for each token: PPO's surrogate on `sg[s] rho_t / sg[rho_t]`, value s.
 
-    With equal advantages it has GSPO's value and gradient. The exponent is held at 10, as in verl.
+    With equal advantages it has GSPO's value and gradient. The exponent is held at 20 as in `gspo`; verl holds it at 10
+    and drops the gradient above.
 
     Source: GSPO, arXiv 2507.18071 eq. 11-13.
     """
     d = log_ratio(logp, old_logp, mask)
-    mean = sequence_mean(d, mask).detach().unsqueeze(1)
+    mean = sequence_mean(d.detach(), mask)
     straight = logp.masked_fill(~mask, 0.0)
-    ratio = torch.exp((mean + straight - straight.detach()).clamp(max=10.0))
+    # The difference is 0 exactly: added to it first, a mean of 3e-4 beside a log-prob of -10 would lose its last digits.
+    ratio = capped_exp(mean.unsqueeze(1) + (straight - straight.detach()))
     plain, bounded = -advantage * ratio, -advantage * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     held = bounded > plain
     return token_surrogate(
-        torch.maximum(plain, bounded), d, mask, clipped=held & (advantage > 0), clipped_lower=held & (advantage < 0)
+        torch.maximum(plain, bounded),
+        d,
+        mask,
+        clipped=held & (advantage > 0),
+        clipped_lower=held & (advantage < 0),
+        capped=mean > LOG_RATIO_LIMIT,
     )
 
 

@@ -29,7 +29,7 @@ def explained_variance(values: Float[Tensor, "B T"], returns: Float[Tensor, "B T
     NaN where all returns are equal.
     """
     r, v = returns[mask].double(), values[mask].double()
-    variance = r.var(correction=0) if r.numel() else torch.zeros(())
-    if float(variance) == 0.0:
+    # Not by their variance, which rounding lifts above 0.
+    if bool((r == r[:1]).all()):
         return float("nan")
-    return float(1.0 - (r - v).var(correction=0) / variance)
+    return float(1.0 - (r - v).var(correction=0) / r.var(correction=0))

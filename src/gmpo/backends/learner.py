@@ -1,26 +1,29 @@
-"""The learner in one process: policy, optimizer and reference model on one device."""
+"""The learner in one process: policy, optimizer, reference model and critic on one device."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gmpo.algo.corrections import with_gradient_weights
 from gmpo.algo.kl import kl_penalty
 from gmpo.algo.losses import PolicyLoss, reduce_surrogate
 from gmpo.algo.masks import Counts, aggregate
+from gmpo.backends.critic import Critic
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.forward import response_logprobs
-from gmpo.backends.storage import load_model, load_optimizer, save_huggingface, save_model, save_optimizer
-from gmpo.batch import Batch, micro_batches
-from gmpo.errors import BackendError
+from gmpo.backends.storage import save_huggingface
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable, split
+from gmpo.batch import Batch
 from gmpo.ports import Update, Weights
+from gmpo.streams import uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Objective:
     """What an update minimises: surrogate + kl_coef * KL - entropy_coef * entropy."""
 
     loss: PolicyLoss
-    loss_numbers: Mapping[str, float]
-    """Values of `loss.numbers`."""
+    loss_numbers: Mapping[str, Any]
+    """Values of the loss's and its selection's `numbers`."""
     aggregation: str
     """`loss_agg_mode`: of the surrogate where it is per token, and of the KL and entropy terms."""
     loss_scale: float
@@ -40,33 +43,19 @@ class Objective:
     """0 leaves the KL term out."""
     kl_kind: str = "low_var_kl"
     entropy_coef: float = 0.0
+    schedules: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    """Numbers that change with the training step, which win over `loss_numbers`."""
+    seed: int = 0
+    """Root of the loss's random choices."""
 
     @property
     def only_advantages(self) -> bool:
         """Responses of advantage 0 have no gradient at all, so they need not be computed."""
-        return self.kl_coef == 0.0 and self.entropy_coef == 0.0
+        return self.kl_coef == 0.0 and self.entropy_coef == 0.0 and self.loss.select is None
 
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW, one parameter group, and the bound on the gradient's norm."""
-
-    learning_rate: Callable[[int], float]
-    """Training step (0-based) -> learning rate."""
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    max_norm: float
-    max_nonfinite: int
-    """So many updates in a row whose gradient is not finite stop the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatching:
-    """Division of a mini-batch into passes: by `rows` or by `tokens`, exactly one of them given."""
-
-    rows: int | None = None
-    tokens: int | None = None
+    def numbers(self, names: Sequence[str], step: int) -> dict[str, Any]:
+        """The named numbers at a training step."""
+        return {n: self.schedules[n](step) if n in self.schedules else self.loss_numbers[n] for n in names}
 
 
 class LocalLearner:
@@ -75,6 +64,7 @@ class LocalLearner:
     Args:
         update_split: micro-batches with gradient; score_split: without.
         reference: frozen model for KL terms, None without one; reference_split: its micro-batches.
+        critic: estimates values for advantages that need them.
     """
 
     def __init__(
@@ -89,33 +79,26 @@ class LocalLearner:
         score_split: MicroBatching,
         reference: PreTrainedModel | None = None,
         reference_split: MicroBatching | None = None,
+        critic: Critic | None = None,
     ) -> None:
         self.model = model
+        self.policy = Trainable(model, tokenizer, optimizer, lr_key="actor_rollout_ref.actor.optim.lr")
         self.tokenizer = tokenizer
         self.device = device
         self.objective = objective
-        self.settings = optimizer
         self.update_split = update_split
         self.score_split = score_split
         self.reference_split = reference_split or score_split
         self.reference = reference.eval().requires_grad_(False) if reference is not None else None
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=optimizer.learning_rate(0),
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-        self.nonfinite_in_a_row = 0
+        self.critic = critic
 
     def weights(self, version: int) -> Weights:
         """The live module: a sampler in this process reads it directly."""
         return Weights(self.model, version)
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
-        """Log-probs and entropies of the current policy (if `old`), log-probs of the reference (if there is one)."""
-        self.model.eval()
+        """Log-probs and entropies of the current policy (if `old`), log-probs of the reference and the critic's values
+        (where there are such)."""
         filled = batch
         if old:
             logp, entropy = self._no_grad_pass(self.model, batch, self.score_split, with_entropy=True)
@@ -123,14 +106,21 @@ class LocalLearner:
         if self.reference is not None:
             ref_logp, _ = self._no_grad_pass(self.reference, batch, self.reference_split, with_entropy=False)
             filled = filled.replace(ref_logp=ref_logp)
+        if self.critic is not None:
+            filled = filled.replace(values=self.critic.values(batch))
         return filled
 
+    def update_critic(self, batch: Batch, *, step: int) -> dict[str, float]:
+        """Fit the critic to the returns of a credited batch; nothing without a critic. Returns `critic/*` metrics."""
+        return {} if self.critic is None else self.critic.fit(batch, step=step)
+
     def _no_grad_pass(
-        self, model: PreTrainedModel, batch: Batch, split: MicroBatching, *, with_entropy: bool
+        self, model: PreTrainedModel, batch: Batch, by: MicroBatching, *, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
+        model.eval()
         logp = torch.zeros(batch.response_ids.shape)
         entropy = torch.zeros(batch.response_ids.shape) if with_entropy else None
-        for rows in _split(batch, split):
+        for rows in split(batch, by):
             part = batch.select(rows)
             with torch.no_grad(), out_of_memory_hint("computing log-probs"):
                 part_logp, part_entropy = response_logprobs(
@@ -155,45 +145,49 @@ class LocalLearner:
         Raises:
             BackendError: out of memory, or too many non-finite gradients in a row.
         """
-        self.model.train()
-        rate = self.settings.learning_rate(step)
         counts = batch.counts()
+        if self.objective.loss.select is not None:
+            batch = batch.replace(selected=self._selected(batch, step))
         computed = self._rows_with_signal(batch)
         with_signal = batch.select(computed)
-        self._zero_gradients()
+        self.policy.begin()
         parts = []
-        for rows in _split(with_signal, self.update_split):
+        for rows in split(with_signal, self.update_split):
             with out_of_memory_hint("updating the policy"):
-                part = self._accumulate(with_signal.select(rows), counts, with_signal.counts())
+                part = self._accumulate(with_signal.select(rows), counts, with_signal.counts(), step)
             parts.append((computed[rows], part))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm))
-        skipped = not math.isfinite(norm)
-        if skipped:
-            self._count_nonfinite(norm, step)
-        else:
-            self.nonfinite_in_a_row = 0
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        return _joined(parts, batch.response_ids.shape[1], {"grad_norm": norm, "lr": rate}, skipped=skipped)
+        stepped = self.policy.step(step)
+        scalars = {"grad_norm": stepped.norm, "lr": stepped.rate}
+        return _joined(parts, batch.response_ids.shape[1], scalars, skipped=stepped.skipped)
+
+    def _selected(self, batch: Batch, step: int) -> Tensor:
+        """The loss's choice of tokens `[B, T]`, from log-probs of the whole mini-batch.
+
+        Random numbers are keyed by the response's place in the step and the position, so no split changes the choice.
+        """
+        loss = self.objective.loss
+        assert loss.select is not None
+        assert batch.advantage is not None
+        logp, _ = self._no_grad_pass(self.model, batch, self.score_split, with_entropy=False)
+        width = batch.response_ids.shape[1]
+        noise = np.stack([uniform(width, self.objective.seed, step, int(index)) for index in batch.index])
+        return loss.select(
+            logp,
+            logp if batch.old_logp is None else batch.old_logp,
+            batch.advantage,
+            batch.mask,
+            torch.from_numpy(noise),
+            **self.objective.numbers(loss.traits.select_numbers, step),
+        )
 
     def _rows_with_signal(self, batch: Batch) -> Tensor:
-        present = batch.response_mask.any(dim=1)
+        present = batch.mask.any(dim=1)
         if self.objective.only_advantages:
             assert batch.advantage is not None
-            present &= (batch.advantage != 0).any(dim=1)
+            present &= ((batch.advantage != 0) & batch.mask).any(dim=1)
         return present.nonzero().squeeze(1)
 
-    def _zero_gradients(self) -> None:
-        # Zeros rather than None: AdamW passes over parameters without a gradient, and a mini-batch without any signal
-        # still makes its (decayed) step.
-        for parameter in self.model.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad.zero_()
-
-    def _accumulate(self, part: Batch, counts: Counts, computed: Counts) -> _Part:
+    def _accumulate(self, part: Batch, counts: Counts, computed: Counts, step: int) -> _Part:
         """Backward pass of one micro-batch.
 
         Args:
@@ -201,8 +195,8 @@ class LocalLearner:
             computed: of its responses that are computed, which is all of them where the entropy is part of the loss.
         """
         o = self.objective
-        # Where old log-probs were computed the entropy is known already.
-        watched: Literal["none", "value"] = "value" if part.old_logp is None else "none"
+        # Where the entropy was computed with the old log-probs it is known already.
+        watched: Literal["none", "value"] = "value" if part.entropy is None else "none"
         logp, entropy = response_logprobs(
             self.model,
             part,
@@ -211,14 +205,18 @@ class LocalLearner:
             entropies="gradient" if o.entropy_coef != 0.0 else watched,
         )
         where = self.device.torch
-        mask = part.response_mask.to(where)
+        mask = part.mask.to(where)
         assert part.advantage is not None
         old = logp.detach() if part.old_logp is None else part.old_logp.to(where)
-        surrogate = o.loss.fn(logp, old, part.advantage.to(where), mask, **o.loss_numbers)
+        extra = {} if part.selected is None else {"selected": part.selected.to(where)}
+        weighted = logp if part.weights is None else with_gradient_weights(logp, part.weights.to(where))
+        surrogate = o.loss.fn(
+            weighted, old, part.advantage.to(where), mask, **o.numbers(o.loss.traits.numbers, step), **extra
+        )
         loss = pg_loss = reduce_surrogate(
             surrogate,
             mask,
-            per_sequence=o.loss.per_sequence,
+            traits=o.loss.traits,
             mode=o.aggregation,
             counts=counts,
             loss_scale=o.loss_scale,
@@ -245,35 +243,25 @@ class LocalLearner:
             scalars=scalars,
         )
 
-    def _count_nonfinite(self, norm: float, step: int) -> None:
-        self.nonfinite_in_a_row += 1
-        if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
-            raise BackendError(
-                f"step {step}: the gradient was not finite ({norm}) in {self.nonfinite_in_a_row} updates in a row; the "
-                "weights were left as they were. Lower actor_rollout_ref.actor.optim.lr, or resume from an earlier "
-                "checkpoint. actor_rollout_ref.actor.max_nonfinite_updates sets how many are tolerated."
-            )
-
     def save(self, folder: Path, contents: Sequence[str]) -> None:
-        """`model`, `optimizer` and `extra` become safetensors and JSON below `folder`; `hf_model` a loadable folder
-        `huggingface/`, which without it holds configuration and tokenizer only."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if "model" in contents:
-            save_model(self.model, folder)
-        if "optimizer" in contents:
-            save_optimizer(self.model, self.optimizer, folder, {"nonfinite_in_a_row": self.nonfinite_in_a_row})
-        save_huggingface(self.model, self.tokenizer, folder / "huggingface", weights="hf_model" in contents)
+        """`actor/` and, with a critic, `critic/` below `folder`: see `Trainable.save`."""
+        self.policy.save(folder / "actor", contents)
+        if self.critic is not None:
+            self.critic.trainable.save(folder / "critic", contents)
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
-        """Read what `save` wrote: weights from `model`, else from `hf_model`.
+        """Read what `save` wrote.
 
         Raises:
             CheckpointError: a file is missing or does not fit the model.
         """
-        load_model(self.model, folder, "model" if "model" in contents else "hf_model")
-        if "optimizer" in contents:
-            extra = load_optimizer(self.model, self.optimizer, folder)
-            self.nonfinite_in_a_row = int(extra["nonfinite_in_a_row"])
+        self.policy.load(folder / "actor", contents)
+        if self.critic is not None:
+            self.critic.trainable.load(folder / "critic", contents)
+
+    def export(self, folder: Path) -> None:
+        """The policy as a Hugging Face folder."""
+        save_huggingface(self.model, self.tokenizer, folder, weights=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,11 +274,6 @@ class _Part:
     sequence_ratio: Tensor
     capped: Tensor
     scalars: Mapping[str, float]
-
-
-def _split(batch: Batch, by: MicroBatching) -> list[Tensor]:
-    prompts, responses = batch.prompt_mask.sum(1), batch.response_mask.sum(1)
-    return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
 
 
 def _joined(parts: Sequence[tuple[Tensor, _Part]], width: int, scalars: dict[str, float], *, skipped: bool) -> Update:

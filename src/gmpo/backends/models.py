@@ -79,6 +79,15 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     return config
 
 
+def require_weights(folder: Path) -> None:
+    """Raise BackendError for a local model folder without weights."""
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise BackendError(
+            f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "
+            "of a checkpoint that was saved without 'hf_model' in save_contents."
+        )
+
+
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The causal language model on `device`, its weights in `dtype`.
 
@@ -87,12 +96,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = t
             or an architecture that cannot be loaded.
     """
     path = resolve(source.path)
-    folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise BackendError(
-            f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "
-            "of a checkpoint that was saved without 'hf_model' in save_contents."
-        )
+    require_weights(Path(path))
     attention = (source.override_config or {}).get("attn_implementation", "sdpa")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
 
 
 class Section(BaseModel):
@@ -15,6 +18,21 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The texts that a setting takes, where they are the names of a table: `Annotated[str, one_of(TABLE)]`."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+def one_of(names: Iterable[str]) -> OneOf:
+    """A text among `names`, in their order."""
+    return OneOf(tuple(names))
 
 
 def setting(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from gmpo.config.fields import Section
+from gmpo.config.fields import OneOf, Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -58,24 +58,29 @@ class Leaf:
 
     @property
     def kind(self) -> Any:
-        """The type without null: `int`, `float`, `bool`, `str`, `dict`, `tuple` or `Literal`."""
-        plain = self._plain
-        return get_origin(plain) or plain
+        """The type without null: `int`, `float`, `bool`, `str`, `dict`, `tuple` or `Literal`; the first of several."""
+        return self.kinds[0]
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """All types that the setting takes, without null."""
+        return tuple(get_origin(kind) or kind for kind, _ in self._types)
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The values, or the values of a list's items, when they are enumerated; else nothing."""
-        literal = get_args(self._plain)[0] if self.kind is tuple else self._plain
-        return get_args(literal) if get_origin(literal) is Literal else ()
+        return self._types[0][1]
 
     @property
-    def _plain(self) -> Any:
-        return next(kind for kind in _alternatives(self.field.annotation) if kind is not NoneType)
+    def _types(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        """Each type without null, bare of annotations, with its choices."""
+        kinds = (kind for kind in _alternatives(self.field.annotation) if kind is not NoneType)
+        return tuple(_bare(kind, self.field.metadata) for kind in kinds)
 
     @property
     def allowed(self) -> str:
         """What the setting accepts, in words: `"an integer >= 1, or null"`."""
-        words = _in_words(self._plain)
+        words = ", or ".join(_in_words(kind, choices) for kind, choices in self._types)
         bounds = " and ".join(
             f"{sign} {getattr(bound, name):g}"
             for name, sign in _BOUNDS
@@ -89,14 +94,24 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def _in_words(kind: Any) -> str:
-    arguments = get_args(kind)
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in arguments)
+def _bare(kind: Any, notes: Iterable[Any]) -> tuple[Any, tuple[str, ...]]:
+    """A type without its annotations, and the texts it (or a list's item) is limited to: by `Literal` or `one_of`."""
+    if get_origin(kind) is Annotated:
+        kind, *notes = get_args(kind)
     if get_origin(kind) is tuple:
-        if arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)} numbers"
-        return "a list of texts" if arguments[0] is str else f"a list of {_in_words(arguments[0])[7:]}"
+        return kind, _bare(get_args(kind)[0], ())[1]
+    if get_origin(kind) is Literal:
+        return kind, get_args(kind)
+    return kind, next((note.names for note in notes if isinstance(note, OneOf)), ())
+
+
+def _in_words(kind: Any, choices: Sequence[str]) -> str:
+    if get_origin(kind) is tuple:
+        if get_args(kind)[-1] is not Ellipsis:
+            return f"a list of {len(get_args(kind))} numbers"
+        return f"a list of {', '.join(choices)}" if choices else "a list of texts"
+    if choices:
+        return f"one of {', '.join(choices)}"
     if get_origin(kind) is dict:
         return "keys with values, like {key: value}"
     return _NUMBERS.get(kind, "True or False" if kind is bool else "a text")
@@ -178,17 +193,25 @@ def shown(value: Any) -> str:
 def coerce(leaf: Leaf, value: Any) -> Any:
     """Bring a value into the setting's type where no information is lost; anything else is left for the check.
 
-    `1e3` for an integer, a number for a text, one text for a list of texts, null for an empty list.
+    `1e3` for an integer, a number for a text, one text for a list of texts, `a,b` for a list of names, null for an
+    empty list, and hyphens in a name for the underscores that stand in ours (`clip-cov`).
     """
     if leaf.kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if leaf.kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, list | tuple) and tuple in leaf.kinds:
+        return tuple(_spelled(leaf, item) for item in value)
     if leaf.kind is tuple:
         if isinstance(value, str):
-            return (value,)
+            return tuple(_spelled(leaf, item.strip()) for item in value.split(",")) if leaf.choices else (value,)
         if value is None and get_args(leaf.field.annotation)[-1] is Ellipsis:
             return ()
-        if isinstance(value, list | tuple):
-            return tuple(value)
+    return _spelled(leaf, value)
+
+
+def _spelled(leaf: Leaf, value: Any) -> Any:
+    """A name as its table spells it."""
+    if isinstance(value, str) and value not in leaf.choices and (name := value.replace("-", "_")) in leaf.choices:
+        return name
     return value

@@ -1,0 +1,143 @@
+"""A model with its AdamW: gradients, clipping, skipped updates, and both on disk. Actor and critic are two of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gmpo.backends.storage import load_model, load_optimizer, save_huggingface, save_model, save_optimizer
+from gmpo.batch import Batch, micro_batches
+from gmpo.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW, one parameter group, and the bound on the gradient's norm."""
+
+    learning_rate: Callable[[int], float]
+    """Training step (0-based) -> learning rate."""
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_norm: float
+    max_nonfinite: int
+    """So many updates in a row whose gradient is not finite stop the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatching:
+    """Division of a mini-batch into passes: by `rows` or by `tokens`, exactly one of them given."""
+
+    rows: int | None = None
+    tokens: int | None = None
+
+
+def split(batch: Batch, by: MicroBatching) -> list[Tensor]:
+    """Row indices of the micro-batches."""
+    prompts, responses = batch.prompt_mask.sum(1), batch.response_mask.sum(1)
+    return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What an optimizer step reports."""
+
+    norm: float
+    """Norm of the gradient before clipping."""
+    rate: float
+    """Learning rate."""
+    skipped: bool
+    """The norm was not finite and the weights were left alone."""
+
+
+class Trainable:
+    """`model` and its optimizer.
+
+    Args:
+        lr_key: the setting that a message about non-finite gradients names.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: OptimizerSettings,
+        *,
+        lr_key: str,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.lr_key = lr_key
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate(0),
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.nonfinite_in_a_row = 0
+
+    def begin(self) -> None:
+        """Training mode, gradients zero.
+
+        Zeros rather than None: AdamW passes over parameters without a gradient, and a mini-batch without any signal
+        still makes its (decayed) step.
+        """
+        self.model.train()
+        for parameter in self.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+
+    def step(self, step: int) -> Stepped:
+        """Clip the accumulated gradient and update; a gradient that is not finite is skipped and counted.
+
+        Raises:
+            BackendError: too many in a row.
+        """
+        rate = self.settings.learning_rate(step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm))
+        if math.isfinite(norm):
+            self.nonfinite_in_a_row = 0
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            return Stepped(norm, rate, skipped=False)
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
+            raise BackendError(
+                f"step {step}: the gradient was not finite ({norm}) in {self.nonfinite_in_a_row} updates in a row; the "
+                f"weights were left as they were. Lower {self.lr_key}, or resume from an earlier checkpoint. "
+                "actor_rollout_ref.actor.max_nonfinite_updates sets how many are tolerated."
+            )
+        return Stepped(norm, rate, skipped=True)
+
+    def save(self, folder: Path, contents: Sequence[str]) -> None:
+        """`model` and `optimizer` become safetensors and JSON below `folder`; `hf_model` a loadable folder
+        `huggingface/`, which without it holds configuration and tokenizer only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if "model" in contents:
+            save_model(self.model, folder)
+        if "optimizer" in contents:
+            save_optimizer(self.model, self.optimizer, folder, {"nonfinite_in_a_row": self.nonfinite_in_a_row})
+        save_huggingface(self.model, self.tokenizer, folder / "huggingface", weights="hf_model" in contents)
+
+    def load(self, folder: Path, contents: Sequence[str]) -> None:
+        """Read what `save` wrote: weights from `model`, else from `hf_model`.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit the model.
+        """
+        load_model(self.model, folder, "model" if "model" in contents else "hf_model")
+        if "optimizer" in contents:
+            extra = load_optimizer(self.model, self.optimizer, folder)
+            self.nonfinite_in_a_row = int(extra["nonfinite_in_a_row"])

@@ -1,0 +1,79 @@
+"""Metrics of the distance between sampler and learner, and of what was done about it: verl's `rollout_corr/*`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gmpo.algo.masks import sequence_mean, sequence_sum
+
+LIMIT = 20.0
+
+
+def mismatch(old: Tensor, rollout: Tensor, mask: Tensor) -> dict[str, float]:
+    """Perplexities and divergences of `[B, T]` log-probs on the same tokens; r = old - rollout.
+
+    `kl` and `k3_kl` estimate KL(sampler || learner); `chi2_*` is the mean squared weight less 1.
+    """
+    rows = mask.any(dim=1)
+    if not bool(rows.any()):
+        return {}
+    r = (old - rollout).masked_fill(~mask, 0.0).double()
+    training = -sequence_mean(old.double(), mask)[rows]
+    sampling = -sequence_mean(rollout.double(), mask)[rows]
+    apart = training - sampling
+    bounded = r[mask].clamp(-LIMIT, LIMIT)
+    total = sequence_sum(r, mask)[rows].clamp(-LIMIT, LIMIT)
+    values = {
+        "training_ppl": training.exp().mean(),
+        "training_log_ppl": training.mean(),
+        "rollout_ppl": sampling.exp().mean(),
+        "rollout_log_ppl": sampling.mean(),
+        "kl": -r[mask].mean(),
+        "k3_kl": (torch.expm1(bounded) - bounded).mean(),
+        "log_ppl_diff": apart.mean(),
+        "log_ppl_abs_diff": apart.abs().mean(),
+        "log_ppl_diff_max": apart.max(),
+        "log_ppl_diff_min": apart.min(),
+        "ppl_ratio": apart.exp().mean(),
+        "chi2_token": (2 * bounded).exp().mean() - 1,
+        "chi2_seq": (2 * total).clamp(-LIMIT, LIMIT).exp().mean() - 1,
+    }
+    return {f"rollout_corr/{name}": float(value) for name, value in values.items()}
+
+
+def weight_stats(weights: Tensor, mask: Tensor, threshold: float) -> dict[str, float]:
+    """Of importance weights `[B, T]` over tokens, and of their mean per response (`seq_*`)."""
+    w = weights[mask].double()
+    if w.numel() == 0:
+        return {}
+    rows = mask.any(dim=1)
+    per_row = sequence_mean(weights.double(), mask)[rows]
+    values = {
+        "mean": w.mean(),
+        "max": w.max(),
+        "min": w.min(),
+        "std": w.std(correction=0),
+        "eff_sample_size": w.sum() ** 2 / (len(w) * (w**2).sum()).clamp(min=1e-300),
+        "ratio_fraction_high": (w >= threshold).double().mean(),
+        "ratio_fraction_low": (w <= 1.0 / threshold).double().mean(),
+        "seq_mean": per_row.mean(),
+        "seq_std": per_row.std(correction=0),
+        "seq_max": per_row.max(),
+        "seq_min": per_row.min(),
+        "seq_max_deviation": (per_row - 1.0).abs().max(),
+        "seq_fraction_high": (per_row >= threshold).double().mean(),
+        "seq_fraction_low": (per_row <= 1.0 / threshold).double().mean(),
+    }
+    return {f"rollout_corr/rollout_is_{name}": float(value) for name, value in values.items()}
+
+
+def rejection_stats(rule: str, before: Tensor, after: Tensor) -> dict[str, float]:
+    """Shares of tokens and of responses that a rule took out of the loss; rule "" stands for all rules together."""
+    tokens, rows = before.sum(), before.any(dim=1)
+    gone = rows & ~after.any(dim=1)
+    prefix = f"rollout_corr/rollout_rs_{rule}_" if rule else "rollout_corr/rollout_rs_"
+    return {
+        f"{prefix}masked_fraction": float((before & ~after).sum() / tokens.clamp(min=1)),
+        f"{prefix}seq_masked_fraction": float(gone.sum() / rows.sum().clamp(min=1)),
+    }

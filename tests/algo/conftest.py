@@ -1,0 +1,109 @@
+"""What the tests of the losses share: numbers for each of them, a choice of tokens, and an update in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmpo.algo.losses import POLICY_LOSSES, PolicyLoss, Surrogate, reduce_surrogate
+from gmpo.algo.masks import Counts, count
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "vanilla": {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0},
+    "geo_mean": {"clip_low": 0.3, "clip_high": 0.5, "clip_level": "token", "length_norm": True, "upper": None},
+    "power_mean": {"clip_low": 0.3, "clip_high": 0.5, "clip_level": "token", "upper": None, "power": -1.0},
+    "gspo": {"clip_low": 0.2, "clip_high": 0.3},
+    "gspo_token": {"clip_low": 0.2, "clip_high": 0.3},
+    "cispo": {"clip_low": 0.2, "clip_high": 0.3},
+    "sapo": {"tau_positive": 1.0, "tau_negative": 1.05},
+    "gpg": {},
+    "clip_cov": {"clip_low": 0.2, "clip_high": 0.3},
+    "kl_cov": {"kl_coef": 0.1},
+}
+SELECTION: dict[str, dict[str, Any]] = {
+    "clip_cov": {"clip_low": 0.2, "clip_high": 0.3, "clip_cov_share": 0.3, "cov_low": -0.5, "cov_high": 5.0},
+    "kl_cov": {"kl_cov_share": 0.3},
+}
+
+
+def chosen(name: str, logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What a loss takes as `selected`, with noise that is fixed by a token's place; nothing where it takes none."""
+    select = POLICY_LOSSES[name].select
+    if select is None:
+        return {}
+    noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return {"selected": select(logp.detach(), old_logp, advantage, mask, noise, **SELECTION[name])}
+
+
+@dataclass
+class Outcome:
+    """A loss, its gradient by logp, and the record that it was made of."""
+
+    loss: float
+    gradient: Tensor
+    surrogate: Surrogate
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses by name, each with numbers of its own."""
+
+    numbers: dict[str, dict[str, Any]] = field(default_factory=lambda: NUMBERS)
+
+    def surrogate(self, name: str, logp: Tensor, *rest: Tensor, **more: Any) -> Surrogate:
+        """`rest` is old_logp, advantage, mask. The choice of tokens is made from these alone, unless given."""
+        if "selected" not in more:
+            more |= chosen(name, logp, *rest)
+        return POLICY_LOSSES[name].fn(logp, *rest, **{**self.numbers[name], **more})
+
+    @staticmethod
+    def reduced(
+        entry: PolicyLoss,
+        surrogate: Surrogate,
+        mask: Tensor,
+        mode: str = "seq-mean-token-mean",
+        counts: Counts | None = None,
+        loss_scale: float = 8.0,
+    ) -> Tensor:
+        return reduce_surrogate(
+            surrogate, mask, traits=entry.traits, mode=mode, counts=counts or count(mask), loss_scale=loss_scale
+        )
+
+    def update(self, name: str, logp: Tensor, *rest: Tensor, mode: str = "seq-mean-token-mean", **more: Any) -> Outcome:
+        """Loss and gradient of a mini-batch as a whole."""
+        leaf = logp.detach().clone().requires_grad_()
+        surrogate = self.surrogate(name, leaf, *rest, **more)
+        loss = self.reduced(POLICY_LOSSES[name], surrogate, rest[-1], mode)
+        loss.backward()
+        assert leaf.grad is not None
+        return Outcome(loss.item(), leaf.grad, surrogate)
+
+
+@pytest.fixture(scope="session")
+def losses() -> Losses:
+    return Losses()
+
+
+@pytest.fixture(scope="session")
+def choose() -> Callable[..., dict[str, Tensor]]:
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def mini_batch() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """`(seed, spread)` -> logp, old_logp, advantage, mask: six responses of 0 to 5 tokens, advantages of both signs."""
+
+    def draw(seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        mask = torch.arange(5) < torch.tensor([5, 0, 1, 3, 4, 2]).unsqueeze(1)
+        old = -torch.rand(6, 5, generator=g, dtype=torch.float64) - 0.5
+        logp = old + spread * torch.randn(6, 5, generator=g, dtype=torch.float64)
+        advantage = torch.tensor([[1.0], [1.0], [-1.0], [-0.5], [0.7], [2.0]], dtype=torch.float64).expand(6, 5)
+        return logp, old, advantage, mask
+
+    return draw
