@@ -92,6 +92,8 @@ class Store:
                 f"cannot write checkpoint {target}: {error}. Earlier checkpoints are intact: make room, and the same "
                 "command goes on from the newest."
             ) from error
+        for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
+            shutil.rmtree(leftover, ignore_errors=True)
         self._rotate(state.step)
         return target
 

@@ -78,6 +78,7 @@ class Bench:
             f"{A}.optim.lr": 1e-2,
             "reward_model.grader_workers": 1,
             "trainer.total_training_steps": 2,
+            "trainer.device": "cpu",
             "trainer.default_local_dir": str(self.folder / run),
             "trainer.logger": [],
             **(changes or {}),

@@ -147,17 +147,18 @@ def test_all_answers_go_to_the_folders_that_are_named_for_them(bench: Any, lines
 
 
 def test_a_reward_may_be_a_lambda_a_closure_or_a_function_of_trls_signature(bench: Any, lines: Lines) -> None:
-    wanted = "7"
+    """Right is an answer with an odd digit: about half of a fresh model's."""
+    odd = set("13579")
 
     def closure(solution_str: str) -> float:
-        return float(wanted in solution_str.split())
+        return float(bool(odd & set(solution_str.split())))
 
     def trl(prompts: list[Any], completions: list[Any], index: list[int], **columns: Any) -> list[float]:
         assert len(set(index)) == 1, "one call gets the answers to one problem"
-        return [float(wanted in c[0]["content"].split()) for c in completions]
+        return [float(bool(odd & set(c[0]["content"].split()))) for c in completions]
 
     rewards = {
-        "lambda": lambda data_source, solution_str, ground_truth, extra_info: float("7" in solution_str.split()),
+        "lambda": lambda data_source, solution_str, ground_truth, extra_info: bool(odd & set(solution_str.split())),
         "closure": closure,
         "trl": trl,
     }
@@ -165,7 +166,7 @@ def test_a_reward_may_be_a_lambda_a_closure_or_a_function_of_trls_signature(benc
     for name, reward in rewards.items():
         run = bench.train({"trainer.sample_groups": -1}, run=name, reward=reward)
         samples = lines(run.folder / "samples" / "1.jsonl")
-        assert all(s["reward"] == float("7" in s["output"].split()) for s in samples)
+        assert all(s["reward"] == closure(s["output"]) for s in samples)
         assert all(s["verdict"] == ("correct" if s["reward"] else "wrong") for s in samples)
         scores[name] = [m["critic/score/mean"] for m in run.history]
     assert 0 < scores["lambda"][0] < 1

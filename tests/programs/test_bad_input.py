@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from gmpo.backends.tiny_model import make_model, word_tokenizer
@@ -118,6 +119,7 @@ def test_a_folder_that_cannot_be_written_to_is_known_before_the_model_is_loaded(
     assert f"trainer.default_local_dir={place}: cannot write there: " in outcome.err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
 def test_cuda_where_there_is_none_is_refused(refused: Callable[..., str]) -> None:
     assert "trainer.device=cuda, but torch sees no CUDA device" in refused({"trainer.device": "cuda"}, OTHER)
 
@@ -313,23 +315,24 @@ def test_a_tokenizer_of_another_model_is_refused(bench: Any, refused: Callable[.
     ],
 )
 def test_a_reward_file_that_cannot_be_used_is_known_before_anything_is_sampled(
-    bench: Any, command: Callable[..., Any], source: str | None, words: list[str]
+    bench: Any, command: Callable[..., Any], model_copy: Path, source: str | None, words: list[str]
 ) -> None:
     file = bench.folder / "mine.py"
     if source is not None:
         file.write_text(source)
-    # A model that is not there: the reward function is looked at first.
-    outcome = command("train", *bench.arguments({"custom_reward_function.path": file}))
+    # The model cannot be loaded either: the reward function, which is sooner at hand, is looked at first.
+    (model_copy / "model.safetensors").unlink()
+    outcome = command("train", *bench.arguments({"custom_reward_function.path": file, M + ".path": model_copy}))
     assert outcome.code == CONFIG
     assert all(word in outcome.err for word in words)
     assert "step:" not in outcome.out
     assert not (bench.folder / "run" / "samples").exists()
 
 
-CRASHES_ON_SEVEN = """
+CRASHES_ON_ODD_DIGITS = """
 def compute_score(data_source, solution_str, ground_truth, extra_info):
-    if "7" in solution_str.split():
-        raise ZeroDivisionError("a seven")
+    if set("13579") & set(solution_str.split()):
+        raise ZeroDivisionError("an odd digit")
     return 0.0
 """
 
@@ -341,18 +344,18 @@ def test_a_crashing_reward_stops_the_run_above_the_share_with_reasons_and_never_
     lines: Callable[[Path], list[dict[str, Any]]],
 ) -> None:
     file = bench.folder / "crashes.py"
-    file.write_text(CRASHES_ON_SEVEN)
+    file.write_text(CRASHES_ON_ODD_DIGITS)
     settings = {"custom_reward_function.path": file, "trainer.sample_groups": -1, "trainer.total_training_steps": 1}
     said = refused({**settings, "reward_model.max_failed_share": 0.0}, OTHER)
     assert "of 16 answers" in said
     assert "limit 0%) could not be graded (grader_error " in said
-    assert f"ZeroDivisionError: a seven ({file}, line 4)" in said
+    assert f"ZeroDivisionError: an odd digit ({file}, line 4)" in said
 
     outcome = command("train", *bench.arguments({**settings, "reward_model.max_failed_share": 1.0}))
     assert outcome.code == 0
     verdicts = {s["output"]: s["verdict"] for s in lines(bench.folder / "run" / "samples" / "1.jsonl")}
     assert set(verdicts.values()) == {"grader_error", "wrong"}
-    assert all((v == "grader_error") == ("7" in text.split()) for text, v in verdicts.items())
+    assert all((v == "grader_error") == bool(set("13579") & set(text.split())) for text, v in verdicts.items())
 
 
 def test_a_reward_that_never_ends_is_a_timeout_and_stops_the_run(bench: Any, refused: Callable[..., str]) -> None:
@@ -375,7 +378,9 @@ SETTINGS_TO_LOWER = (
 
 
 def test_an_answer_longer_than_any_memory_names_the_settings_to_lower(refused: Callable[..., str]) -> None:
-    said = refused({"data.max_response_length": 10**15, f"{A}.ppo_micro_batch_size_per_gpu": 4}, OTHER)
+    positions = {M + ".override_config": f"{{max_position_embeddings: {2 * 10**15}}}"}
+    endless = {**positions, "data.max_response_length": 10**15, f"{A}.ppo_micro_batch_size_per_gpu": 4}
+    said = refused(endless, OTHER)
     assert "out of memory while sampling: " in said
     assert all(setting in said for setting in SETTINGS_TO_LOWER)
 

@@ -216,12 +216,12 @@ def test_a_missing_checkpoint_is_named_with_the_remedy(bench: Any, copy: Path) -
 
 
 def test_a_folder_that_was_not_finished_is_ignored_and_replaced(bench: Any, copy: Path) -> None:
-    unfinished = copy / ".unfinished_global_step_5"
-    shutil.copytree(copy / "global_step_4", unfinished)
-    (unfinished / "state.json").unlink()
+    for step in (5, 9):
+        shutil.copytree(copy / "global_step_4", copy / f".unfinished_global_step_{step}")
+        (copy / f".unfinished_global_step_{step}" / "state.json").unlink()
     run = bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})
     assert _steps(run) == [5]
-    assert not unfinished.exists()
+    assert list(copy.glob(".unfinished*")) == []
     assert json.loads((copy / "global_step_5" / "state.json").read_text())["step"] == 5
 
 

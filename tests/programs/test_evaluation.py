@@ -131,6 +131,9 @@ def test_sampled_validation_draws_the_same_numbers_each_time_and_others_than_tra
     run = bench.train(settings, val_rows=bench.rows[:4])
     first, second = (lines(run.folder / "validation" / f"{n}.jsonl") for n in (0, 1))
     assert [s["output"] for s in first] == [s["output"] for s in second]
+    # The numbers belong to a problem's place in the whole set, however many are sampled at once.
+    small = bench.train({**settings, "data.val_batch_size": 3}, run="small", val_rows=bench.rows[:4])
+    assert [s["output"] for s in lines(small.folder / "validation" / "0.jsonl")] == [s["output"] for s in first]
     # The same policy on the same four problems.
     trained = lines(run.folder / "samples" / "1.jsonl")
     assert [s["input"] for s in trained] == [s["input"] for s in first]

@@ -27,6 +27,7 @@ def settings(bench: Any) -> dict[str, Any]:
         "data.max_length": 96,
         "optim.lr": 1e-2,
         "trainer.total_training_steps": 6,
+        "trainer.device": "cpu",
         "trainer.default_local_dir": str(bench.folder / "sft"),
         "trainer.logger": [],
     }

@@ -21,14 +21,15 @@ from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
 A = "actor_rollout_ref.actor"
 Lines = Callable[[Path], list[dict[str, Any]]]
 
-THREE_VERDICTS = '''"""Correct with a 7, wrong with another digit; without any the function fails."""
+THREE_VERDICTS = '''"""Correct with an odd digit, wrong with even ones alone; without any digit the function fails."""
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info):
-    words = solution_str.split()
-    if not any(word.isdigit() for word in words):
+    digits = [int(word) for word in solution_str.split() if word.isdigit()]
+    if not digits:
         raise ValueError("no digit at all")
-    return {"score": 2.0 * words.count("7"), "acc": "7" in words, "pred": words[-1]}
+    odd = sum(digit % 2 for digit in digits)
+    return {"score": 2.0 * odd, "acc": odd > 0, "pred": str(digits[-1])}
 '''
 
 

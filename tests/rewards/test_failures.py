@@ -34,4 +34,4 @@ def test_the_error_gives_counts_reasons_an_example_and_the_remedy() -> None:
     assert "grader_error 2, timeout 1" in message
     assert "2 x grader_error: KeyError: 'x'" in message
     assert "answer 1, which ends in 'the answer text'" in message
-    assert "timeout_s or memory_mb" in message
+    assert "reward_model.grader_timeout_s or reward_model.grader_memory_mb" in message
