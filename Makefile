@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test test-oldest lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,17 @@ quickstart: $(VENV)/.installed  ## make a model, warm it up, train it with GMPO:
 test: $(VENV)/.installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest -q
 
+# The oldest transformers that is supported, beside the newest of `make test`: what touches the library.
+OLDEST = .venv-oldest
+
+$(OLDEST)/.installed: pyproject.toml src/gmpo/version.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet "transformers==5.19.0" --editable ".[dev]"
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q tests/backends tests/programs tests/examples
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +43,4 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

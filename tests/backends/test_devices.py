@@ -15,7 +15,8 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happen
 def test_auto_is_the_cpu_in_float32_where_there_is_no_cuda() -> None:
     device = pick_device("auto", None)
     assert (device.torch.type, device.compute) == ("cpu", torch.float32)
-    assert describe(device) == f"cpu, {torch.get_num_threads()} threads, float32"
+    n = torch.get_num_threads()
+    assert describe(device) == f"cpu, {n} thread{'s' * (n > 1)}, float32"
 
 
 @no_cuda

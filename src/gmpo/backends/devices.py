@@ -46,7 +46,8 @@ def describe(device: Device) -> str:
     dtype = str(device.compute).removeprefix("torch.")
     if device.torch.type == "cuda":
         return f"{torch.cuda.get_device_name(device.torch)}, {dtype}"
-    return f"cpu, {torch.get_num_threads()} threads, {dtype}"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}, {dtype}"
 
 
 @contextmanager
