@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from gmpo.batch import Batch
+from gmpo.correction_stats import mismatch, rejection_stats, weight_stats
 from gmpo.data.problems import Problem
 from gmpo.ports import Update
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.rollout import Completion, Graded, Group
-from gmpo.stats import batch_metrics, mismatch_metrics, rollout_metrics, update_metrics
+from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
 
 PROBLEM = Problem("p", ({"role": "user", "content": "?"},), "s", "1")
 
@@ -182,24 +183,58 @@ def test_a_single_update_on_the_samplers_weights_shows_the_mismatch() -> None:
 # --- the distance between sampler and learner
 
 
+def mismatch_of(learner: list[float], sampler: list[float]) -> dict[str, float]:
+    """Of one response with these log-probs."""
+    old, rollout = torch.tensor([learner]), torch.tensor([sampler])
+    return mismatch(old, rollout, torch.ones(old.shape, dtype=torch.bool))
+
+
 def test_mismatch_on_paper() -> None:
-    learner, sampler = torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.25]).log()
-    got = mismatch_metrics(learner, sampler)
+    got = mismatch_of([math.log(0.5), math.log(0.25)], [math.log(0.25), math.log(0.25)])
     assert got["training/rollout_probs_diff_mean"] == pytest.approx(0.125)
     assert got["training/rollout_probs_diff_max"] == pytest.approx(0.25)
     assert got["training/rollout_probs_diff_std"] == pytest.approx(0.125)
     assert got["training/rollout_logprobs_diff_max"] == pytest.approx(math.log(2))
     assert got["rollout_corr/kl"] == pytest.approx(-math.log(2) / 2)
+    assert got["rollout_corr/training_ppl"] == pytest.approx(math.sqrt(8))
+    assert got["rollout_corr/rollout_ppl"] == pytest.approx(4.0)
+    assert got["rollout_corr/ppl_ratio"] == pytest.approx(1 / math.sqrt(2))
+    # weights 2 and 1: mean square 2.5; their product 2 squared is 4
+    assert got["rollout_corr/chi2_token"] == pytest.approx(1.5)
+    assert got["rollout_corr/chi2_seq"] == pytest.approx(3.0)
+    assert got["rollout_corr/k3_kl"] == pytest.approx((2 - 1 - math.log(2)) / 2)
     # the sampler's probabilities are constant: no correlation is defined
     assert "training/rollout_actor_probs_pearson_corr" not in got
 
 
 def test_equal_policies_have_no_mismatch() -> None:
-    logp = torch.tensor([-0.1, -2.0, -0.7])
-    got = mismatch_metrics(logp, logp)
+    got = mismatch_of([-0.1, -2.0, -0.7], [-0.1, -2.0, -0.7])
     assert got.pop("training/rollout_actor_probs_pearson_corr") == pytest.approx(1.0)
+    perplexity = math.exp(2.8 / 3)
+    assert got.pop("rollout_corr/training_ppl") == got.pop("rollout_corr/rollout_ppl") == pytest.approx(perplexity)
+    assert got.pop("rollout_corr/training_log_ppl") == got.pop("rollout_corr/rollout_log_ppl") == pytest.approx(2.8 / 3)
+    assert got.pop("rollout_corr/ppl_ratio") == 1.0
     assert set(got.values()) == {0.0}
-    assert mismatch_metrics(logp[:0], logp[:0]) == {}
+    assert mismatch_of([], []) == {}
+
+
+def test_weights_on_paper() -> None:
+    weights, mask = torch.tensor([[2.0, 1.0], [0.5, 9.0]]), torch.tensor([[True, True], [True, False]])
+    got = weight_stats(weights, mask, threshold=2.0)
+    assert got["rollout_corr/rollout_is_mean"] == pytest.approx(3.5 / 3)
+    assert got["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(3.5**2 / (3 * 5.25))
+    assert got["rollout_corr/rollout_is_ratio_fraction_high"] == pytest.approx(1 / 3)
+    assert got["rollout_corr/rollout_is_ratio_fraction_low"] == pytest.approx(1 / 3)
+    assert got["rollout_corr/rollout_is_seq_mean"] == pytest.approx(1.0)  # 1.5 and 0.5
+    assert got["rollout_corr/rollout_is_seq_max_deviation"] == pytest.approx(0.5)
+
+
+def test_rejection_counts_tokens_and_responses_that_left() -> None:
+    before = torch.tensor([[True, True], [True, False], [True, True]])
+    after = torch.tensor([[True, True], [False, False], [True, False]])
+    got = rejection_stats("seq_mean_k1", before, after)
+    assert got["rollout_corr/rollout_rs_seq_mean_k1_masked_fraction"] == pytest.approx(2 / 5)
+    assert got["rollout_corr/rollout_rs_seq_mean_k1_seq_masked_fraction"] == pytest.approx(1 / 3)
 
 
 # --- batches and rollouts
@@ -214,7 +249,6 @@ def test_batch_metrics_see_the_mask_only() -> None:
     assert (got["critic/rewards/min"], got["critic/rewards/max"]) == (0.25, 1.0)
     assert got["critic/rewards/mean"] == pytest.approx(0.625)
     assert got["critic/advantages/mean"] == pytest.approx(1 / 3)  # over tokens: 1, 1, -1
-    assert got["rollout_corr/kl"] == pytest.approx(1.0)  # sampler 0, learner -1
 
 
 def test_the_share_of_groups_without_variance() -> None:

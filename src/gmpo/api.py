@@ -19,7 +19,6 @@ from gmpo.build import (
     RewardFunction,
     Rows,
     build_collector,
-    build_credit,
     build_evaluation,
     build_grader,
     build_learner,
@@ -33,6 +32,7 @@ from gmpo.build import (
     data_sources,
     longest_prompt,
 )
+from gmpo.build_objective import build_credit
 from gmpo.checkpoint import export
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section

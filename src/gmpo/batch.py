@@ -39,10 +39,10 @@ class Batch:
     """Row number within the step's batch; a mini-batch keeps its rows' numbers."""
     rewards: Float[Tensor, " B"]
     """Reward of each response, before any KL term."""
-    finished: Bool[Tensor, " B"]
-    """The response ended by itself; false where it was cut at the length limit."""
     rollout_logp: Float[Tensor, "B T"]
     """The sampler's log-probs; 0 outside the mask."""
+    finished: Bool[Tensor, " B"] | None = None
+    """The response ended by itself; false where it was cut at the length limit. None where all did."""
     old_logp: Float[Tensor, "B T"] | None = None
     """The learner's log-probs at the start of the step; None where one update makes them equal to the current ones."""
     ref_logp: Float[Tensor, "B T"] | None = None

@@ -11,11 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmpo.algo.advantages import ADVANTAGES
-from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
+from gmpo.algo.losses import SUPERVISED
 from gmpo.algo.schedule import learning_rate
 from gmpo.backends.devices import DTYPES, Device, pick_device
-from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
+from gmpo.backends.learner import LocalLearner, Objective
 from gmpo.backends.models import (
     ModelSource,
     check_positions,
@@ -27,17 +26,26 @@ from gmpo.backends.models import (
     stop_token_ids,
 )
 from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings
+from gmpo.build_objective import (
+    build_critic,
+    build_objective,
+    build_optimizer,
+    needs_old_logp,
+    needs_reference,
+    split_by,
+)
 from gmpo.checkpoint import Store, content_hash
 from gmpo.collect import Collector
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
-from gmpo.config.schema_actor import Actor, Rollout, ValKwargs
-from gmpo.credit import Credit, RewardKL
+from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.evaluation import Evaluation
 from gmpo.loop import Plan
+from gmpo.objectives import ESTIMATORS
 from gmpo.ports import SamplingParams
 from gmpo.rewards.grader import Grader, GraderSpec
 from gmpo.rewards.portable import FunctionFile
@@ -157,52 +165,8 @@ def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingP
     )
 
 
-def _objective(config: Config) -> Objective:
-    actor = config.actor_rollout_ref.actor
-    loss = POLICY_LOSSES[actor.policy_loss.loss_mode]
-    numbers = {"clip_low": actor.clip_ratio_low, "clip_high": actor.clip_ratio_high, "clip_dual": actor.clip_ratio_c}
-    return Objective(
-        loss=loss,
-        loss_numbers={name: numbers[name] for name in loss.numbers},
-        aggregation=actor.loss_agg_mode,
-        loss_scale=float(actor.loss_scale_factor or config.data.max_response_length),
-        temperature=config.actor_rollout_ref.rollout.temperature,
-        kl_coef=actor.kl_loss_coef if actor.use_kl_loss else 0.0,
-        kl_kind=actor.kl_loss_type,
-        entropy_coef=actor.entropy_coeff,
-    )
-
-
-def _optimizer(actor: Actor, total_steps: int) -> OptimizerSettings:
-    optim = actor.optim
-    horizon = optim.total_training_steps or total_steps
-    ratio = int(optim.lr_warmup_steps_ratio * horizon)
-    return OptimizerSettings(
-        learning_rate=partial(
-            learning_rate,
-            peak=optim.lr,
-            shape=optim.lr_scheduler_type,
-            warmup_steps=optim.lr_warmup_steps if optim.lr_warmup_steps >= 0 else ratio,
-            total_steps=horizon,
-            min_ratio=optim.min_lr_ratio,
-            cycles=optim.num_cycles,
-        ),
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        max_norm=actor.grad_clip,
-        max_nonfinite=actor.max_nonfinite_updates,
-    )
-
-
-def needs_reference(config: Config) -> bool:
-    """Whether a term compares the policy with the reference model."""
-    actor = config.actor_rollout_ref.actor
-    return (actor.use_kl_loss and actor.kl_loss_coef > 0) or config.algorithm.use_kl_in_reward
-
-
 def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLearner:
-    """Policy, optimizer and, if a KL term asks for it, the reference model."""
+    """Policy, optimizer and, where they are asked for, the reference model and the critic."""
     tree = config.actor_rollout_ref
     reference = None
     if needs_reference(config):
@@ -213,42 +177,28 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
         policy.model,
         policy.tokenizer,
         device=policy.device,
-        objective=_objective(config),
-        optimizer=_optimizer(actor, total_steps),
-        update_split=_split(actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu, actor.ppo_max_token_len_per_gpu),
-        score_split=_split(
+        objective=build_objective(config, total_steps),
+        optimizer=build_optimizer(
+            actor.optim,
+            max_norm=actor.grad_clip,
+            max_nonfinite=actor.max_nonfinite_updates,
+            total_steps=total_steps,
+        ),
+        update_split=split_by(
+            actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu, actor.ppo_max_token_len_per_gpu
+        ),
+        score_split=split_by(
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_max_token_len_per_gpu,
         ),
         reference=reference,
-        reference_split=_split(
+        reference_split=split_by(
             tree.ref.log_prob_use_dynamic_bsz,
             tree.ref.log_prob_micro_batch_size_per_gpu,
             tree.ref.log_prob_max_token_len_per_gpu,
         ),
-    )
-
-
-def _split(dynamic: bool, rows: int | None, tokens: int) -> MicroBatching:
-    return MicroBatching(tokens=tokens) if dynamic else MicroBatching(rows=rows)
-
-
-def build_credit(config: Config) -> Credit:
-    """The estimator that `adv_estimator` names, with its numbers."""
-    algorithm = config.algorithm
-    estimator = ADVANTAGES[algorithm.adv_estimator]
-    numbers = {"normalise_by_std": algorithm.norm_adv_by_std_in_grpo}
-    control = algorithm.kl_ctrl
-    reward_kl = RewardKL(
-        kind=algorithm.kl_penalty,
-        target=control.target_kl if control.type == "adaptive" else None,
-        horizon=float(control.horizon),
-    )
-    return Credit(
-        estimator,
-        {name: numbers[name] for name in estimator.numbers},
-        reward_kl if algorithm.use_kl_in_reward else None,
+        critic=build_critic(config, policy.tokenizer, policy.device, total_steps),
     )
 
 
@@ -314,10 +264,12 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         mini_batch_problems=actor.ppo_mini_batch_size,
         epochs_per_batch=actor.ppo_epochs,
         shuffle_seed=actor.data_loader_seed if actor.shuffle else None,
-        needs_old_logp=numbers.updates_per_step > 1 or config.algorithm.use_kl_in_reward,
+        needs_old_logp=needs_old_logp(config, numbers.updates_per_step),
         test_freq=trainer.test_freq,
         save_freq=trainer.save_freq,
         validate_first=trainer.val_before_train or trainer.val_only,
+        greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
+        critic_warmup=trainer.critic_warmup if config.critic.enable else 0,
     )
 
 

@@ -39,7 +39,24 @@ def mismatch(old: Tensor, rollout: Tensor, mask: Tensor) -> dict[str, float]:
         "chi2_token": (2 * bounded).exp().mean() - 1,
         "chi2_seq": (2 * total).clamp(-LIMIT, LIMIT).exp().mean() - 1,
     }
-    return {f"rollout_corr/{name}": float(value) for name, value in values.items()}
+    return {f"rollout_corr/{name}": float(value) for name, value in values.items()} | _probabilities(
+        old[mask].double(), rollout[mask].double()
+    )
+
+
+def _probabilities(a: Tensor, b: Tensor) -> dict[str, float]:
+    """How far the probabilities of the sampled tokens are apart: 0 up to rounding when both compute alike."""
+    apart = (a.exp() - b.exp()).abs()
+    metrics = {
+        "training/rollout_probs_diff_mean": float(apart.mean()),
+        "training/rollout_probs_diff_max": float(apart.max()),
+        "training/rollout_probs_diff_std": float(apart.std(correction=0)),
+        "training/rollout_logprobs_diff_max": float((a - b).abs().max()),
+    }
+    if a.numel() > 1 and a.exp().std() > 0 and b.exp().std() > 0:
+        both = torch.stack([a.exp(), b.exp()])
+        metrics["training/rollout_actor_probs_pearson_corr"] = float(torch.corrcoef(both)[0, 1])
+    return metrics
 
 
 def weight_stats(weights: Tensor, mask: Tensor, threshold: float) -> dict[str, float]:

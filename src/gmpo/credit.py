@@ -1,4 +1,4 @@
-"""Rewards -> token rewards (less a KL penalty, if asked for) -> what the loss sees of them: advantages, mask, weights."""
+"""Rewards -> token rewards, less a KL penalty if asked for -> what the loss sees: advantages, mask, weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, i
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import sequence_mean
 from gmpo.batch import Batch
+from gmpo.config.corrections import Rejection
 from gmpo.correction_stats import mismatch, rejection_stats, weight_stats
 
 
@@ -26,15 +27,6 @@ class RewardKL:
     target: float | None
     """KL per token that the adaptive controller steers to; None keeps the coefficient."""
     horizon: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One rule of `rollout_rs`. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
-
-    rule: str
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +129,7 @@ class Credit:
 
     def _masked(self, batch: Batch) -> Batch:
         mask = batch.response_mask
-        if self.loss_mask.truncated:
+        if self.loss_mask.truncated and batch.finished is not None:
             mask = mask & batch.finished.unsqueeze(1)
         if self.loss_mask.entropy_quantile is not None and mask.any():
             assert batch.entropy is not None

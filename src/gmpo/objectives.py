@@ -1,7 +1,7 @@
-"""The estimators and policy losses by name, and what each needs from a run. The only list of their names.
+"""The estimators, policy losses and rejection rules by name, and what each needs from a run. The only list of names.
 
 No torch: the configuration checks names and combinations with it. The functions stand in `gmpo.algo` under the same
-names; `gmpo.algo.advantages.ADVANTAGES` and `gmpo.algo.losses.POLICY_LOSSES` join the two.
+names; `ADVANTAGES`, `POLICY_LOSSES` and `REJECTION` of `gmpo.algo.advantages`, `losses` and `corrections` join the two.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class EstimatorTraits:
     """It takes `greedy_reward`, the reward of a greedy answer to each problem."""
     per_token: bool = False
     """Advantages vary over the tokens of a response, which losses with one weight per response refuse."""
+    rewards_to_come: bool = False
+    """Advantages sum the rewards still to come: they vary over tokens once a KL penalty is spread over the rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,25 @@ class LossTraits:
     """Function that chooses tokens from log-probs of the whole mini-batch; the loss takes the choice as `selected`."""
     select_numbers: tuple[str, ...] = ()
     """Keyword arguments of that function from the configuration."""
+    log_clip: bool = False
+    """The bounds are log-ratios, not distances of a ratio from 1."""
+    published_clip: tuple[float, float] | None = None
+    """Its paper's bounds, where PPO's 0.2 is on another scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionTraits:
+    """How an option of `rollout_rs` measures the distance between sampler and learner."""
+
+    level: str
+    """`token` judges each token by itself; `seq_sum`, `seq_mean` and `seq_max` judge responses."""
+    divergence: str
+    """Estimate per token from r = log pi_old - log mu: `k1` = -r, `k2` = r^2 / 2, `k3` = e^r - 1 - r."""
+
+    @property
+    def two_sided(self) -> bool:
+        """The threshold is a band of ratios around 1; otherwise an upper bound on the divergence."""
+        return self.divergence == "k1"
 
 
 ESTIMATORS: Mapping[str, EstimatorTraits] = {
@@ -49,7 +70,7 @@ ESTIMATORS: Mapping[str, EstimatorTraits] = {
     "rloo": EstimatorTraits(needs_groups=True),
     "reinforce_plus_plus": EstimatorTraits(("gamma",), per_token=True),
     "reinforce_plus_plus_baseline": EstimatorTraits(needs_groups=True),
-    "remax": EstimatorTraits(needs_greedy=True),
+    "remax": EstimatorTraits(needs_greedy=True, rewards_to_come=True),
     "opo": EstimatorTraits(needs_groups=True),
     "gpg": EstimatorTraits(needs_groups=True),
     "grpo_passk": EstimatorTraits(("normalise_by_std",), needs_groups=True),
@@ -60,10 +81,20 @@ ESTIMATORS: Mapping[str, EstimatorTraits] = {
 
 LOSSES: Mapping[str, LossTraits] = {
     "vanilla": LossTraits(("clip_low", "clip_high", "clip_dual")),
-    "geo_mean": LossTraits(("clip_low", "clip_high", "clip_level", "length_norm", "upper"), per_sequence=True),
-    "power_mean": LossTraits(("clip_low", "clip_high", "clip_level", "upper", "power"), per_sequence=True),
-    "gspo": LossTraits(("clip_low", "clip_high"), per_sequence=True),
-    "gspo_token": LossTraits(("clip_low", "clip_high"), aggregation="seq-mean-token-mean"),
+    "geo_mean": LossTraits(
+        ("clip_low", "clip_high", "clip_level", "length_norm", "upper"),
+        per_sequence=True,
+        log_clip=True,
+        published_clip=(0.4, 0.4),
+    ),
+    "power_mean": LossTraits(
+        ("clip_low", "clip_high", "clip_level", "upper", "power"),
+        per_sequence=True,
+        log_clip=True,
+        published_clip=(0.4, 0.4),
+    ),
+    "gspo": LossTraits(("clip_low", "clip_high"), per_sequence=True, published_clip=(3e-4, 4e-4)),
+    "gspo_token": LossTraits(("clip_low", "clip_high"), aggregation="seq-mean-token-mean", published_clip=(3e-4, 4e-4)),
     "cispo": LossTraits(("clip_low", "clip_high")),
     "sapo": LossTraits(("tau_positive", "tau_negative"), aggregation="seq-mean-token-mean"),
     "gpg": LossTraits(),
@@ -75,3 +106,18 @@ LOSSES: Mapping[str, LossTraits] = {
     "kl_cov": LossTraits(("kl_coef",), select="select_kl_cov", select_numbers=("kl_cov_share",)),
 }
 """`actor.policy_loss.loss_mode` -> traits."""
+
+REJECTIONS: Mapping[str, RejectionTraits] = {
+    "token_k1": RejectionTraits("token", "k1"),
+    "token_k2": RejectionTraits("token", "k2"),
+    "token_k3": RejectionTraits("token", "k3"),
+    "seq_sum_k1": RejectionTraits("seq_sum", "k1"),
+    "seq_sum_k2": RejectionTraits("seq_sum", "k2"),
+    "seq_sum_k3": RejectionTraits("seq_sum", "k3"),
+    "seq_mean_k1": RejectionTraits("seq_mean", "k1"),
+    "seq_mean_k2": RejectionTraits("seq_mean", "k2"),
+    "seq_mean_k3": RejectionTraits("seq_mean", "k3"),
+    "seq_max_k2": RejectionTraits("seq_max", "k2"),
+    "seq_max_k3": RejectionTraits("seq_max", "k3"),
+}
+"""Option of `algorithm.rollout_correction.rollout_rs`, under verl's names -> traits."""

@@ -95,8 +95,7 @@ class Learner(Protocol):
     """Owns the policy, its optimizer and the reference model."""
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
-        """Fill in old log-probs and entropies (if `old`), the reference's log-probs and the critic's values (where there
-        are a reference and a critic)."""
+        """Fill in old log-probs and entropies (if `old`), and what reference and critic say, where there are such."""
         ...
 
     def update_critic(self, batch: Batch, *, step: int) -> Mapping[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gmpo.algo.advantages import group_moments
 from gmpo.batch import Batch
+from gmpo.correction_stats import mismatch
 from gmpo.ports import Update
 from gmpo.rewards.verdict import Verdict
 from gmpo.rollout import Group
@@ -54,7 +55,7 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
-    """Rewards, advantages, entropy and the distance between sampler and learner."""
+    """Rewards, advantages and entropy."""
     mask = batch.response_mask
     constant = group_moments(batch.rewards, batch.group).constant
     metrics = {"rollout/zero_variance_groups": float(constant.double().mean())}
@@ -64,30 +65,6 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         metrics |= _summary("critic/advantages", batch.advantage[mask])
     if batch.entropy is not None and mask.any():
         metrics["actor/entropy"] = float(batch.entropy[mask].double().mean())
-    if batch.old_logp is not None:
-        metrics |= mismatch_metrics(batch.old_logp[mask], batch.rollout_logp[mask])
-    return metrics
-
-
-def mismatch_metrics(learner: Tensor, sampler: Tensor) -> dict[str, float]:
-    """Sampler against learner on the same weights and tokens `[N]`: 0 up to rounding when both compute alike.
-
-    `rollout_corr/kl` estimates KL(sampler || learner) as the mean of sampler - learner over sampled tokens.
-    """
-    if learner.numel() == 0:
-        return {}
-    a, b = learner.double(), sampler.double()
-    apart = (a.exp() - b.exp()).abs()
-    metrics = {
-        "training/rollout_probs_diff_mean": float(apart.mean()),
-        "training/rollout_probs_diff_max": float(apart.max()),
-        "training/rollout_probs_diff_std": float(apart.std(correction=0)),
-        "training/rollout_logprobs_diff_max": float((a - b).abs().max()),
-        "rollout_corr/kl": float((b - a).mean()),
-    }
-    if a.numel() > 1 and a.exp().std() > 0 and b.exp().std() > 0:
-        both = torch.stack([a.exp(), b.exp()])
-        metrics["training/rollout_actor_probs_pearson_corr"] = float(torch.corrcoef(both)[0, 1])
     return metrics
 
 
@@ -147,7 +124,8 @@ def _single_update_mismatch(batches: Sequence[Batch], updates: Sequence[Update])
         return {}
     rows = updates[0].rows
     mask = batches[0].response_mask[rows]
-    return mismatch_metrics(updates[0].logp[mask], batches[0].rollout_logp[rows][mask])
+    logp, sampled = updates[0].logp, batches[0].rollout_logp[rows]
+    return mismatch(logp, sampled, mask)
 
 
 def _tokens(batch: Batch, update: Update) -> dict[str, np.ndarray]:

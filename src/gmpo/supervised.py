@@ -28,6 +28,7 @@ def demonstration_batch(items: Sequence[EncodedDemonstration], *, pad_id: int) -
         rewards=torch.zeros(len(items)),
         rollout_logp=zeros,
         old_logp=zeros,
+        entropy=zeros,
         advantage=torch.ones(response_ids.shape),
     )
 

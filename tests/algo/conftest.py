@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,11 @@ SELECTION: dict[str, dict[str, Any]] = {
 
 
 def chosen(name: str, logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What a loss takes as `selected`, with noise that is fixed by a token's place; nothing where it takes none."""
+    """What a loss takes as `selected`, with noise made of the token's own log-prob; nothing where it takes none."""
     select = POLICY_LOSSES[name].select
     if select is None:
         return {}
-    noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.frac(12345.678 * logp.detach()).abs()
     return {"selected": select(logp.detach(), old_logp, advantage, mask, noise, **SELECTION[name])}
 
 
@@ -55,11 +55,14 @@ class Losses:
 
     numbers: dict[str, dict[str, Any]] = field(default_factory=lambda: NUMBERS)
 
-    def surrogate(self, name: str, logp: Tensor, *rest: Tensor, **more: Any) -> Surrogate:
-        """`rest` is old_logp, advantage, mask. The choice of tokens is made from these alone, unless given."""
-        if "selected" not in more:
-            more |= chosen(name, logp, *rest)
-        return POLICY_LOSSES[name].fn(logp, *rest, **{**self.numbers[name], **more})
+    def surrogate(self, name: str, logp: Tensor, *rest: Tensor, choose: bool = True, **more: Any) -> Surrogate:
+        """`rest` is old_logp, advantage, mask. A loss that takes `selected` gets its choice, or no token at all."""
+        selected = {} if "selected" in more else chosen(name, logp, *rest)
+        if not choose:
+            selected = {key: torch.zeros_like(value) for key, value in selected.items()}
+        return POLICY_LOSSES[name].fn(logp, *rest, **{**self.numbers[name], **selected, **more})
+
+    selected = staticmethod(chosen)
 
     @staticmethod
     def reduced(
@@ -90,8 +93,19 @@ def losses() -> Losses:
 
 
 @pytest.fixture(scope="session")
-def choose() -> Callable[..., dict[str, Tensor]]:
-    return chosen
+def responses() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Responses given by their log-ratios and advantages -> logp, old_logp (all -1), advantage, mask."""
+
+    def build(
+        log_ratios: Sequence[Sequence[float]], advantages: Sequence[float], dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        width = max(len(row) for row in log_ratios)
+        padded = [[*row, *[0.0] * (width - len(row))] for row in log_ratios]
+        mask = torch.tensor([[t < len(row) for t in range(width)] for row in log_ratios])
+        old = torch.full(mask.shape, -1.0, dtype=dtype)
+        return old + torch.tensor(padded, dtype=dtype), old, torch.tensor(advantages, dtype=dtype)[:, None] * mask, mask
+
+    return build
 
 
 @pytest.fixture(scope="session")

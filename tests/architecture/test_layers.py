@@ -18,7 +18,7 @@ LAYERS = {
     3: ("ports",),
     4: ("stats", "backends", "tracking"),
     5: ("collect", "credit", "interrupt", "checkpoint", "evaluation", "loop", "supervised"),
-    6: ("build", "api", "quickstart", "check"),
+    6: ("build", "build_objective", "api", "quickstart", "check"),
     7: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -23,7 +23,8 @@ from transformers import (
 
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
+from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.errors import BackendError, CheckpointError
 
@@ -147,7 +148,7 @@ def test_a_mini_batch_without_signal_carries_the_momentum_on(make: Make) -> None
     learner.update(batch_of([1.0, -1.0]), step=0)
     twin = [p.detach().clone().requires_grad_() for p in learner.model.parameters()]
     reference = torch.optim.AdamW(twin, lr=RATE, betas=SETTINGS.betas, eps=SETTINGS.eps, weight_decay=DECAY)
-    reference.load_state_dict(deepcopy(learner.optimizer.state_dict()))
+    reference.load_state_dict(deepcopy(learner.policy.optimizer.state_dict()))
     for copy in twin:
         copy.grad = torch.zeros_like(copy)
     reference.step()
@@ -311,17 +312,17 @@ def test_the_hugging_face_folder_is_an_ordinary_model_folder(
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
     learner.save(tmp_path, ("hf_model",))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "huggingface")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "actor" / "huggingface")
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, learner.model.eval()(ids).logits)
-    assert type(words).from_pretrained(tmp_path / "huggingface").get_vocab() == words.get_vocab()
-    assert not (tmp_path / "model.safetensors").exists()
+    assert type(words).from_pretrained(tmp_path / "actor" / "huggingface").get_vocab() == words.get_vocab()
+    assert not (tmp_path / "actor" / "model.safetensors").exists()
 
 
 def test_without_hf_model_the_folder_holds_configuration_and_tokenizer_only(make: Make, tmp_path: Path) -> None:
     make().save(tmp_path, ("model",))
-    names = {path.name for path in (tmp_path / "huggingface").iterdir()}
+    names = {path.name for path in (tmp_path / "actor" / "huggingface").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
     assert not any(name.endswith(".safetensors") for name in names)
 
@@ -347,7 +348,7 @@ def test_a_missing_or_damaged_file_is_named(
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
     learner.save(tmp_path, EVERYTHING)
-    harm(tmp_path, name)
+    harm(tmp_path / "actor", name)
     with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
         make().load(tmp_path, EVERYTHING)
 
@@ -387,7 +388,7 @@ def test_what_does_not_fit_the_model_is_refused(
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
     learner.save(tmp_path, EVERYTHING)
-    rewritten(tmp_path / file, change)
+    rewritten(tmp_path / "actor" / file, change)
     contents = ("hf_model",) if file.startswith("huggingface") else ("model", "optimizer")
     with pytest.raises(CheckpointError, match=message):
         make().load(tmp_path, contents)

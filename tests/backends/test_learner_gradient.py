@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.masks import AGGREGATIONS
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, MicroBatching, Objective, OptimizerSettings
+from gmpo.backends.learner import LocalLearner, Objective
 from gmpo.backends.models import checkpoint_activations
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.ports import Update
 
@@ -295,7 +296,8 @@ def test_the_watched_entropy_is_a_mean_over_the_rows_that_were_computed(case: Ca
 
 def test_watching_the_entropy_adds_nothing_to_the_gradient(case: Case) -> None:
     same = per_token_logp(case.model, case.batch).float()
-    with_old, update = updated(case.having(old_logp=same), GEO, MicroBatching(rows=2))
+    scored = case.having(old_logp=same, entropy=torch.zeros_like(same))
+    with_old, update = updated(scored, GEO, MicroBatching(rows=2))
     assert "entropy" not in update.scalars
     watched, _ = updated(case.having(old_logp=None), GEO, MicroBatching(rows=2))
     assert apart(watched, with_old) < 1e-5

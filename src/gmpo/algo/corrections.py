@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gmpo.algo.masks import sequence_mean, sequence_sum
+from gmpo.objectives import REJECTIONS
 
 LOG_LIMIT = 20.0
 """Log weights are bounded to +-20 before the exponential."""
@@ -99,20 +100,18 @@ class RejectionRule:
     """The threshold is a band `lower_upper` of ratios (k1); otherwise an upper bound."""
 
 
-REJECTION: Mapping[str, RejectionRule] = {
-    "token_k1": RejectionRule(_k1, None, two_sided=True),
-    "token_k2": RejectionRule(_k2, None, two_sided=False),
-    "token_k3": RejectionRule(_k3, None, two_sided=False),
-    "seq_sum_k1": RejectionRule(_k1, sequence_sum, two_sided=True),
-    "seq_sum_k2": RejectionRule(_k2, sequence_sum, two_sided=False),
-    "seq_sum_k3": RejectionRule(_k3, sequence_sum, two_sided=False),
-    "seq_mean_k1": RejectionRule(_k1, sequence_mean, two_sided=True),
-    "seq_mean_k2": RejectionRule(_k2, sequence_mean, two_sided=False),
-    "seq_mean_k3": RejectionRule(_k3, sequence_mean, two_sided=False),
-    "seq_max_k2": RejectionRule(_k2, _row_max, two_sided=False),
-    "seq_max_k3": RejectionRule(_k3, _row_max, two_sided=False),
+_DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
+_REDUCTIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+    "token": None,
+    "seq_sum": sequence_sum,
+    "seq_mean": sequence_mean,
+    "seq_max": _row_max,
 }
-"""Option of `rollout_rs` -> rule, under verl's names."""
+REJECTION: Mapping[str, RejectionRule] = {
+    name: RejectionRule(_DIVERGENCES[traits.divergence], _REDUCTIONS[traits.level], traits.two_sided)
+    for name, traits in REJECTIONS.items()
+}
+"""Option of `rollout_rs` -> rule; names and traits are those of `gmpo.objectives`."""
 
 
 def accepted(

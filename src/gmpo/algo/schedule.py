@@ -15,6 +15,11 @@ SHAPES: Mapping[str, Callable[[float, float, float], float]] = {
 """`lr_scheduler_type` -> multiplier after warm-up, from the share of the remaining steps that is done (0..1)."""
 
 
+def linear(step: int, *, start: float, end: float, total_steps: int) -> float:
+    """From `start` at step 0 to `end` at the last step, `total_steps - 1`."""
+    return start + (end - start) * min(1.0, step / max(1, total_steps - 1))
+
+
 def learning_rate(
     step: int,
     *,

@@ -66,7 +66,7 @@ def gspo_token(
     d = log_ratio(logp, old_logp, mask)
     mean = sequence_mean(d.detach(), mask)
     straight = logp.masked_fill(~mask, 0.0)
-    # The difference is 0 exactly: added to it first, a mean of 3e-4 beside a log-prob of -10 would lose its last digits.
+    # The difference is 0 exactly; a mean of 3e-4 added to a log-prob of -10 first would lose its last digits.
     ratio = capped_exp(mean.unsqueeze(1) + (straight - straight.detach()))
     plain, bounded = -advantage * ratio, -advantage * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     held = bounded > plain
@@ -112,7 +112,7 @@ def sapo(
     Its slope at rho = 1 is that of `-A rho`. Source: SAPO, arXiv 2511.20347 eq. 5.
     """
     d = log_ratio(logp, old_logp, mask)
-    tau = torch.where(advantage > 0, tau_positive, tau_negative).to(d.dtype)
+    tau = torch.full_like(d, tau_negative).masked_fill(advantage > 0, tau_positive)
     gate = torch.sigmoid(tau * (bounded_ratio(d) - 1.0)) * 4.0 / tau
     return token_surrogate(-advantage * gate, d, mask)
 

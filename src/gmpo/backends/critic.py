@@ -123,10 +123,10 @@ class Critic:
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
         s = self.settings
-        assert batch.values is not None
+        values, mask = batch.values, batch.response_mask
+        assert values is not None
         assert batch.token_rewards is not None
-        mask = batch.response_mask
-        returns = lambda_returns(batch.token_rewards, mask, batch.values, gamma=s.gamma, lam=s.lam)
+        returns = lambda_returns(batch.token_rewards, mask, values, gamma=s.gamma, lam=s.lam)
         batch = batch.replace(returns=returns)
         steps = []
         seed = None if s.shuffle_seed is None else s.shuffle_seed + step
@@ -134,8 +134,8 @@ class Critic:
             steps.append(self._update(batch.select(rows), step))
         metrics = {f"critic/{name}": sum(m[name] for m in steps) / len(steps) for name in steps[0]}
         return metrics | {
-            "critic/vf_explained_var": explained_variance(batch.values, returns, mask),
-            **_summary("critic/values", batch.values[mask]),
+            "critic/vf_explained_var": explained_variance(values, returns, mask),
+            **_summary("critic/values", values[mask]),
             **_summary("critic/returns", returns[mask]),
         }
 

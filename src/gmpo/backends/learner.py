@@ -54,8 +54,9 @@ class Objective:
         return self.kl_coef == 0.0 and self.entropy_coef == 0.0 and self.loss.select is None
 
     def numbers(self, names: Sequence[str], step: int) -> dict[str, Any]:
-        """The named numbers at a training step."""
-        return {n: self.schedules[n](step) if n in self.schedules else self.loss_numbers[n] for n in names}
+        """The named numbers at a training step; one that is not given takes the function's default."""
+        fixed = {name: self.loss_numbers[name] for name in names if name in self.loss_numbers}
+        return fixed | {name: self.schedules[name](step) for name in names if name in self.schedules}
 
 
 class LocalLearner:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gmpo.config.fields import Section
+from gmpo.config.presets import PRESETS
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import get, replace
+from gmpo.objectives import ESTIMATORS
 
 ACTOR = "actor_rollout_ref.actor"
 REF = "actor_rollout_ref.ref"
 ROLLOUT = "actor_rollout_ref.rollout"
-GROUP_ESTIMATORS = frozenset({"grpo"})
-"""Advantage estimators that compare the answers to one problem, so that one answer carries no signal."""
+CRITIC = "critic"
+CORRECTION = "algorithm.rollout_correction"
 DEFAULT_GROUP_SIZE = 5
 LARGEST_SFT_MICRO_BATCH = 32
+REINFORCE_LOSS = "gpg"
+"""The `loss_mode` that verl's `loss_type=reinforce` is."""
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -50,7 +54,7 @@ def follow(path: str, source: str) -> Callable[[Section, Given], Iterator[Derive
 def _group_size(config: Config, given: Given) -> Iterator[Derived]:
     if get(config, f"{ROLLOUT}.n") is None:
         estimator = config.algorithm.adv_estimator
-        if estimator in GROUP_ESTIMATORS:
+        if ESTIMATORS[estimator].needs_groups:
             yield Derived(f"{ROLLOUT}.n", DEFAULT_GROUP_SIZE, f"{estimator} compares the answers to one problem")
         else:
             yield Derived(f"{ROLLOUT}.n", 1, f"{estimator} needs no group")
@@ -63,12 +67,31 @@ def _clip_bounds(config: Config, given: Given) -> Iterator[Derived]:
             yield Derived(f"{ACTOR}.{side}", config.actor_rollout_ref.actor.clip_ratio, f"follows {ACTOR}.clip_ratio")
 
 
-def _global_micro_batch(config: Config, given: Given) -> Iterator[Derived]:
-    actor = config.actor_rollout_ref.actor
-    if actor.ppo_micro_batch_size is not None and f"{ACTOR}.ppo_micro_batch_size_per_gpu" not in given:
-        size, why = actor.ppo_micro_batch_size, "the deprecated ppo_micro_batch_size, on one device"
-        yield Derived(f"{ACTOR}.ppo_micro_batch_size_per_gpu", size, why)
-        yield Derived(f"{ACTOR}.ppo_micro_batch_size", None, "replaced by ppo_micro_batch_size_per_gpu")
+def _preset(config: Config, given: Given) -> Iterator[Derived]:
+    name = config.algorithm.rollout_correction.preset
+    for key, value in PRESETS[name].items() if name is not None else ():
+        path = f"{CORRECTION}.{key}"
+        if path not in given and get(config, path) != value:
+            yield Derived(path, value, f"{CORRECTION}.preset is {name}")
+
+
+def _loss_of_bypass(config: Config, given: Given) -> Iterator[Derived]:
+    correction, path = config.algorithm.rollout_correction, f"{ACTOR}.policy_loss.loss_mode"
+    if correction.bypass_mode and correction.loss_type == "reinforce" and path not in given:
+        yield Derived(path, REINFORCE_LOSS, f"{CORRECTION}.loss_type is reinforce")
+
+
+def _global_micro_batch(part: str) -> Derivation:
+    """The derivation that takes the deprecated global micro-batch size of a section for the one per device."""
+
+    def derive(config: Config, given: Given) -> Iterator[Derived]:
+        size = get(config, f"{part}.ppo_micro_batch_size")
+        if size is not None and f"{part}.ppo_micro_batch_size_per_gpu" not in given:
+            why = "the deprecated ppo_micro_batch_size, on one device"
+            yield Derived(f"{part}.ppo_micro_batch_size_per_gpu", size, why)
+            yield Derived(f"{part}.ppo_micro_batch_size", None, "replaced by ppo_micro_batch_size_per_gpu")
+
+    return derive
 
 
 def _dynamic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
@@ -92,6 +115,37 @@ def _log_prob_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
         yield from follow(f"{part}.log_prob_micro_batch_size_per_gpu", f"{ACTOR}.ppo_micro_batch_size_per_gpu")(
             config, given
         )
+
+
+def _critic(config: Config, given: Given) -> Iterator[Derived]:
+    if get(config, f"{CRITIC}.enable") is None:
+        estimator = config.algorithm.adv_estimator
+        needed = ESTIMATORS[estimator].needs_critic
+        yield Derived(f"{CRITIC}.enable", needed, f"{estimator} needs {'one' if needed else 'none'}")
+
+
+def _critic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
+    actor, critic = config.actor_rollout_ref.actor, config.critic
+    own = critic.ppo_micro_batch_size_per_gpu is not None
+    if get(config, f"{CRITIC}.use_dynamic_bsz") is None:
+        why = "a micro-batch size of its own is given" if own else f"follows {ACTOR}.use_dynamic_bsz"
+        yield Derived(f"{CRITIC}.use_dynamic_bsz", actor.use_dynamic_bsz and not own, why)
+    if not own and actor.ppo_micro_batch_size_per_gpu is not None:
+        path, source = f"{CRITIC}.ppo_micro_batch_size_per_gpu", f"{ACTOR}.ppo_micro_batch_size_per_gpu"
+        yield Derived(path, actor.ppo_micro_batch_size_per_gpu, f"follows {source}")
+
+
+def _critic_model(config: Config, given: Given) -> Iterator[Derived]:
+    """Trust and changes belong to a folder: another one does not inherit them."""
+    policy, critic = config.actor_rollout_ref.model, config.critic.model
+    same = policy.path == critic.path
+    why = "follows actor_rollout_ref.model, whose path it has" if same else "the path is not that of the policy"
+    for key, value, none in (
+        ("trust_remote_code", policy.trust_remote_code, False),
+        ("override_config", policy.override_config, {}),
+    ):
+        if get(config, f"{CRITIC}.model.{key}") is None:
+            yield Derived(f"{CRITIC}.model.{key}", value if same else none, why)
 
 
 def _greedy_validation(config: Config, given: Given) -> Iterator[Derived]:
@@ -126,10 +180,15 @@ def _sft_micro_batch(config: SftConfig, given: Given) -> Iterator[Derived]:
         yield Derived("data.micro_batch_size_per_gpu", size, why)
 
 
+FOLLOWS_ACTOR = ("ppo_mini_batch_size", "ppo_epochs", "shuffle", "data_loader_seed", "loss_agg_mode")
+"""Keys that the critic takes from the actor where it has none of its own."""
+
 DERIVATIONS: Sequence[Derivation] = (
+    _preset,
+    _loss_of_bypass,
     _group_size,
     _clip_bounds,
-    _global_micro_batch,
+    _global_micro_batch(ACTOR),
     _dynamic_micro_batches,
     _log_prob_micro_batches,
     follow(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
@@ -145,6 +204,14 @@ DERIVATIONS: Sequence[Derivation] = (
     follow("data.seed", "trainer.seed"),
     follow(f"{ROLLOUT}.seed", "trainer.seed"),
     follow(f"{ACTOR}.data_loader_seed", "trainer.seed"),
+    _critic,
+    follow(f"{CRITIC}.model.path", "actor_rollout_ref.model.path"),
+    _critic_model,
+    *(follow(f"{CRITIC}.{key}", f"{ACTOR}.{key}") for key in FOLLOWS_ACTOR),
+    _global_micro_batch(CRITIC),
+    _critic_micro_batches,
+    follow(f"{CRITIC}.forward_micro_batch_size_per_gpu", f"{CRITIC}.ppo_micro_batch_size_per_gpu"),
+    follow(f"{CRITIC}.forward_max_token_len_per_gpu", f"{CRITIC}.ppo_max_token_len_per_gpu"),
     _epochs,
     _run_folder,
     _device,

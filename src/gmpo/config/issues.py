@@ -9,6 +9,7 @@ from typing import Literal
 from gmpo.config.derive import Given
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
+from gmpo.config.tree import leaves
 
 ROWS, VAL_ROWS = "rows=", "val_rows="
 """Stand among the given keys when the caller hands over problems in place of data.train_files or data.val_files."""
@@ -42,6 +43,11 @@ def unavailable(path: str, reason: str) -> Issue:
 def inert(reason: str, *paths: str) -> Iterator[Issue]:
     for path in paths:
         yield Issue("inert", path, reason)
+
+
+def below(prefix: str) -> Iterator[str]:
+    """The paths of all settings of a section of `Config`."""
+    return (path for path in leaves(Config) if path.startswith(f"{prefix}."))
 
 
 def warning(path: str, reason: str) -> Issue:

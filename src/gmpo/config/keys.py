@@ -19,6 +19,11 @@ MOVED: Mapping[str, str] = {
     f"{_ACTOR}.optim.clip_grad": f"{_ACTOR}.grad_clip",
     f"{_ACTOR}.optim.warmup_style": f"{_ACTOR}.optim.lr_scheduler_type",
     f"{_ACTOR}.fsdp_config.strategy": f"{_ACTOR}.strategy",
+    f"{_ACTOR}.policy_loss.rollout_correction": "algorithm.rollout_correction",
+    "critic.optim.clip_grad": "critic.grad_clip",
+    "critic.optim.warmup_style": "critic.optim.lr_scheduler_type",
+    "critic.model.fsdp_config.strategy": "critic.strategy",
+    "critic.forward_micro_batch_size": "critic.forward_micro_batch_size_per_gpu",
     f"{_ROLLOUT}.log_prob_micro_batch_size": f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{_REF}.log_prob_micro_batch_size": f"{_REF}.log_prob_micro_batch_size_per_gpu",
 }
@@ -31,21 +36,32 @@ SFT_MOVED: Mapping[str, str] = {
     "data.micro_batch_size": "data.micro_batch_size_per_gpu",
 }
 
-_CRITIC = "there is no critic yet; algorithm.adv_estimator=grpo works without one"
 _MEGATRON = "Megatron is not a backend of gmpo; actor.strategy and actor.fsdp_config are the way to shard"
-_OBJECTIVE = "belongs to a loss that is not available yet; policy_loss.loss_mode has those that are"
+_ADAMW = "AdamW is the optimizer; its settings are lr, weight_decay, betas and eps"
+_PROFILER = "verl's profiler has no counterpart here; remove the key"
 _LORA = "LoRA is not available; all weights are trained"
 _TURNS = "answers of several turns and tools are not available"
 _FSDP = "this version trains in one process, so there is nothing to shard; remove the key"
 _ENGINE = "belongs to verl's worker engine, which has no counterpart here"
 
 UNSUPPORTED: Mapping[str, str] = {
-    "critic": _CRITIC,
-    "trainer.max_critic_ckpt_to_keep": _CRITIC,
     f"{_ACTOR}.megatron": _MEGATRON,
     f"{_REF}.megatron": _MEGATRON,
-    "algorithm.rollout_correction": "corrections for sampler and learner that differ are not available yet",
-    "algorithm.rollout_is": "corrections for sampler and learner that differ are not available yet",
+    "critic.megatron": _MEGATRON,
+    "critic.model.lora": _LORA,
+    "critic.model.target_modules": _LORA,
+    "critic.model.enable_activation_offload": "activations are not moved; enable_gradient_checkpointing saves more",
+    "critic.model.external_lib": "no module is imported by name; model.trust_remote_code loads code of the model",
+    "critic.model.use_shm": _ENGINE,
+    "critic.model.fsdp_config": _FSDP,
+    "critic.optim.optimizer": _ADAMW,
+    "critic.optim.override_optimizer_config": _ADAMW,
+    "critic.profiler": _PROFILER,
+    "algorithm.rollout_correction.rollout_token_veto_threshold": "no code of verl reads it either; "
+    "rollout_rs=token_k1 rejects tokens",
+    "algorithm.rollout_is": "verl moved it: algorithm.rollout_correction.rollout_is takes token or sequence",
+    f"{_ACTOR}.tis_imp_ratio_cap": "verl moved it: algorithm.rollout_correction.rollout_is=token with "
+    "rollout_is_threshold",
     "algorithm.filter_groups": "sampling until enough groups have variance is not available yet",
     "data.gen_batch_size": "sampling until enough groups have variance is not available yet; use data.train_batch_size",
     "algorithm.use_pf_ppo": "preference-feedback resampling is not available",
@@ -61,13 +77,8 @@ UNSUPPORTED: Mapping[str, str] = {
     f"{_MODEL}.external_lib": "no module is imported by name; model.trust_remote_code loads code of the model",
     f"{_ACTOR}.router_replay": "routing replay for mixtures of experts is not available yet",
     f"{_ROLLOUT}.enable_rollout_routing_replay": "routing replay for mixtures of experts is not available yet",
-    f"{_ACTOR}.tau_pos": _OBJECTIVE,
-    f"{_ACTOR}.tau_neg": _OBJECTIVE,
-    f"{_ACTOR}.policy_loss.clip_cov": _OBJECTIVE,
-    f"{_ACTOR}.policy_loss.kl_cov": _OBJECTIVE,
-    f"{_ACTOR}.policy_loss.ppo_kl_coef": _OBJECTIVE,
-    f"{_ACTOR}.optim.optimizer": "AdamW is the optimizer; its settings are lr, weight_decay, betas and eps",
-    f"{_ACTOR}.optim.override_optimizer_config": "AdamW's settings are optim.lr, weight_decay, betas and eps",
+    f"{_ACTOR}.optim.optimizer": _ADAMW,
+    f"{_ACTOR}.optim.override_optimizer_config": _ADAMW,
     f"{_ACTOR}.fsdp_config.wrap_policy": _FSDP,
     f"{_ACTOR}.fsdp_config.offload_policy": _FSDP,
     f"{_ACTOR}.fsdp_config.reshard_after_forward": _FSDP,
@@ -94,7 +105,7 @@ UNSUPPORTED: Mapping[str, str] = {
     "actor_rollout_ref.hybrid_engine": _ENGINE,
     "ray_kwargs": "Ray is not used; remove the key",
     "ray_init": "Ray is not used; remove the key",
-    "global_profiler": "verl's profiler has no counterpart here; remove the key",
+    "global_profiler": _PROFILER,
     "transfer_queue": _ENGINE,
 }
 """Prefixes of keys that verl has and gmpo has not, with the reason. The longest prefix that fits speaks."""
@@ -114,31 +125,21 @@ SFT_UNSUPPORTED: Mapping[str, str] = {
     "trainer.default_hdfs_dir": "HDFS is not supported; trainer.default_local_dir may be a mounted folder",
 }
 
+_TOKEN_BASELINE = "verl has it, and its trainer calls it with arguments that it does not take; it is not available here"
+
 REFUSED_VALUES: Mapping[tuple[str, str], str] = {
-    ("algorithm.adv_estimator", "gae"): _CRITIC,
+    ("algorithm.adv_estimator", "grpo_vectorized"): "it is another implementation of grpo; write grpo",
+    ("algorithm.adv_estimator", "optimal_token_baseline"): _TOKEN_BASELINE,
+    ("algorithm.adv_estimator", "tir_optimal_token_baseline"): _TOKEN_BASELINE,
+    (f"{_ACTOR}.policy_loss.loss_mode", "bypass_mode"): "it is a mode of the corrections; write "
+    "algorithm.rollout_correction.bypass_mode=True",
     (f"{_ACTOR}.kl_loss_type", "full"): "the KL over the whole vocabulary is not implemented, in verl neither; "
     "low_var_kl is the usual choice",
     (f"{_ACTOR}.strategy", "megatron"): _MEGATRON,
+    ("critic.strategy", "megatron"): _MEGATRON,
     (f"{_ROLLOUT}.name", "sglang"): "SGLang is not a sampler of gmpo",
     (f"{_ROLLOUT}.name", "trtllm"): "TensorRT-LLM is not a sampler of gmpo",
     ("trainer.logger", "tracking"): "is verl's old name of wandb; write wandb",
-    **{
-        (f"{_ACTOR}.policy_loss.loss_mode", name): "verl has it; it is not available yet"
-        for name in ("gspo", "sapo", "gpg", "clip_cov", "kl_cov", "cispo", "bypass_mode")
-    },
-    **{
-        ("algorithm.adv_estimator", name): "verl has it; it is not available yet"
-        for name in (
-            "grpo_passk",
-            "grpo_vectorized",
-            "rloo",
-            "reinforce_plus_plus",
-            "reinforce_plus_plus_baseline",
-            "remax",
-            "opo",
-            "gpg",
-        )
-    },
 }
 """Values that verl knows and gmpo refuses, with the reason."""
 

@@ -101,10 +101,11 @@ def _load(
     refused = {note.path for note in unavailable}
     always = [Issue("inert", path, leaf.inert) for path, leaf in leaves(program.root).items() if leaf.inert]
     inert = _notes([*always, *issues], "inert")
+    without_effect = {note.path for note in inert}
     return Resolved(
         config=config,
         given=given,
-        derived=derived,
+        derived=tuple(item for item in derived if item.path not in without_effect),
         inert=tuple(note for note in inert if note.path in given and note.path not in refused),
         unavailable=unavailable,
         warnings=_other_names(settings) + _notes(issues, "warning"),

@@ -70,6 +70,8 @@ class Numbers:
     epochs: int | None
     validation_responses: int | None
     """Answers per validation; 0 without validation problems."""
+    critic_updates_per_step: int
+    """0 without a critic."""
 
     def table(self, config: Config, train_rows: int | None, val_rows: int | None) -> tuple[Number, ...]:
         """All of them with their formulas, for display."""
@@ -98,6 +100,7 @@ class Numbers:
                 self.updates_per_step,
                 f"ceil({self.prompts_per_step} / ppo_mini_batch_size {mini}) x ppo_epochs {actor.ppo_epochs}",
             ),
+            *self._critic(config),
             Number("answers per update", self.mini_batch_responses, f"ppo_mini_batch_size {mini} x rollout.n {n}"),
             Number("micro-batches per update", self.micro_batches_per_update, micro),
             Number("tokens per step, at most", self.max_tokens_per_step, f"{self.responses_per_step} x {longest}"),
@@ -113,6 +116,16 @@ class Numbers:
             ),
         )
 
+    def _critic(self, config: Config) -> tuple[Number, ...]:
+        critic = config.critic
+        if not critic.enable:
+            return ()
+        formula = (
+            f"ceil({self.prompts_per_step} / critic.ppo_mini_batch_size {critic.ppo_mini_batch_size}) x "
+            f"critic.ppo_epochs {critic.ppo_epochs}"
+        )
+        return (Number("critic updates per step", self.critic_updates_per_step, formula),)
+
 
 def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Numbers:
     """Derive the numbers. `train_rows` and `val_rows` count the problems, None when unknown.
@@ -121,7 +134,7 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         ConfigError: a batch is larger than the data set.
     """
     data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    prompts, mini = data.train_batch_size, actor.ppo_mini_batch_size
+    prompts, mini, critic = data.train_batch_size, actor.ppo_mini_batch_size, config.critic
     responses, mini_rows = prompts * rollout.n, mini * rollout.n
     size = None if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
     longest = data.max_prompt_length + data.max_response_length
@@ -138,6 +151,7 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         total_steps=total_steps,
         epochs=epochs,
         validation_responses=None if val_problems is None else val_problems * rollout.val_kwargs.n,
+        critic_updates_per_step=-(-prompts // critic.ppo_mini_batch_size) * critic.ppo_epochs if critic.enable else 0,
     )
 
 

@@ -31,7 +31,7 @@ class Resolved(Generic[ConfigT]):
     given: frozenset[str]
     """Paths that the user set, a recipe's included. A free-form setting such as `override_config` is one path."""
     derived: tuple[Derived, ...]
-    """Values that follow from others, because the user gave none."""
+    """Values with an effect that follow from others, because the user gave none."""
     inert: tuple[Note, ...]
     """Given keys without effect."""
     unavailable: tuple[Note, ...]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gmpo.config.derive import ACTOR, GROUP_ESTIMATORS, REF, ROLLOUT, Given
-from gmpo.config.issues import ROWS, VAL_ROWS, Issue, Rule, SftRule, error, inert, unavailable, warning
+from gmpo.config.derive import ACTOR, CRITIC, REF, ROLLOUT, Given
+from gmpo.config.issues import ROWS, VAL_ROWS, Issue, Rule, SftRule, below, error, inert, unavailable, warning
 from gmpo.config.rules_batches import (
     batch_sizes,
     group_size,
@@ -14,8 +14,12 @@ from gmpo.config.rules_batches import (
     token_budgets,
     uses_reference,
 )
+from gmpo.config.rules_correction import RULES as CORRECTION_RULES
+from gmpo.config.rules_critic import critic
+from gmpo.config.rules_objective import RULES as OBJECTIVE_RULES
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
+from gmpo.config.schema_training import Optim
 
 UNAVAILABLE_LOGGERS = ("mlflow", "swanlab", "vemlp_wandb", "clearml")
 
@@ -53,41 +57,6 @@ def sampling(config: Config, given: Given) -> Iterator[Issue]:
     for path, top_k in ((f"{ROLLOUT}.top_k", rollout.top_k), (f"{ROLLOUT}.val_kwargs.top_k", rollout.val_kwargs.top_k)):
         if top_k == 0:
             yield error(path, "must be -1 (off) or at least 1")
-    bias = "cuts the distribution that is sampled, while the learner's log-probs are over all tokens: ratios are biased"
-    if rollout.top_p < 1:
-        yield warning(f"{ROLLOUT}.top_p", bias)
-    if rollout.top_k > 0:
-        yield warning(f"{ROLLOUT}.top_k", bias)
-
-
-def objective(config: Config, given: Given) -> Iterator[Issue]:
-    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
-    geo_mean = actor.policy_loss.loss_mode == "geo_mean"
-    if {f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"} <= given:
-        yield from inert("clip_ratio_low and clip_ratio_high are given, and they win", f"{ACTOR}.clip_ratio")
-    terms = actor.entropy_coeff != 0 or actor.use_kl_loss
-    if geo_mean and not terms:
-        reason = "geo_mean averages over answers, and there is no KL or entropy term that it could govern"
-        yield from inert(reason, f"{ACTOR}.loss_agg_mode", f"{ACTOR}.loss_scale_factor")
-    elif actor.loss_agg_mode != "seq-mean-token-sum-norm":
-        yield from inert("only loss_agg_mode=seq-mean-token-sum-norm divides by it", f"{ACTOR}.loss_scale_factor")
-    if not actor.shuffle:
-        yield from inert(f"{ACTOR}.shuffle is off", f"{ACTOR}.data_loader_seed")
-    updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
-    if not geo_mean:
-        if actor.clip_ratio_low >= 1:
-            yield warning(f"{ACTOR}.clip_ratio_low", "is 1 or more, so 1 - low never binds: ratios are positive")
-        return
-    yield from inert("geo_mean has no dual clip", f"{ACTOR}.clip_ratio_c")
-    if not given & {f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"}:
-        reason = "is verl's default; geo_mean clips log-ratios, and its paper uses 0.4 (recipe=gmpo sets it)"
-        yield warning(f"{ACTOR}.clip_ratio", reason)
-    if updates == 1 and algorithm.adv_estimator in GROUP_ESTIMATORS:
-        reason = (
-            "makes one update per rollout; then every ratio is 1, no bound binds, and geo_mean has the same gradient "
-            "as GRPO with seq-mean-token-mean. For several, lower it or raise ppo_epochs"
-        )
-        yield warning(f"{ACTOR}.ppo_mini_batch_size", reason)
 
 
 def kl_terms(config: Config, given: Given) -> Iterator[Issue]:
@@ -101,18 +70,23 @@ def kl_terms(config: Config, given: Given) -> Iterator[Issue]:
         yield from inert("only algorithm.kl_ctrl.type=adaptive reads it", *controller[2:])
     if not uses_reference(config):
         reason = f"no KL term is on ({ACTOR}.use_kl_loss, algorithm.use_kl_in_reward), so there is no reference model"
-        yield from inert(reason, *(path for path in sorted(given) if path.startswith(f"{REF}.")))
+        yield from inert(reason, *below(REF))
 
 
 def schedule(config: Config, given: Given) -> Iterator[Issue]:
-    optim = config.actor_rollout_ref.actor.optim
+    yield from _schedule(config.actor_rollout_ref.actor.optim, f"{ACTOR}.optim")
+    if config.critic.enable:
+        yield from _schedule(config.critic.optim, f"{CRITIC}.optim")
+
+
+def _schedule(optim: Optim, prefix: str) -> Iterator[Issue]:
     if optim.lr_warmup_steps >= 0:
-        yield from inert(f"{ACTOR}.optim.lr_warmup_steps is given and wins", f"{ACTOR}.optim.lr_warmup_steps_ratio")
+        yield from inert(f"{prefix}.lr_warmup_steps is given and wins", f"{prefix}.lr_warmup_steps_ratio")
     by_ratio = optim.lr_warmup_steps < 0 and optim.lr_warmup_steps_ratio > 0
     if optim.lr_scheduler_type == "constant" and not by_ratio:
-        yield from inert("a constant learning rate has no end", f"{ACTOR}.optim.total_training_steps")
-    yield from _schedule_shape(optim.lr_scheduler_type, f"{ACTOR}.optim")
-    yield from _betas(optim.betas, f"{ACTOR}.optim.betas")
+        yield from inert("a constant learning rate has no end", f"{prefix}.total_training_steps")
+    yield from _schedule_shape(optim.lr_scheduler_type, prefix)
+    yield from _betas(optim.betas, f"{prefix}.betas")
 
 
 def _schedule_shape(shape: str, prefix: str) -> Iterator[Issue]:
@@ -137,7 +111,7 @@ def validation(config: Config, given: Given) -> Iterator[Issue]:
         trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir")
         paths = ["data.val_batch_size", "data.val_max_samples", *(f"trainer.{name}" for name in trainer)]
         reason = "there is no validation without data.val_files"
-        yield from inert(reason, *paths, *(path for path in sorted(given) if path.startswith(f"{prefix}.")))
+        yield from inert(reason, *paths, *below(prefix))
         if config.trainer.val_only:
             yield error("trainer.val_only", "validates and stops, but data.val_files is empty", "data.val_files")
         return
@@ -228,7 +202,9 @@ RULES: Sequence[Rule] = (
     checkpoints,
     run_length,
     sampling,
-    objective,
+    *OBJECTIVE_RULES,
+    *CORRECTION_RULES,
+    critic,
     kl_terms,
     schedule,
     validation,

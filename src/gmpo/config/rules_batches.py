@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gmpo.config.derive import ACTOR, GROUP_ESTIMATORS, REF, ROLLOUT, Given
+from gmpo.config.derive import ACTOR, CRITIC, REF, ROLLOUT, Given
 from gmpo.config.issues import Issue, error, inert, warning
 from gmpo.config.schema import Config
+from gmpo.config.schema_actor import Actor
+from gmpo.config.schema_critic import Critic
+from gmpo.objectives import ESTIMATORS
 
 
 def uses_reference(config: Config) -> bool:
@@ -14,15 +17,24 @@ def uses_reference(config: Config) -> bool:
     return config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
 
 
+def _updated(config: Config) -> tuple[tuple[str, Actor | Critic], ...]:
+    """The sections that are trained, with their paths. The actor's, which the critic's keys follow, comes first."""
+    actor, critic = config.actor_rollout_ref.actor, config.critic
+    return ((ACTOR, actor), (CRITIC, critic)) if critic.enable else ((ACTOR, actor),)
+
+
 def batch_sizes(config: Config, given: Given) -> Iterator[Issue]:
-    data, mini = config.data, config.actor_rollout_ref.actor.ppo_mini_batch_size
-    path = f"{ACTOR}.ppo_mini_batch_size"
-    if mini > data.train_batch_size:
-        reason = f"is larger than data.train_batch_size = {data.train_batch_size}; a step has only so many problems"
-        yield error(path, reason, "data.train_batch_size")
-    elif data.train_batch_size % mini:
-        rest = data.train_batch_size % mini
-        yield warning(path, f"does not divide data.train_batch_size; the last update of a step has {rest} problems")
+    data = config.data
+    for prefix, part in _updated(config):
+        mini, path = part.ppo_mini_batch_size, f"{prefix}.ppo_mini_batch_size"
+        if prefix != ACTOR and path not in given:
+            continue  # It follows the actor's and is reported there.
+        if mini > data.train_batch_size:
+            reason = f"is larger than data.train_batch_size = {data.train_batch_size}; a step has only so many problems"
+            yield error(path, reason, "data.train_batch_size")
+        elif data.train_batch_size % mini:
+            rest = data.train_batch_size % mini
+            yield warning(path, f"does not divide data.train_batch_size; the last update of a step has {rest} problems")
     if 0 <= data.train_max_samples < data.train_batch_size:
         reason = f"leaves fewer problems than one step needs (data.train_batch_size = {data.train_batch_size})"
         yield error("data.train_max_samples", reason, "data.train_batch_size")
@@ -32,31 +44,43 @@ def batch_sizes(config: Config, given: Given) -> Iterator[Issue]:
 
 def group_size(config: Config, given: Given) -> Iterator[Issue]:
     estimator = config.algorithm.adv_estimator
-    if config.actor_rollout_ref.rollout.n == 1 and estimator in GROUP_ESTIMATORS:
+    if config.actor_rollout_ref.rollout.n == 1 and ESTIMATORS[estimator].needs_groups:
         reason = f"gives {estimator} nothing to compare: every advantage would be meaningless; use at least 2"
         yield error(f"{ROLLOUT}.n", reason, "algorithm.adv_estimator")
 
 
 def micro_batches(config: Config, given: Given) -> Iterator[Issue]:
-    actor, size_path = config.actor_rollout_ref.actor, f"{ACTOR}.ppo_micro_batch_size_per_gpu"
-    if actor.ppo_micro_batch_size is not None and actor.ppo_micro_batch_size_per_gpu is not None:
+    for prefix, part in _updated(config):
+        yield from _micro_batches(config, given, prefix, part)
+    critic = config.critic
+    if critic.enable:
+        unused = ("forward_micro_batch_size_per_gpu" if critic.use_dynamic_bsz else "forward_max_token_len_per_gpu",)
+        state = "forms micro-batches by tokens" if critic.use_dynamic_bsz else "is off"
+        yield from inert(f"{CRITIC}.use_dynamic_bsz {state}", *(f"{CRITIC}.{name}" for name in unused))
+
+
+def _micro_batches(config: Config, given: Given, prefix: str, part: Actor | Critic) -> Iterator[Issue]:
+    size_path, old_path = f"{prefix}.ppo_micro_batch_size_per_gpu", f"{prefix}.ppo_micro_batch_size"
+    if part.ppo_micro_batch_size is not None and part.ppo_micro_batch_size_per_gpu is not None:
         # The global form was replaced by the other when it was given alone.
-        yield error(f"{ACTOR}.ppo_micro_batch_size", f"is deprecated and {size_path} is given as well; remove it")
-    size, answers = actor.ppo_micro_batch_size_per_gpu, config.actor_rollout_ref.rollout.n
-    involved = (f"{ACTOR}.ppo_mini_batch_size", f"{ROLLOUT}.n", f"{ACTOR}.ppo_micro_batch_size")
-    if actor.use_dynamic_bsz:
-        yield from inert(f"{ACTOR}.use_dynamic_bsz forms micro-batches by tokens", size_path, involved[-1])
+        yield error(old_path, f"is deprecated and {size_path} is given as well; remove it")
+    size, answers = part.ppo_micro_batch_size_per_gpu, config.actor_rollout_ref.rollout.n
+    involved = (f"{prefix}.ppo_mini_batch_size", f"{ROLLOUT}.n", old_path)
+    if part.use_dynamic_bsz:
+        yield from inert(f"{prefix}.use_dynamic_bsz forms micro-batches by tokens", size_path, old_path)
         return
-    yield from inert(f"{ACTOR}.use_dynamic_bsz is off", f"{ACTOR}.ppo_max_token_len_per_gpu")
+    yield from inert(f"{prefix}.use_dynamic_bsz is off", f"{prefix}.ppo_max_token_len_per_gpu")
+    if prefix != ACTOR and not given & {size_path, old_path, involved[0], f"{prefix}.use_dynamic_bsz"}:
+        return  # All of it follows the actor's and is reported there.
     if size is None:
         reason = f"is off and {size_path} is not given: nothing says how large a micro-batch is; give one of them"
-        yield error(f"{ACTOR}.use_dynamic_bsz", reason, size_path, f"{ACTOR}.ppo_micro_batch_size")
+        yield error(f"{prefix}.use_dynamic_bsz", reason, size_path, old_path)
         return
-    rows = actor.ppo_mini_batch_size * answers
+    rows = part.ppo_mini_batch_size * answers
     if rows % size:
         near = sorted((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: (abs(n - size), n))[:3]
         reason = (
-            f"does not divide the {rows} answers of a mini-batch (ppo_mini_batch_size {actor.ppo_mini_batch_size} x "
+            f"does not divide the {rows} answers of a mini-batch (ppo_mini_batch_size {part.ppo_mini_batch_size} x "
             f"rollout.n {answers}); nearest that do: {', '.join(map(str, sorted(near)))}"
         )
         yield error(size_path, reason, *involved)
@@ -100,11 +124,18 @@ def token_budgets(config: Config, given: Given) -> Iterator[Issue]:
             tree.ref.log_prob_max_token_len_per_gpu,
             tree.ref.log_prob_use_dynamic_bsz and uses_reference(config),
         ),
+        *(
+            (f"{CRITIC}.{name}", tokens, config.critic.use_dynamic_bsz and config.critic.enable)
+            for name, tokens in (
+                ("ppo_max_token_len_per_gpu", config.critic.ppo_max_token_len_per_gpu),
+                ("forward_max_token_len_per_gpu", config.critic.forward_max_token_len_per_gpu),
+            )
+        ),
     )
     own = budgets[0][0]
     for path, tokens, used in budgets:
-        # A budget that only follows the actor's is reported once, at the actor's.
-        if used and tokens < longest and (path == own or path in given):
+        # A budget that only follows another is reported once, at the other.
+        if used and tokens < longest and (path in given or path in (own, f"{CRITIC}.ppo_max_token_len_per_gpu")):
             reason = (
                 f"is below data.max_prompt_length + data.max_response_length = {longest} tokens: "
                 "the longest answer would fit no micro-batch"

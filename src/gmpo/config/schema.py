@@ -8,6 +8,8 @@ from pydantic import Field
 
 from gmpo.config.fields import Section, setting
 from gmpo.config.schema_actor import ActorRolloutRef
+from gmpo.config.schema_algorithm import Algorithm
+from gmpo.config.schema_critic import Critic
 
 Truncation = Literal["error", "left", "right", "middle"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -57,41 +59,6 @@ class Data(Section):
     dataloader_num_workers: int = setting(
         8, "Processes that load rows.", ge=0, inert="rows are read once, in the program's own process"
     )
-
-
-class KlControl(Section):
-    """Coefficient of the KL penalty in the reward."""
-
-    type: Literal["fixed", "adaptive"] = setting(
-        "fixed", "fixed keeps kl_coef; adaptive steers it so that the measured KL approaches target_kl."
-    )
-    kl_coef: float = setting(0.001, "Coefficient of the penalty; the starting value when adaptive.", ge=0)
-    horizon: int = setting(10000, "Answers over which the adaptive controller reacts.", ge=1)
-    target_kl: float = setting(0.1, "Mean KL per token in nats that the adaptive controller aims at.", gt=0)
-
-
-class Algorithm(Section):
-    """From rewards to advantages."""
-
-    adv_estimator: Literal["grpo"] = setting(
-        "grpo",
-        "Advantage estimator. verl's default is gae, which needs a critic; there is none here yet, so it is grpo: "
-        "the reward relative to the group of answers to the same problem.",
-    )
-    norm_adv_by_std_in_grpo: bool = setting(
-        True, "Divide the group-relative reward by the group's standard deviation. False is Dr. GRPO's advantage."
-    )
-    use_kl_in_reward: bool = setting(
-        False, "Subtract kl_ctrl.kl_coef times the KL to the reference model from each token's reward."
-    )
-    kl_penalty: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"] = setting(
-        "kl", "Estimator of the KL in the reward: kl = k1, mse = k2, low_var_kl = k3, or abs."
-    )
-    gamma: float = setting(1.0, "Discount per token.", ge=0, le=1, inert="group advantages do not discount")
-    lam: float = setting(
-        1.0, "Lambda of generalised advantage estimation.", ge=0, le=1, inert="only gae has it, which needs a critic"
-    )
-    kl_ctrl: KlControl = Field(default_factory=KlControl)
 
 
 class RewardModel(Section):
@@ -161,9 +128,7 @@ class Trainer(Section):
         "Reorder a batch by length so that devices get equal work.",
         inert="which answers share a mini-batch never depends on their lengths",
     )
-    critic_warmup: int = setting(
-        0, "Steps in which only the critic learns.", ge=0, inert="no advantage estimator here has a critic"
-    )
+    critic_warmup: int = setting(0, "Steps at the start in which only the critic learns.", ge=0)
     use_legacy_worker_impl: Literal["auto", "enable", "disable"] = setting(
         "auto", "Which of verl's two training engines runs.", inert="there is one engine here"
     )
@@ -188,6 +153,12 @@ class Trainer(Section):
     max_actor_ckpt_to_keep: int | None = setting(
         None, "Keep only the newest so many checkpoints. null keeps all.", ge=1
     )
+    max_critic_ckpt_to_keep: int | None = setting(
+        None,
+        "Keep only the newest so many checkpoints of the critic.",
+        ge=1,
+        inert="it is kept with the actor: max_actor_ckpt_to_keep",
+    )
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0)
     rollout_data_dir: str | None = setting(None, "Folder for all training answers, one JSONL file per step.")
     validation_data_dir: str | None = setting(None, "Folder for all validation answers, one JSONL file per step.")
@@ -211,6 +182,7 @@ class Config(Section):
 
     data: Data = Field(default_factory=Data)
     actor_rollout_ref: ActorRolloutRef = Field(default_factory=ActorRolloutRef)
+    critic: Critic = Field(default_factory=Critic)
     algorithm: Algorithm = Field(default_factory=Algorithm)
     reward_model: RewardModel = Field(default_factory=RewardModel)
     custom_reward_function: CustomRewardFunction = Field(default_factory=CustomRewardFunction)

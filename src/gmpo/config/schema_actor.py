@@ -7,19 +7,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gmpo.config.fields import Section, setting
+from gmpo.config.schema_loss import PolicyLoss
+from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
-ONE_PROCESS = "this version trains in one process, so there is nothing to shard or to move"
 VLLM_ONLY = "only rollout.name=vllm reads it"
 
-LossMode = Literal["vanilla", "geo_mean"]
-LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlLossType = Literal[
     "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
 ]
-Schedule = Literal["constant", "cosine", "linear"]
-Contents = tuple[Literal["model", "optimizer", "extra", "hf_model"], ...]
-Precision = Literal["fp32", "bf16"]
-Strategy = Literal["fsdp", "fsdp2"]
 
 
 class Model(Section):
@@ -39,35 +34,6 @@ class Model(Section):
     )
     custom_chat_template: str | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
-    )
-
-
-class PolicyLoss(Section):
-    """The policy loss."""
-
-    loss_mode: LossMode = setting(
-        "vanilla",
-        "vanilla: PPO's clipped ratio per token, with dual clip. geo_mean: GMPO, the geometric mean of the clipped "
-        "ratios of an answer.",
-    )
-
-
-class Optim(Section):
-    """AdamW and its learning-rate schedule. The schedule advances once per training step."""
-
-    lr: float = setting(1e-6, "Peak learning rate.", ge=0)
-    weight_decay: float = setting(0.01, "Decoupled weight decay, on all parameters.", ge=0)
-    betas: tuple[float, float] = setting((0.9, 0.999), "Decay rates of the two moments, each in [0, 1).")
-    eps: float = setting(1e-8, "Term added to the root of the second moment.", gt=0)
-    lr_warmup_steps: int = setting(
-        -1, "Training steps of linear warm-up from 0. A negative number leaves it to lr_warmup_steps_ratio.", ge=-1
-    )
-    lr_warmup_steps_ratio: float = setting(0.0, "Warm-up as a share of all training steps.", ge=0, le=1)
-    lr_scheduler_type: Schedule = setting("constant", "Course of the learning rate after the warm-up.")
-    min_lr_ratio: float = setting(0.0, "Where cosine and linear end, as a share of lr.", ge=0, le=1)
-    num_cycles: float = setting(0.5, "Periods of the cosine; 0.5 falls once from lr to its minimum.", gt=0)
-    total_training_steps: int | None = setting(
-        None, "Training steps over which the schedule runs. null takes the length of the run.", ge=1
     )
 
 
@@ -127,23 +93,40 @@ class Actor(Section):
     )
     ppo_epochs: int = setting(1, "Passes over the answers of a step.", ge=1)
     shuffle: bool = setting(False, "Permute the problems of a step before cutting mini-batches, anew in each epoch.")
-    data_loader_seed: int = setting(None, "Seed of that permutation.", derived="trainer.seed", ge=0)
+    data_loader_seed: int = setting(
+        None, "Seed of that permutation, and of the tokens that clip_cov chooses.", derived="trainer.seed", ge=0
+    )
     clip_ratio: float = setting(0.2, "Clip bound for both sides where clip_ratio_low or _high is not given.", ge=0)
     clip_ratio_low: float = setting(
         None,
-        "Lower bound: ratios below 1 - low are clipped; for geo_mean log-ratios below -low.",
+        "Lower bound: ratios below 1 - low are clipped; for geo_mean and power_mean log-ratios below -low.",
         derived="actor.clip_ratio",
         ge=0,
     )
     clip_ratio_high: float = setting(
         None,
-        "Upper bound: ratios above 1 + high are clipped; for geo_mean log-ratios above high.",
+        "Upper bound: ratios above 1 + high are clipped; for geo_mean and power_mean log-ratios above high.",
         derived="actor.clip_ratio",
         ge=0,
     )
     clip_ratio_c: float = setting(3.0, "Dual clip of vanilla: with A < 0 the loss is at most -A times this.", gt=1)
+    tau_pos: float = setting(1.0, "Steepness of sapo's gate where A > 0.", gt=0)
+    tau_neg: float = setting(1.05, "Steepness of sapo's gate where A < 0.", gt=0)
+    mask_truncated: bool = setting(
+        False, "Answers cut at the length limit leave the loss; they still count in their group's baseline.", own=True
+    )
+    entropy_quantile: float | None = setting(
+        None,
+        "Only tokens whose entropy before the update is at or above this quantile of the step stay in the loss "
+        "(arXiv 2506.01939 keeps a fifth: 0.8). null keeps all.",
+        own=True,
+        ge=0,
+        lt=1,
+    )
     loss_agg_mode: LossAggMode = setting(
-        "token-mean", "How token losses become one number. With geo_mean it governs only the KL and entropy terms."
+        "token-mean",
+        "How token losses become one number. With losses that define their own mean (geo_mean, power_mean, gspo, "
+        "gspo_token, sapo) it governs only the KL and entropy terms.",
     )
     loss_scale_factor: int | None = setting(
         None, "Divisor in tokens of seq-mean-token-sum-norm. null takes data.max_response_length.", ge=1

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gmpo.config.fields import Section, setting
 from gmpo.config.schema import Device, LoggerName
-from gmpo.config.schema_actor import Schedule
+from gmpo.config.schema_training import Schedule
 
 
 class SftData(Section):

@@ -1,0 +1,71 @@
+"""`rollout_rs` and `rollout_rs_threshold`, which are texts of verl's, as typed rules of rejection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gmpo.config.schema import Config
+from gmpo.objectives import REJECTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One option of `rollout_rs` with its bounds. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
+
+    rule: str
+    """A name of `gmpo.objectives.REJECTIONS`."""
+    low: float
+    """k1: the smallest ratio mu / pi_old that is kept. Otherwise 0, which every divergence reaches."""
+    high: float
+    """k1: the largest ratio that is kept. Otherwise the largest divergence."""
+
+
+def rejections(config: Config) -> tuple[Rejection, ...]:
+    """What `algorithm.rollout_correction` of a loaded configuration rejects; nothing when `rollout_rs` is null."""
+    correction = config.algorithm.rollout_correction
+    return parse_rejections(correction.rollout_rs, correction.rollout_rs_threshold)
+
+
+def parse_rejections(rules: Sequence[str], thresholds: str | None) -> tuple[Rejection, ...]:
+    """Pair each rule with its threshold; a single threshold is shared.
+
+    Args:
+        thresholds: `"0.01"`, `"0.5_2.0"`, or one of these per rule with commas.
+
+    Raises:
+        ValueError: what is wrong with the thresholds, worded to follow their key.
+    """
+    if not rules:
+        return ()
+    if thresholds is None:
+        raise ValueError("must be given with rollout_rs, like 0.999_1.001 for seq_mean_k1 or 0.01 for seq_mean_k3")
+    if len(set(rules)) < len(rules):
+        raise ValueError(f"cannot be paired: rollout_rs names an option twice ({', '.join(rules)})")
+    texts = [text.strip() for text in thresholds.split(",")]
+    if len(texts) not in (1, len(rules)):
+        raise ValueError(
+            f"has {len(texts)} bounds for the {len(rules)} options of rollout_rs; give one for all or one each"
+        )
+    shared = texts * len(rules) if len(texts) == 1 else texts
+    return tuple(_rejection(rule, text) for rule, text in zip(rules, shared, strict=True))
+
+
+def _rejection(rule: str, text: str) -> Rejection:
+    try:
+        bounds = [float(number) for number in text.split("_")]
+    except ValueError:
+        bounds = []
+    if not 1 <= len(bounds) <= 2 or not all(math.isfinite(bound) for bound in bounds):
+        raise ValueError(f"holds {text!r} for {rule}, which is neither a number nor a band lower_upper such as 0.5_2.0")
+    if not REJECTIONS[rule].two_sided:
+        if len(bounds) == 2 or bounds[0] <= 0:
+            raise ValueError(f"holds {text} for {rule}, which takes one upper bound above 0")
+        return Rejection(rule, 0.0, bounds[0])
+    if len(bounds) == 1 and bounds[0] <= 1:
+        raise ValueError(f"holds {text} for {rule}: a single number u stands for the ratios 1/u to u and must exceed 1")
+    low, high = bounds if len(bounds) == 2 else (1 / bounds[0], bounds[0])
+    if not 0 < low <= 1 <= high or low == high:
+        raise ValueError(f"holds {text} for {rule}: a band of ratios must hold 1, where the two policies agree")
+    return Rejection(rule, low, high)

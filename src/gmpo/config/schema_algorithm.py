@@ -1,0 +1,104 @@
+"""`algorithm.*`: from rewards to advantages, and what is done about sampler and learner being two policies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gmpo.config.fields import Section, one_of, setting
+from gmpo.config.presets import PRESETS
+from gmpo.objectives import ESTIMATORS, REJECTIONS
+
+
+class KlControl(Section):
+    """Coefficient of the KL penalty in the reward."""
+
+    type: Literal["fixed", "adaptive"] = setting(
+        "fixed", "fixed keeps kl_coef; adaptive steers it so that the measured KL approaches target_kl."
+    )
+    kl_coef: float = setting(0.001, "Coefficient of the penalty; the starting value when adaptive.", ge=0)
+    horizon: int = setting(10000, "Answers over which the adaptive controller reacts.", ge=1)
+    target_kl: float = setting(0.1, "Mean KL per token in nats that the adaptive controller aims at.", gt=0)
+
+
+class RolloutCorrection(Section):
+    """Corrections for the difference between the sampler's policy mu and the learner's at the start of the step."""
+
+    preset: Annotated[str, one_of(PRESETS)] | None = setting(
+        None, "One of verl's named settings; it fills in those keys of this section that are not given.", own=True
+    )
+    rollout_is: Literal["token", "sequence"] | None = setting(
+        None, "Weigh gradients by pi_old / mu: of each token, or of the whole answer. null does not."
+    )
+    rollout_is_threshold: float = setting(
+        2.0, "Weights above it are cut to it. verl's form 'lower_upper' is icepop=[lower, upper] here.", gt=0
+    )
+    rollout_is_batch_normalize: bool = setting(
+        False, "Divide the weights by their mean over the step's tokens, or answers."
+    )
+    rollout_rs: tuple[Annotated[str, one_of(REJECTIONS)], ...] = setting(
+        (),
+        "Reject tokens, or answers, on which the two policies differ too much: one option, or several with commas, all "
+        "of which must accept. k1, k2, k3 name the estimate of the divergence; sum, mean, max go over the answer.",
+    )
+    rollout_rs_threshold: str | None = setting(
+        None,
+        "Bound of each option of rollout_rs, with commas, or one for all. k1 takes a band of mu / pi_old such as "
+        "0.999_1.001, or u for 1/u to u; k2 and k3 an upper bound.",
+    )
+    bypass_mode: bool = setting(
+        False, "Take the sampler's log-probs as the old ones, so that one clipped ratio covers mismatch and update."
+    )
+    loss_type: Literal["ppo_clip", "reinforce"] = setting(
+        "ppo_clip",
+        "Loss in bypass mode. ppo_clip: the one of policy_loss.loss_mode. reinforce: loss_mode=gpg, with the weights "
+        "of rollout_is.",
+    )
+    icepop: tuple[float, float] | None = setting(
+        None,
+        "In place of rollout_is: weights pi_old / mu per token inside [low, high], and 0 outside (arXiv 2510.18855).",
+        own=True,
+    )
+    geometric_weights: bool = setting(
+        False,
+        "Give all tokens of an answer the geometric mean of its weights, as verl does for geo_mean.",
+        own=True,
+    )
+
+
+class Algorithm(Section):
+    """From rewards to advantages."""
+
+    adv_estimator: Annotated[str, one_of(ESTIMATORS)] = setting(
+        "grpo",
+        "Advantage estimator. verl's default is gae, PPO with a critic. Relative to the answers to the same problem: "
+        "grpo, rloo, opo (weighs lengths), gpg, grpo_passk (the best answer alone), reinforce_plus_plus_baseline, "
+        "grpo_batch_std (Lite-PPO), geo_mean (log rewards; not the loss of that name). Without a group: gae, "
+        "reinforce_plus_plus, remax (relative to a greedy answer).",
+    )
+    norm_adv_by_std_in_grpo: bool = setting(
+        True, "Divide the group-relative reward by the group's standard deviation. False is Dr. GRPO's advantage."
+    )
+    gamma: float = setting(1.0, "Discount per token.", ge=0, le=1)
+    lam: float = setting(1.0, "Lambda of generalised advantage estimation.", ge=0, le=1)
+    geo_mean_eps: float = setting(
+        1e-8,
+        "Smallest reward whose log adv_estimator=geo_mean takes; it decides what 0 means.",
+        own=True,
+        gt=0,
+    )
+    geo_mean_offset: float = setting(0.0, "Added to every reward before that log.", own=True)
+    use_kl_in_reward: bool = setting(
+        False, "Subtract kl_ctrl.kl_coef times the KL to the reference model from each token's reward."
+    )
+    kl_penalty: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"] = setting(
+        "kl", "Estimator of the KL in the reward: kl = k1, mse = k2, low_var_kl = k3, or abs."
+    )
+    allow_truncated_sampling: bool = setting(
+        False,
+        "Train although rollout.top_p or top_k cut the sampled distribution, which biases every ratio.",
+        own=True,
+    )
+    kl_ctrl: KlControl = Field(default_factory=KlControl)
+    rollout_correction: RolloutCorrection = Field(default_factory=RolloutCorrection)

@@ -1,0 +1,123 @@
+"""`critic.*`: the value model of estimators that need one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from gmpo.config.fields import Section, setting
+from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
+
+LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
+WITH_THE_ACTOR = "the critic is saved and restored with the actor, which actor.checkpoint governs"
+
+
+class CriticFsdpConfig(Section):
+    """Where the critic's parameters live."""
+
+    param_offload: bool = setting(False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS)
+    optimizer_offload: bool = setting(False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS)
+    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS)
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+    model_dtype: Precision = setting("fp32", "Precision of the stored weights.", inert="it is always fp32")
+    dtype: Precision | None = setting(None, "Precision of the forward and backward pass.", inert=LIKE_THE_ACTOR)
+
+
+class CriticModel(Section):
+    """The critic's weights: a backbone whose language head is replaced by one number per token."""
+
+    path: str = setting(None, "Folder or hub name of the backbone.", derived="actor_rollout_ref.model.path")
+    tokenizer_path: str | None = setting(
+        None,
+        "Tokenizer of the critic.",
+        inert="the critic reads the policy's token ids, so its tokenizer is the same",
+    )
+    trust_remote_code: bool = setting(
+        None,
+        "Run Python code that comes with the model. Off unless you trust it.",
+        derived="actor_rollout_ref.model.trust_remote_code when the path is the same, else False",
+    )
+    override_config: dict[str, Any] = setting(
+        None,
+        "Changes to the model's own config.json.",
+        derived="actor_rollout_ref.model.override_config when the path is the same, else none",
+    )
+    enable_gradient_checkpointing: bool = setting(
+        True, "Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    use_remove_padding: bool = setting(
+        False, "Pack sequences without padding.", inert="micro-batches are padded; the results are the same"
+    )
+    fsdp_config: CriticFsdpConfig = Field(default_factory=CriticFsdpConfig)
+
+
+class CriticOptim(Optim):
+    """AdamW of the critic and its learning-rate schedule."""
+
+    lr: float = setting(1e-5, "Peak learning rate.", ge=0)
+
+
+class CriticCheckpoint(Section):
+    """What a checkpoint holds of the critic."""
+
+    save_contents: Contents = setting(
+        ("model", "optimizer", "extra"), "What is written of the critic.", inert=WITH_THE_ACTOR
+    )
+    load_contents: Contents | None = setting(None, "What is restored of the critic.", inert=WITH_THE_ACTOR)
+
+
+class Critic(Section):
+    """The value function of algorithm.adv_estimator=gae and its update. Without such an estimator there is none."""
+
+    enable: bool = setting(
+        None,
+        "Whether there is a critic. Giving another value than the derived one is an error.",
+        derived="True exactly when algorithm.adv_estimator needs one",
+    )
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS)
+    ppo_mini_batch_size: int = setting(
+        None, "Problems per optimizer update of the critic.", derived="actor.ppo_mini_batch_size", ge=1
+    )
+    ppo_micro_batch_size_per_gpu: int | None = setting(
+        None, "Answers per forward and backward pass.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+    )
+    ppo_micro_batch_size: int | None = setting(
+        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1
+    )
+    forward_micro_batch_size_per_gpu: int | None = setting(
+        None,
+        "Answers per forward pass that computes values for the advantages.",
+        derived="critic.ppo_micro_batch_size_per_gpu",
+        ge=1,
+    )
+    use_dynamic_bsz: bool = setting(
+        None,
+        "Form micro-batches by a token budget.",
+        derived="actor.use_dynamic_bsz, or False when a micro-batch size of the critic is given",
+    )
+    ppo_max_token_len_per_gpu: int = setting(
+        32768, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1
+    )
+    forward_max_token_len_per_gpu: int = setting(
+        None,
+        "Token budget of a forward pass that computes values.",
+        derived="critic.ppo_max_token_len_per_gpu",
+        ge=1,
+    )
+    ppo_epochs: int = setting(None, "Passes over the answers of a step.", derived="actor.ppo_epochs", ge=1)
+    shuffle: bool = setting(
+        None, "Permute the problems of a step before cutting mini-batches, anew in each epoch.", derived="actor.shuffle"
+    )
+    data_loader_seed: int = setting(None, "Seed of that permutation.", derived="actor.data_loader_seed", ge=0)
+    cliprange_value: float = setting(
+        0.5, "How far a value may move from the one at the start of the step before its loss stops falling.", gt=0
+    )
+    loss_agg_mode: LossAggMode = setting(
+        None, "How the token losses of the values become one number.", derived="actor.loss_agg_mode"
+    )
+    grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
+    ulysses_sequence_parallel_size: int = setting(1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS)
+    model: CriticModel = Field(default_factory=CriticModel)
+    optim: CriticOptim = Field(default_factory=CriticOptim)
+    checkpoint: CriticCheckpoint = Field(default_factory=CriticCheckpoint)
