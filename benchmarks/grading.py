@@ -44,9 +44,7 @@ GSM8K_METHODS = ("strict", "flexible", "flexible_no_commas")
 
 def math_verify_alone(solution_str: str, ground_truth: str) -> float:
     """What Math-Verify says without anything of ours but the bounded worker around it."""
-    logging.getLogger("math_verify").setLevel(
-        logging.CRITICAL
-    )  # it warns of its switched-off time limits
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of its switched-off time limits
     from math_verify import parse, verify
 
     gold = ground_truth if "$" in ground_truth or "\\boxed" in ground_truth else f"${ground_truth}$"

@@ -1,4 +1,4 @@
-"""Every advantage estimator against plain Python, on ragged masks with holes, empty responses and groups of any size."""
+"""Every advantage estimator against plain Python, ragged masks with holes, empty responses and groups included."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Answer:
-    """One response: reward and critic's value of each token, None where a position is not in the mask; and its group."""
+    """One response: reward and critic's value of each token, None outside the mask; and its group."""
 
     cells: list[tuple[float, float] | None]
     group: int

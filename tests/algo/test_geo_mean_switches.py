@@ -55,9 +55,7 @@ def test_a_sequence_clip_of_04_over_a_thousand_tokens_is_a_band_of_04_thousandth
 
 
 @given(seed=st.integers(0, 10**6), spread=st.sampled_from([1.0, 5.0]))
-def test_without_a_clip_it_is_gspo_without_a_clip(
-    losses: Any, mini_batch: MiniBatch, seed: int, spread: float
-) -> None:
+def test_without_a_clip_it_is_gspo_without_a_clip(losses: Any, mini_batch: MiniBatch, seed: int, spread: float) -> None:
     tensors = mini_batch(seed, spread)
     geo = losses.update("geo_mean", *tensors, clip_level="none", clip_low=0.0, clip_high=0.0)
     gspo = losses.update("gspo", *tensors, clip_low=1e9, clip_high=1e9)
@@ -132,9 +130,7 @@ def test_an_upper_bound_makes_the_cap_needless(losses: Any, responses: MiniBatch
 
 
 @given(seed=st.integers(0, 10**6))
-def test_tokens_masked_out_are_as_if_they_had_never_been_there(
-    losses: Any, mini_batch: MiniBatch, seed: int
-) -> None:
+def test_tokens_masked_out_are_as_if_they_had_never_been_there(losses: Any, mini_batch: MiniBatch, seed: int) -> None:
     """What masking by entropy, by truncation or by rejection means: the mean runs over the tokens that are kept."""
     logp, old, advantage, _ = mini_batch(seed)
     keep = torch.tensor([True, False, True, True, False])

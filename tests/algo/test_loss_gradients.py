@@ -59,9 +59,7 @@ SWITCHES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "switches"), SWITCHES)
-def test_so_it_does_with_every_switch(
-    losses: Any, mini_batch: MiniBatch, name: str, switches: dict[str, Any]
-) -> None:
+def test_so_it_does_with_every_switch(losses: Any, mini_batch: MiniBatch, name: str, switches: dict[str, Any]) -> None:
     logp, old, advantage, mask = mini_batch(0)
     total = ((logp - old) * mask).sum(1)[mask.any(1)]
     for kink in (-0.3, 0.5):

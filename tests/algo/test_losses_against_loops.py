@@ -63,7 +63,7 @@ def selected_by_rule(d: float) -> bool:
     return int(16 * abs(d)) % 3 == 0
 
 
-# --- one function per loss: (values, derivatives by logp) of one response, or (value, derivatives) where it is one value
+# --- one function per loss, of one response: (values, derivatives by logp), or one value where the loss has one
 
 
 def clipped(d: float, a: float, low: float, high: float) -> tuple[float, float]:
@@ -145,8 +145,7 @@ def power_mean(row: Row, low: float, high: float) -> tuple[float, list[float]]:
 
 
 LOOPS: dict[str, Callable[[Row, float, float], tuple[Any, list[float]]]] = {
-    fn.__name__: fn
-    for fn in (vanilla, geo_mean, power_mean, gspo, gspo_token, cispo, sapo, gpg, clip_cov, kl_cov)
+    fn.__name__: fn for fn in (vanilla, geo_mean, power_mean, gspo, gspo_token, cispo, sapo, gpg, clip_cov, kl_cov)
 }
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from gmpo.algo.schedule import SHAPES, learning_rate
+from gmpo.algo.schedule import SHAPES, learning_rate, linear
 
 warm = partial(learning_rate, peak=1.0, warmup_steps=4, total_steps=14)
 
@@ -53,3 +53,9 @@ def test_a_run_that_is_all_warm_up_is_well_defined(shape: str) -> None:
     rates = [learning_rate(s, peak=1.0, shape=shape, warmup_steps=5, total_steps=5) for s in range(6)]
     assert rates[:5] == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert math.isfinite(rates[5])
+
+
+def test_a_straight_line_starts_at_the_first_step_and_ends_at_the_last() -> None:
+    assert [linear(step, start=2.0, end=-2.0, total_steps=5) for step in range(5)] == [2.0, 1.0, 0.0, -1.0, -2.0]
+    assert linear(7, start=2.0, end=-2.0, total_steps=5) == -2.0
+    assert linear(0, start=2.0, end=-2.0, total_steps=1) == 2.0

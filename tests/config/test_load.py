@@ -16,7 +16,7 @@ from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED
 from gmpo.config.layers import recipes
 from gmpo.config.resolved import as_tree
 from gmpo.config.schema_sft import SftConfig
-from gmpo.config.tree import leaves
+from gmpo.config.tree import get, leaves
 from gmpo.errors import ConfigError
 
 A = "actor_rollout_ref.actor"
@@ -114,23 +114,21 @@ def test_what_the_published_command_leaves_open_is_derived() -> None:
     assert derived == {
         f"{A}.use_dynamic_bsz": False,
         f"{R}.log_prob_use_dynamic_bsz": False,
-        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": False,
-        f"{R}.log_prob_max_token_len_per_gpu": 16384,
-        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": 16384,
-        "actor_rollout_ref.ref.model.path": "Qwen/Qwen2.5-Math-7B",
-        "actor_rollout_ref.ref.strategy": "fsdp",
-        "actor_rollout_ref.ref.ulysses_sequence_parallel_size": 1,
-        "actor_rollout_ref.ref.use_torch_compile": True,
-        f"{R}.prompt_length": 1024,
-        f"{R}.response_length": 1024,
-        f"{R}.val_kwargs.do_sample": False,
         f"{A}.checkpoint.load_contents": ("hf_model",),
+        "critic.enable": False,
         "data.seed": 1,
         f"{R}.seed": 1,
-        f"{A}.data_loader_seed": 1,
+        f"{R}.val_kwargs.do_sample": False,
         "trainer.default_local_dir": "checkpoints/verl_gmpo_example_gsm8k_math/qwen2_5_7b_function_rm",
         "trainer.device": "auto",
     }
+
+
+def test_a_value_without_effect_is_not_reported_as_derived() -> None:
+    reference, critic = "actor_rollout_ref.ref.model.path", "critic.model.path"
+    assert not {reference, critic} & {item.path for item in load().derived}
+    with_both = load([f"{A}.use_kl_loss=True", "algorithm.adv_estimator=gae"])
+    assert {reference, critic} < {item.path for item in with_both.derived}
 
 
 # --- layers ------------------------------------------------------------------------------------------------------
@@ -168,7 +166,7 @@ def test_every_recipe_loads_and_every_key_in_it_is_honoured(name: str) -> None:
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    assert "known are gmpo, grpo" in problems("recipe=gspo")
+    assert "known are dr_grpo, gmpo, grpo, gspo, ppo, rloo" in problems("recipe=nope")
 
 
 def test_interpolations_in_a_file_follow_the_command_line_and_the_defaults(tmp_path: Path) -> None:
@@ -247,12 +245,13 @@ def test_an_unknown_key_names_the_one_that_was_meant_first(written: str, meant: 
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        ("critic.optim.lr=1e-5", "there is no critic yet"),
+        ("critic.megatron.seed=1", "actor.strategy"),
         ("actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2", "actor.strategy"),
-        ("algorithm.rollout_correction.rollout_is=token", "not available yet"),
+        ("algorithm.rollout_is_level=token", "algorithm.rollout_correction.rollout_is"),
+        ("algorithm.rollout_correction.rollout_token_veto_threshold=1e-4", "no code of verl reads it"),
         ("+algorithm.filter_groups.enable=True", "not available yet"),
         ("actor_rollout_ref.model.lora_rank=8", "LoRA is not available"),
-        ("actor_rollout_ref.actor.policy_loss.clip_cov_ratio=0.1", "not available yet"),
+        ("actor_rollout_ref.actor.tis_imp_ratio_cap=2", "rollout_is=token"),
         ("reward_model.enable=True", "reward models are not available"),
         ("ray_kwargs.ray_init.num_cpus=4", "Ray is not used"),
     ],
@@ -312,6 +311,14 @@ def test_every_other_name_leads_to_a_key_and_is_none_itself() -> None:
         ("trainer.logger=[console,wanbd]", "Did you mean wandb?"),
         ("actor_rollout_ref.model.override_config=3", "must be keys with values"),
         (f"{A}.policy_loss.loss_mode=geomean", "Did you mean geo_mean?"),
+        ("algorithm.adv_estimator=gea", "must be one of grpo, gae, rloo"),
+        ("algorithm.adv_estimator=gea", "Did you mean gae?"),
+        (f"{A}.policy_loss.power=half", "must be a number, or a list of 2 numbers"),
+        (f"{A}.policy_loss.power=[1]", "must be a number, or a list of 2 numbers"),
+        ("algorithm.rollout_correction.rollout_rs=token_k1,seq_k1", "Did you mean seq_sum_k1?"),
+        ("algorithm.rollout_correction.icepop=[1]", "must be a list of 2 numbers, or null"),
+        ("algorithm.rollout_correction.preset=decoupled", "must be one of decoupled_token_is,"),
+        (f"{A}.entropy_quantile=1", "must be a number >= 0 and < 1, or null"),
         (f"{A}.checkpoint.load_contents=[weights]", "must be a list of model, optimizer, extra, hf_model"),
     ],
 )
@@ -339,6 +346,27 @@ def test_values_are_converted_only_where_nothing_is_lost() -> None:
     assert config.actor_rollout_ref.rollout.temperature == 1.0
 
 
+@pytest.mark.parametrize(
+    ("path", "written", "name"),
+    [
+        (f"{A}.policy_loss.loss_mode", "clip-cov", "clip_cov"),
+        (f"{A}.policy_loss.loss_mode", "kl-cov", "kl_cov"),
+        (f"{A}.policy_loss.loss_mode", "'geo-mean'", "geo_mean"),
+        ("algorithm.adv_estimator", "geo-mean", "geo_mean"),
+        ("algorithm.adv_estimator", "reinforce_plus-plus", "reinforce_plus_plus"),
+        (f"{A}.loss_agg_mode", "seq-mean-token-sum", "seq-mean-token-sum"),
+    ],
+)
+def test_hyphens_in_a_name_stand_for_underscores(path: str, written: str, name: str) -> None:
+    assert get(load([f"{path}={written}"]).config, path) == name
+
+
+@pytest.mark.parametrize("written", ["token_k1,seq-max-k2", "[token_k1, seq_max_k2]", "['token_k1','seq_max_k2']"])
+def test_names_may_be_listed_with_commas_or_brackets(written: str) -> None:
+    options = "algorithm.rollout_correction.rollout_rs"
+    assert get(load([f"{options}={written}", f"{options}_threshold=3"]).config, options) == ("token_k1", "seq_max_k2")
+
+
 def test_a_value_of_a_foreign_type_is_named() -> None:
     assert "trainer.seed = " in problems(tree={"trainer.seed": object()})
     assert "is of type object" in problems(tree={"trainer.seed": object()})
@@ -349,7 +377,7 @@ def test_all_problems_are_listed_together() -> None:
         "nonsense",
         "recipe=nope",
         "loss_mode=geo_mean",
-        "critic.optim.lr=1",
+        "ray_kwargs.ray_init.num_cpus=1",
         f"{A}.optim.lr=fast",
         f"{A}.kl_loss_type=full",
         "trainer.resume_mode=resume_path",
@@ -363,7 +391,7 @@ def test_all_problems_are_listed_together() -> None:
             "'nonsense'",
             "recipe = 'nope'",
             "loss_mode = 'geo_mean'",
-            "critic.optim.lr = 1",
+            "ray_kwargs.ray_init.num_cpus = 1",
             f"{A}.optim.lr = 'fast'",
             f"{A}.kl_loss_type = 'full'",
             "trainer.resume_from_path = null",
@@ -401,6 +429,10 @@ def test_defaults_alone_load_and_leave_no_derived_setting_empty() -> None:
         ("recipe=gmpo", "trainer.total_training_steps=80", "trainer.experiment_name=1e-6"),
         (f"{A}.ppo_micro_batch_size=64", f"{R}.val_kwargs.temperature=1.0", "data.val_files=v.parquet"),
         (f"{A}.use_dynamic_bsz=True", f"{R}.log_prob_micro_batch_size_per_gpu=4"),
+        ("recipe=ppo", "critic.ppo_micro_batch_size=16", "actor_rollout_ref.model.path=m"),
+        ("recipe=ppo", f"{A}.ppo_micro_batch_size_per_gpu=16", "critic.use_dynamic_bsz=True"),
+        ("algorithm.rollout_correction.preset=bypass_pg_geo_rs_seq_tis",),
+        ("algorithm.rollout_correction.icepop=[0.5,5]", f"{A}.policy_loss.power=[1,-1]"),
     ],
 )
 def test_the_resolved_yaml_loads_to_an_equal_configuration(tmp_path: Path, overrides: tuple[str, ...]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 from gmpo.algo.advantages import ADVANTAGES
+from gmpo.algo.corrections import REJECTION
 from gmpo.algo.kl import KL_ESTIMATORS
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.masks import AGGREGATIONS
 from gmpo.algo.schedule import SHAPES
 from gmpo.config import Config
-from gmpo.config.derive import GROUP_ESTIMATORS
+from gmpo.config.derive import REINFORCE_LOSS
+from gmpo.config.presets import PRESETS
+from gmpo.config.rules_objective import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import leaves
+from gmpo.objectives import ESTIMATORS, LOSSES, REJECTIONS
 
 ACTOR = "actor_rollout_ref.actor"
 
@@ -23,7 +27,10 @@ ACTOR = "actor_rollout_ref.actor"
         ("algorithm.adv_estimator", ADVANTAGES),
         ("algorithm.kl_penalty", KL_ESTIMATORS),
         (f"{ACTOR}.policy_loss.loss_mode", POLICY_LOSSES),
+        ("algorithm.rollout_correction.rollout_rs", REJECTION),
+        ("algorithm.rollout_correction.preset", PRESETS),
         (f"{ACTOR}.loss_agg_mode", AGGREGATIONS),
+        ("critic.loss_agg_mode", AGGREGATIONS),
         (f"{ACTOR}.optim.lr_scheduler_type", SHAPES),
     ],
 )
@@ -40,5 +47,25 @@ def test_supervised_learning_has_the_same_schedules() -> None:
     assert set(leaves(SftConfig)["optim.lr_scheduler_type"].choices) == set(SHAPES)
 
 
-def test_group_estimators_are_those_that_need_groups() -> None:
-    assert {name for name, estimator in ADVANTAGES.items() if estimator.needs_groups} == GROUP_ESTIMATORS
+def test_every_number_of_an_estimator_or_loss_has_a_key() -> None:
+    known = leaves(Config)
+    estimators = {number for traits in ESTIMATORS.values() for number in traits.numbers}
+    losses = {number for traits in LOSSES.values() for number in traits.numbers + traits.select_numbers}
+    for numbers, keys in ((estimators, ESTIMATOR_KEYS), (losses, LOSS_KEYS)):
+        assert numbers == set(keys)
+        assert set(keys.values()) <= set(known)
+
+
+def test_a_preset_fills_in_keys_of_its_section() -> None:
+    for values in PRESETS.values():
+        assert {f"algorithm.rollout_correction.{key}" for key in values} <= set(leaves(Config))
+
+
+def test_a_rule_of_rejection_is_two_sided_exactly_when_it_measures_the_ratio() -> None:
+    assert {name for name, traits in REJECTIONS.items() if traits.two_sided} == {"token_k1", "seq_sum_k1", "seq_mean_k1"}
+    assert all(name == f"{traits.level}_{traits.divergence}" for name, traits in REJECTIONS.items())
+
+
+def test_the_loss_of_verls_reinforce_has_neither_ratio_nor_numbers() -> None:
+    traits = LOSSES[REINFORCE_LOSS]
+    assert traits.numbers == traits.select_numbers == ()

@@ -44,6 +44,17 @@ def test_a_last_short_mini_batch_is_an_update_and_epochs_multiply() -> None:
     assert numbers(config, 2000, None).updates_per_step == 8  # 300 + 300 + 300 + 124, twice
 
 
+def test_a_critic_has_updates_of_its_own_number_and_a_line_in_the_table() -> None:
+    config = load(["recipe=ppo", "critic.ppo_mini_batch_size=512", "critic.ppo_epochs=3"]).config
+    found = numbers(config, 2000, None)
+    assert (found.updates_per_step, found.critic_updates_per_step) == (4, 6)
+    line = next(number for number in found.table(config, 2000, None) if number.name == "critic updates per step")
+    assert (line.value, line.formula) == (6, "ceil(1024 / critic.ppo_mini_batch_size 512) x critic.ppo_epochs 3")
+    without = numbers(load().config, 2000, None)
+    assert without.critic_updates_per_step == 0
+    assert all("critic" not in number.name for number in without.table(load().config, 2000, None))
+
+
 @pytest.mark.parametrize(
     ("epochs", "steps", "expected"),
     [
@@ -97,7 +108,7 @@ def test_the_report_shows_the_tree_the_numbers_and_every_list_with_reasons() -> 
         f"{A}.clip_ratio_low = 0.4",
         f"follows {A}.clip_ratio",
         "trainer.critic_warmup = 0",
-        "no advantage estimator here has a critic",
+        "algorithm.adv_estimator=grpo needs no critic",
         "actor_rollout_ref.rollout.name = vllm",
         "comes with multi-GPU support",
         "fresh optimizer",

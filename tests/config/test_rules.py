@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from gmpo.config import Config, Resolved, load
 from gmpo.config.derive import DERIVATIONS, derive
+from gmpo.config.presets import PRESETS
 from gmpo.config.rules import RULES, UNAVAILABLE_LOGGERS
 from gmpo.config.tree import get, leaves
 from gmpo.errors import ConfigError
+from gmpo.objectives import ESTIMATORS, LOSSES
 
 A = "actor_rollout_ref.actor"
 R = "actor_rollout_ref.rollout"
@@ -135,7 +137,6 @@ def test_loggers_that_are_missing_are_names_of_the_schema() -> None:
         (f"{F}.model.path=other", [f"{A}.use_kl_loss=True"]),
         (f"{F}.log_prob_micro_batch_size_per_gpu=4", ["algorithm.use_kl_in_reward=True"]),
         (f"{A}.loss_scale_factor=100", [f"{A}.loss_agg_mode=seq-mean-token-sum-norm"]),
-        (f"{A}.loss_agg_mode=token-mean", ["recipe=gmpo", f"{A}.entropy_coeff=0.01"]),
         (f"{A}.data_loader_seed=3", [f"{A}.shuffle=True"]),
         ("data.seed=3", ["data.shuffle=True"]),
         (f"{A}.ppo_max_token_len_per_gpu=2000", [f"{A}.use_dynamic_bsz=True"]),
@@ -153,7 +154,6 @@ def test_loggers_that_are_missing_are_names_of_the_schema() -> None:
 def test_a_given_key_without_effect_is_reported_until_what_it_needs_is_on(written: str, remedy: list[str]) -> None:
     path = written.partition("=")[0]
     off = {
-        f"{A}.loss_agg_mode": ["recipe=gmpo"],
         "data.seed": ["data.shuffle=False"],
         f"{A}.ppo_max_token_len_per_gpu": [f"{A}.ppo_micro_batch_size_per_gpu=16"],
         f"{A}.optim.lr_warmup_steps_ratio": [f"{A}.optim.lr_warmup_steps=5"],
@@ -173,11 +173,6 @@ def test_clip_ratio_is_inert_only_when_both_bounds_are_given() -> None:
     assert inert(f"{A}.clip_ratio=0.4", both[0]) == set()
 
 
-def test_dual_clip_is_inert_for_the_geometric_mean() -> None:
-    assert f"{A}.clip_ratio_c" in inert("recipe=gmpo", f"{A}.clip_ratio_c=4")
-    assert f"{A}.clip_ratio_c" not in inert(f"{A}.clip_ratio_c=4")
-
-
 def test_problems_that_are_handed_over_take_the_place_of_files() -> None:
     overrides = ["trainer.test_freq=5", "trainer.val_only=True"]
     resolved = load(overrides, rows=True, val_rows=True)
@@ -190,29 +185,10 @@ def test_problems_that_are_handed_over_take_the_place_of_files() -> None:
 # --- warnings ----------------------------------------------------------------------------------------------------
 
 
-def test_cutting_the_sampling_distribution_is_warned_of() -> None:
-    assert "biased" in warned(f"{R}.top_p=0.9")[f"{R}.top_p"]
-    assert "biased" in warned(f"{R}.top_k=20")[f"{R}.top_k"]
-    assert f"{R}.top_p" not in warned()
-
-
-def test_one_update_per_rollout_is_warned_of_with_the_geometric_mean_only() -> None:
-    path, one = f"{A}.ppo_mini_batch_size", ("data.train_batch_size=256",)
-    assert "same gradient" in warned("recipe=gmpo", *one)[path]
-    assert path not in warned("recipe=gmpo", *one, f"{A}.ppo_epochs=2")
-    assert path not in warned("recipe=gmpo")
-    assert path not in warned(*one)
-
-
 def test_weights_without_optimizer_are_warned_of() -> None:
     assert "fresh optimizer" in warned(f"{A}.checkpoint.save_contents=['hf_model']")[f"{A}.checkpoint.save_contents"]
     missing = warned(f"{A}.checkpoint.save_contents=[model]", f"{A}.checkpoint.load_contents=[model,extra]")
     assert "asks for extra" in missing[f"{A}.checkpoint.load_contents"]
-
-
-def test_the_default_clip_bound_is_warned_of_with_the_geometric_mean() -> None:
-    assert "0.4" in warned(f"{A}.policy_loss.loss_mode=geo_mean")[f"{A}.clip_ratio"]
-    assert f"{A}.clip_ratio" not in warned("recipe=gmpo")
 
 
 def test_greedy_validation_with_several_answers_is_warned_of() -> None:
@@ -286,7 +262,13 @@ def test_null_asks_for_the_derived_value() -> None:
 _SETTINGS = st.fixed_dictionaries(
     {},
     optional={
-        "recipe": st.sampled_from(["gmpo", "grpo"]),
+        "recipe": st.sampled_from(["gmpo", "grpo", "ppo", "gspo"]),
+        "algorithm.adv_estimator": st.sampled_from(list(ESTIMATORS)),
+        f"{A}.policy_loss.loss_mode": st.sampled_from(list(LOSSES)),
+        "algorithm.rollout_correction.preset": st.sampled_from(list(PRESETS)),
+        "critic.enable": st.sampled_from([None, True, False]),
+        "critic.use_dynamic_bsz": st.booleans(),
+        "critic.ppo_micro_batch_size": st.integers(1, 40),
         f"{A}.use_kl_loss": st.booleans(),
         "algorithm.use_kl_in_reward": st.booleans(),
         "algorithm.kl_ctrl.type": st.sampled_from(["fixed", "adaptive"]),
@@ -329,7 +311,10 @@ def test_every_path_that_a_rule_names_is_in_the_tree() -> None:
         {"recipe": "gmpo", "data.shuffle": False, "custom_reward_function.path": "r.py"},
         {"data.val_files": "v", f"{R}.val_kwargs.do_sample": True, f"{A}.optim.lr_scheduler_type": "linear"},
         {f"{A}.ppo_micro_batch_size_per_gpu": 16, "algorithm.use_kl_in_reward": True},
-        {"trainer.nnodes": 2, "trainer.n_gpus_per_node": 2, f"{R}.top_p": 0.5, "reward_model.reward_manager": "dapo"},
+        {"trainer.nnodes": 2, "trainer.n_gpus_per_node": 2, "reward_model.reward_manager": "dapo"},
+        {f"{R}.top_p": 0.5, "algorithm.allow_truncated_sampling": True, f"{A}.policy_loss.loss_mode": "gspo"},
+        {"recipe": "ppo", "critic.optim.lr_scheduler_type": "linear", "critic.ppo_micro_batch_size_per_gpu": 16},
+        {"algorithm.rollout_correction.preset": "bypass_ppo_clip", f"{A}.policy_loss.loss_mode": "power_mean"},
     ]
     for tree in trees:
         config = load(tree=tree).config
@@ -342,8 +327,9 @@ def test_derived_settings_are_exactly_those_that_a_derivation_fills() -> None:
     _, derived = derive(Config(), frozenset(), DERIVATIONS)
     declared = {path for path, leaf in leaves(Config).items() if leaf.derived}
     filled = {item.path for item in derived}
-    nullable = {f"{part}.log_prob_micro_batch_size_per_gpu" for part in (R, F)}  # null while batches are dynamic
-    assert filled == declared - nullable
+    sizes = {f"{part}.log_prob_micro_batch_size_per_gpu" for part in (R, F)}
+    sizes |= {f"critic.{part}_micro_batch_size_per_gpu" for part in ("ppo", "forward")}
+    assert filled == declared - sizes  # null while batches are dynamic
     assert all(get(Config(), path) is None for path in declared)
 
 

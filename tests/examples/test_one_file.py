@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gmpo.algo.advantages import grpo
-from gmpo.algo.losses import geo_mean
 from gmpo.algo.masks import count, sequence_aggregate
+from gmpo.algo.sequence_losses import geo_mean
 
 FILE = Path(__file__).parents[2] / "examples" / "gmpo_in_one_file.py"
 

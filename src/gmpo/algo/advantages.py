@@ -86,7 +86,7 @@ def rloo(
     """
     rewards = sequence_sum(token_rewards, mask).double()
     moments = group_moments(rewards, group)
-    scale = moments.size / (moments.size - 1).clamp(min=1)
+    scale = moments.size.double() / (moments.size - 1).clamp(min=1)
     advantage = (scale * (rewards - moments.mean)).masked_fill(moments.constant, 0.0)
     return _spread(torch.where(moments.size == 1, rewards, advantage), mask, token_rewards)
 
@@ -181,7 +181,7 @@ def gpg(
     """
     rewards = sequence_sum(token_rewards, mask).double()
     moments = group_moments(rewards, group)
-    alpha = rewards.numel() / torch.count_nonzero(rewards).clamp(min=1)
+    alpha = rewards.numel() / torch.count_nonzero(rewards).clamp(min=1).double()
     return _spread((alpha * (rewards - moments.mean)).masked_fill(moments.constant, 0.0), mask, token_rewards)
 
 

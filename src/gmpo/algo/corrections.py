@@ -85,7 +85,9 @@ def _k3(log_ratio: Tensor) -> Tensor:
 
 
 def _row_max(values: Tensor, mask: Tensor) -> Tensor:
-    return values.masked_fill(~mask, -torch.inf).amax(dim=1).masked_fill(~mask.any(dim=1), 0.0)
+    # k2 and k3 are never negative; the column of zeros stands for a response without tokens.
+    zeros = values.new_zeros(values.shape[0], 1)
+    return torch.cat([values.masked_fill(~mask, 0.0), zeros], dim=1).amax(dim=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _drop_invalid(settings: Settings, root: type[ConfigT]) -> frozenset[str]:
 
 
 def _similar_choice(leaf: Leaf, value: Any) -> str:
-    similar = get_close_matches(str(value), leaf.choices, n=1, cutoff=0.7)
+    similar = get_close_matches(str(value), leaf.choices, n=1, cutoff=0.6)
     return f" Did you mean {similar[0]}?" if similar else ""
 
 
