@@ -1,9 +1,9 @@
-"""The objectives under stress on the quickstart's model: many updates per rollout at a learning rate that does not fall.
+"""The objectives under stress on the quickstart's model: many updates a rollout, a learning rate that does not fall.
 
     python benchmarks/stress.py --warm-ups runs/seeds --out runs/stress --seeds 1 2 3 4 [--json FILE]
 
-Each seed starts from its own warm-up (`benchmarks/quickstart_seeds.py --out runs/seeds` makes them) and all objectives of a
-seed see the same problems and random streams, so they can be compared in pairs. A run whose figures are there already is
+Each seed starts from its own warm-up (`benchmarks/quickstart_seeds.py --out runs/seeds` makes them), and all objectives
+of a seed see the same problems and random streams, so they can be compared in pairs. A run whose figures are there is
 not repeated; several processes with different seeds may share the folder.
 """
 

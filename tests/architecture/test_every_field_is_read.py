@@ -20,6 +20,7 @@ import gmpo
 from gmpo.config import Config, SftConfig, load
 from gmpo.config.fields import Section
 from gmpo.config.tree import leaves
+from gmpo.errors import ConfigError
 
 PACKAGE = Path(gmpo.__file__).parent
 NOT_READERS = ("config/schema", "config/rules", "config/reference", "check.py")
@@ -30,6 +31,8 @@ CONSUMED_BY_LOADING = {
     "actor_rollout_ref.actor.ppo_micro_batch_size",
 }
 """Settings whose effect is the value of other, derived ones, where no program reads them itself."""
+CONSUMED_BY_RULES = {"algorithm.allow_truncated_sampling"}
+"""Permissions: their effect is that a configuration is accepted."""
 ONE_CHOICE = {"actor_rollout_ref.rollout.name": "hf", "reward_model.reward_manager": "naive"}
 """Settings of which the rules leave one value, so that there is nothing to read yet."""
 
@@ -131,8 +134,9 @@ def unread(root: type[Section], found: Reads) -> list[str]:
         path
         for path, leaf in leaves(root).items()
         if leaf.inert is None
-        and path not in CONSUMED_BY_LOADING | ONE_CHOICE.keys()
-        and (leaf.owner.__name__, leaf.name) not in found
+        and path not in CONSUMED_BY_LOADING | CONSUMED_BY_RULES | ONE_CHOICE.keys()
+        # What reads a section that others extend reads their settings too.
+        and not {(section.__name__, leaf.name) for section in leaf.owner.__mro__} & found
         and not (declared[leaf.name] == 1 and ("", leaf.name) in found)
     ]
 
@@ -157,6 +161,20 @@ def test_a_setting_that_nobody_reads_is_found() -> None:
     assert "data.seed" not in unread(Config, {("Data", "seed")})
     assert "data.seed" in unread(Config, {("", "seed")})  # several sections have a seed
     assert "trainer.nnodes" not in unread(Config, set())  # inert, with its reason
+
+
+def test_what_reads_a_section_reads_those_that_extend_it() -> None:
+    assert "critic.optim.lr" in unread(Config, set())
+    assert "critic.optim.lr" not in unread(Config, {("Optim", "lr")})
+    assert "actor_rollout_ref.actor.optim.lr" in unread(Config, {("CriticOptim", "lr")})
+
+
+def test_a_permission_that_rules_consume_lets_pass_what_is_refused_without_it() -> None:
+    assert CONSUMED_BY_RULES == {"algorithm.allow_truncated_sampling"}
+    biased = "actor_rollout_ref.rollout.top_p=0.9"
+    with pytest.raises(ConfigError, match="allow_truncated_sampling=True"):
+        load([biased])
+    assert load([biased, "algorithm.allow_truncated_sampling=True"]).honoured
 
 
 @pytest.mark.parametrize("path", list(ONE_CHOICE))

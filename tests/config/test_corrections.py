@@ -145,7 +145,9 @@ def test_a_threshold_that_means_nothing_is_refused_with_the_reason(rules: str, t
 
 
 @given(st.lists(st.sampled_from(list(REJECTIONS)), max_size=3), st.none() | st.text("0123456789._,-e ", max_size=12))
-def test_any_thresholds_are_rules_that_keep_equal_policies_or_a_reason(rules: list[str], thresholds: str | None) -> None:
+def test_any_thresholds_are_rules_that_keep_equal_policies_or_a_reason(
+    rules: list[str], thresholds: str | None
+) -> None:
     try:
         found = parse_rejections(rules, thresholds)
     except ValueError as error:

@@ -52,7 +52,9 @@ def test_without_an_estimator_that_needs_it_every_key_of_the_critic_is_inert() -
 def test_the_switch_may_only_say_what_the_estimator_says() -> None:
     assert value("critic.enable") is value("critic.enable", "critic.enable=True") is True
     assert load(["critic.enable=False"]).honoured == {"critic.enable"}
-    assert "has nothing to do with algorithm.adv_estimator=grpo; gae would use a critic" in refused("critic.enable=True")
+    assert "has nothing to do with algorithm.adv_estimator=grpo; gae would use a critic" in refused(
+        "critic.enable=True"
+    )
     assert "takes away what algorithm.adv_estimator=gae" in refused(PPO, "critic.enable=False")
 
 

@@ -355,9 +355,10 @@ def test_values_are_converted_only_where_nothing_is_lost() -> None:
         ("algorithm.adv_estimator", "geo-mean", "geo_mean"),
         ("algorithm.adv_estimator", "reinforce_plus-plus", "reinforce_plus_plus"),
         (f"{A}.loss_agg_mode", "seq-mean-token-sum", "seq-mean-token-sum"),
+        (f"{A}.policy_loss.clip_level", "none", "none"),
     ],
 )
-def test_hyphens_in_a_name_stand_for_underscores(path: str, written: str, name: str) -> None:
+def test_a_name_may_be_written_with_hyphens_or_be_none(path: str, written: str, name: str) -> None:
     assert get(load([f"{path}={written}"]).config, path) == name
 
 

@@ -62,7 +62,11 @@ def test_a_preset_fills_in_keys_of_its_section() -> None:
 
 
 def test_a_rule_of_rejection_is_two_sided_exactly_when_it_measures_the_ratio() -> None:
-    assert {name for name, traits in REJECTIONS.items() if traits.two_sided} == {"token_k1", "seq_sum_k1", "seq_mean_k1"}
+    assert {name for name, traits in REJECTIONS.items() if traits.two_sided} == {
+        "token_k1",
+        "seq_sum_k1",
+        "seq_mean_k1",
+    }
     assert all(name == f"{traits.level}_{traits.divergence}" for name, traits in REJECTIONS.items())
 
 

@@ -176,7 +176,10 @@ def test_the_aggregation_is_not_inert_while_the_critic_follows_it() -> None:
     [
         ("geo_mean", "geo_mean clips log-ratios, and its published bounds are 0.4"),
         ("power_mean", "power_mean clips log-ratios, and its published bounds are 0.4"),
-        ("gspo", "gspo clips the ratio of a whole answer, and its published bounds are 0.0003 and 0.0004, 500 times less"),
+        (
+            "gspo",
+            "gspo clips the ratio of a whole answer, and its published bounds are 0.0003 and 0.0004, 500 times less",
+        ),
         ("gspo_token", "gspo_token clips the ratio of a whole answer"),
     ],
 )

@@ -46,7 +46,7 @@ def save_huggingface(
         model.save_pretrained(folder)
         return
     model.config.save_pretrained(folder)
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
 
 

@@ -81,17 +81,13 @@ def _loss_of_bypass(config: Config, given: Given) -> Iterator[Derived]:
         yield Derived(path, REINFORCE_LOSS, f"{CORRECTION}.loss_type is reinforce")
 
 
-def _global_micro_batch(part: str) -> Derivation:
-    """The derivation that takes the deprecated global micro-batch size of a section for the one per device."""
-
-    def derive(config: Config, given: Given) -> Iterator[Derived]:
-        size = get(config, f"{part}.ppo_micro_batch_size")
+def _global_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
+    actor, critic = config.actor_rollout_ref.actor, config.critic
+    for part, size in ((ACTOR, actor.ppo_micro_batch_size), (CRITIC, critic.ppo_micro_batch_size)):
         if size is not None and f"{part}.ppo_micro_batch_size_per_gpu" not in given:
             why = "the deprecated ppo_micro_batch_size, on one device"
             yield Derived(f"{part}.ppo_micro_batch_size_per_gpu", size, why)
             yield Derived(f"{part}.ppo_micro_batch_size", None, "replaced by ppo_micro_batch_size_per_gpu")
-
-    return derive
 
 
 def _dynamic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
@@ -188,7 +184,7 @@ DERIVATIONS: Sequence[Derivation] = (
     _loss_of_bypass,
     _group_size,
     _clip_bounds,
-    _global_micro_batch(ACTOR),
+    _global_micro_batches,
     _dynamic_micro_batches,
     _log_prob_micro_batches,
     follow(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
@@ -208,7 +204,6 @@ DERIVATIONS: Sequence[Derivation] = (
     follow(f"{CRITIC}.model.path", "actor_rollout_ref.model.path"),
     _critic_model,
     *(follow(f"{CRITIC}.{key}", f"{ACTOR}.{key}") for key in FOLLOWS_ACTOR),
-    _global_micro_batch(CRITIC),
     _critic_micro_batches,
     follow(f"{CRITIC}.forward_micro_batch_size_per_gpu", f"{CRITIC}.ppo_micro_batch_size_per_gpu"),
     follow(f"{CRITIC}.forward_max_token_len_per_gpu", f"{CRITIC}.ppo_max_token_len_per_gpu"),

@@ -211,7 +211,9 @@ def coerce(leaf: Leaf, value: Any) -> Any:
 
 
 def _spelled(leaf: Leaf, value: Any) -> Any:
-    """A name as its table spells it."""
+    """A name as its table spells it. An unquoted `none` was read as null, which a name of that spelling takes back."""
+    if value is None and not leaf.nullable and "none" in leaf.choices:
+        return "none"
     if isinstance(value, str) and value not in leaf.choices and (name := value.replace("-", "_")) in leaf.choices:
         return name
     return value

@@ -1,0 +1,125 @@
+"""Every estimator with every loss trains, or is refused with the reason; so do the corrections and the critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import gmpo
+from gmpo.errors import ConfigError
+from gmpo.objectives import ESTIMATORS, LOSSES
+
+A, R, RC = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "algorithm.rollout_correction"
+Weights = Callable[[Path], dict[str, Tensor]]
+CRITIC = {"critic.model.enable_gradient_checkpointing": False, "critic.optim.lr": 1e-2}
+# rewards of the bench lie in [0, 1]; a geometric mean wants them away from 0
+POSITIVE = {"algorithm.geo_mean_offset": 0.1}
+
+
+def run(bench: Any, estimator: str, loss: str, **changes: Any) -> gmpo.Run:
+    settings = {
+        "recipe": "gmpo",
+        "algorithm.adv_estimator": estimator,
+        f"{A}.policy_loss.loss_mode": loss,
+        **(CRITIC if ESTIMATORS[estimator].needs_critic else {}),
+        **(POSITIVE if estimator == "geo_mean" else {}),
+        **changes,
+    }
+    return bench.train(settings)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_trains_with_every_loss_or_is_refused(bench: Any, estimator: str, loss: str) -> None:
+    if LOSSES[loss].per_sequence and ESTIMATORS[estimator].per_token:
+        with pytest.raises(ConfigError, match=r"(?s)loss_mode.*advantage|adv_estimator.*advantage"):
+            run(bench, estimator, loss)
+        return
+    done = run(bench, estimator, loss)
+    assert done.steps == 2
+    before = load_file(bench.model / "model.safetensors")
+    after = load_file(done.model / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before), "two steps moved no weight"
+    assert all(math.isfinite(value) for metrics in done.history for value in metrics.values())
+
+
+def test_the_critic_learns_and_is_resumed_bit_for_bit(bench: Any) -> None:
+    changes = {"trainer.save_freq": 1, "trainer.total_training_steps": 3}
+    whole = run(bench, "gae", "vanilla", **changes)
+    losses = [m["critic/vf_loss"] for m in whole.history if "critic/vf_loss" in m]
+    assert losses[-1] < losses[0]
+    for step in (2, 3):
+        folder = whole.folder / f"global_step_{step}"
+        assert (folder / "critic" / "model.safetensors").is_file()
+    saved = load_file(whole.folder / "global_step_3" / "critic" / "model.safetensors")
+    (whole.folder / "latest_checkpointed_iteration.txt").write_text("1")
+    again = run(bench, "gae", "vanilla", **changes)
+    resumed = load_file(again.folder / "global_step_3" / "critic" / "model.safetensors")
+    assert all(torch.equal(saved[name], resumed[name]) for name in saved)
+
+
+def test_during_its_warm_up_only_the_critic_learns(bench: Any) -> None:
+    done = run(bench, "gae", "vanilla", **{"trainer.critic_warmup": 2})
+    before, after = load_file(bench.model / "model.safetensors"), load_file(done.model / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert done.history[-1]["actor/updates"] == 0.0
+    assert done.history[-1]["critic/vf_loss"] > 0.0
+
+
+def test_remax_compares_with_the_greedy_answer(bench: Any) -> None:
+    done = run(bench, "remax", "vanilla")
+    advantages = [m for m in done.history if "critic/advantages/max" in m]
+    rewards = [m for m in done.history if "critic/rewards/max" in m]
+    # A = R - R(greedy): its range is the reward's, shifted per problem, so it never exceeds [-1, 1]
+    assert all(-1.0 <= m["critic/advantages/min"] <= m["critic/advantages/max"] <= 1.0 for m in advantages)
+    assert any(m["critic/advantages/mean"] != pytest.approx(r["critic/rewards/mean"]) for m, r in zip(advantages, rewards))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "correction",
+    [
+        {f"{RC}.rollout_is": "token"},
+        {f"{RC}.rollout_is": "sequence", f"{RC}.rollout_is_batch_normalize": True},
+        {f"{RC}.rollout_rs": "seq_mean_k1,token_k3", f"{RC}.rollout_rs_threshold": "0.5_2.0,1.0"},
+        {f"{RC}.icepop": [0.5, 5.0]},
+    ],
+    ids=["token weights", "sequence weights", "rejection", "icepop"],
+)
+def test_where_sampler_and_learner_agree_a_correction_changes_rounding_alone(
+    bench: Any, weights: Weights, loss: str, correction: dict[str, Any]
+) -> None:
+    plain = weights(run(bench, "grpo", loss, **{"trainer.default_local_dir": str(bench.folder / "plain")}).model)
+    done = run(bench, "grpo", loss, **correction, **{"trainer.default_local_dir": str(bench.folder / "corrected")})
+    corrected = weights(done.model)
+    assert max(float((plain[name] - corrected[name]).abs().max()) for name in plain) < 2e-3
+    assert any(name.startswith("rollout_corr/rollout_") for name in done.history[-1])
+
+
+def test_bypass_takes_the_samplers_log_probs_for_old_ones(bench: Any) -> None:
+    done = run(bench, "grpo", "geo_mean", **{f"{RC}.bypass_mode": True})
+    # the embedded sampler computes as the learner does, so the first update still has ratio 1 up to rounding
+    assert all(abs(m["actor/log_ratio/q50"]) < 1.0 for m in done.history if "actor/log_ratio/q50" in m)
+    assert not any("rollout_corr/kl" in m for m in done.history), "nothing was compared"
+
+
+def test_a_schedule_of_the_power_starts_and_ends_where_it_says(bench: Any) -> None:
+    done = run(bench, "grpo", "power_mean", **{f"{A}.policy_loss.power": [1.0, -1.0]})
+    assert done.steps == 2
+
+
+def test_masking_cut_answers_leaves_the_finished_ones(bench: Any) -> None:
+    done = run(bench, "grpo", "geo_mean", **{f"{A}.mask_truncated": True})
+    assert done.steps == 2
+
+
+def test_the_entropy_quantile_keeps_the_uncertain_tokens(bench: Any) -> None:
+    done = run(bench, "grpo", "geo_mean", **{f"{A}.entropy_quantile": 0.8})
+    assert done.steps == 2
