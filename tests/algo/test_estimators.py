@@ -197,7 +197,9 @@ def test_groups_of_equal_rewards_give_exactly_zero(
     name: str, numbers: dict[str, Any], reward: float, dtype: torch.dtype
 ) -> None:
     # Three times 0.1 over three is not 0.1; what rounding leaves, divided by 1e-6 or 1e-4, would look like a signal.
-    answers = [Answer([(reward, 0.0)] + [(0.0, 0.0)] * extra, group) for group in (0, 1) for extra in (0, 3, 6)]
+    answers = [
+        Answer([(reward * (1 + group), 0.0)] + [(0.0, 0.0)] * extra, group) for group in (0, 1) for extra in (0, 3, 6)
+    ]
     assert not any(estimate(name, answers, dtype, **numbers))
 
 

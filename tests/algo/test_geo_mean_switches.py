@@ -77,14 +77,15 @@ def test_without_a_clip_it_is_a_token_clip_at_infinity(
 
 
 def test_without_the_length_the_exponent_is_the_sum(losses: Any, responses: MiniBatch) -> None:
-    # m = (0.1, 0.4, -0.9) and (0.1, 0.5, -0.4)
-    rows = [[0.1, 0.5, -0.9], [0.1, 0.5, -0.9]]
-    got = losses.update("geo_mean", *responses(rows, [1.0, -2.0]), length_norm=False, **BAND)
-    up, down = math.exp(-0.4), math.exp(0.2)
-    assert got.surrogate.values.tolist() == pytest.approx([-up, 2 * down], rel=1e-12)
-    assert got.surrogate.sequence_ratio.tolist() == pytest.approx([up, down], rel=1e-12)
+    # m = (0.1, 0.4, -0.9), (0.1, 0.5, -0.4) and (0.3)
+    rows = [[0.1, 0.5, -0.9], [0.1, 0.5, -0.9], [0.3]]
+    got = losses.update("geo_mean", *responses(rows, [1.0, -2.0, 1.0]), length_norm=False, **BAND)
+    up, down, short = math.exp(-0.4), math.exp(0.2), math.exp(0.3)
+    assert got.surrogate.values.tolist() == pytest.approx([-up, 2 * down, -short], rel=1e-12)
+    assert got.surrogate.sequence_ratio.tolist() == pytest.approx([up, down, short], rel=1e-12)
     # no 1/|o| in the gradient either
-    assert (2 * got.gradient).tolist() == [pytest.approx([-up, 0.0, -up]), pytest.approx([2 * down, 2 * down, 0.0])]
+    weights = [-up, 0.0, -up, 2 * down, 2 * down, 0.0, -short, 0.0, 0.0]
+    assert (3 * got.gradient).flatten().tolist() == pytest.approx(weights)
 
 
 def test_without_the_length_a_sequence_clip_bounds_the_exponent_itself(losses: Any, responses: MiniBatch) -> None:

@@ -170,7 +170,7 @@ def test_what_reads_a_section_reads_those_that_extend_it() -> None:
 
 
 def test_a_permission_that_rules_consume_lets_pass_what_is_refused_without_it() -> None:
-    assert CONSUMED_BY_RULES == {"algorithm.allow_truncated_sampling"}
+    assert {"algorithm.allow_truncated_sampling"} == CONSUMED_BY_RULES
     biased = "actor_rollout_ref.rollout.top_p=0.9"
     with pytest.raises(ConfigError, match="allow_truncated_sampling=True"):
         load([biased])

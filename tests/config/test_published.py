@@ -1,6 +1,7 @@
 """Published commands of verl's users, one per objective: each loads, and every key in it is accounted for.
 
-`test_load` holds the whole command of GMPO's example; here stand those keys of others that choose and tune an objective.
+`test_load` holds the whole command of GMPO's example; here stand the keys of others that choose and tune an
+objective.
 """
 
 from __future__ import annotations

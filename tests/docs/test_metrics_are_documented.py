@@ -22,6 +22,7 @@ PLACEHOLDERS = {
     "<number>": r"(acc|reward)",
     "<N>": r"4",
     "<k>": r"[124]",
+    "<rule>": r"seq_mean_k1",
     "<verdict>": r"(correct|wrong|unparsed|timeout|grader_error)",
 }
 ONLY_ON_CUDA = {"perf/max_memory_allocated_gb", "perf/max_memory_reserved_gb"}
@@ -34,7 +35,7 @@ def by_length(data_source: str, solution_str: str, ground_truth: str, extra_info
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every name that three small runs write; together they have every optional part switched on."""
+    """Every name that five small runs write; together they have every optional part switched on."""
     root = tmp_path_factory.mktemp("metrics")
     make_model(root / "model", word_tokenizer(vocabulary()), seed=0, hidden=32, layers=1, heads=2, intermediate=64)
     rows = story_rows(8, seed=0, split="train")
@@ -60,6 +61,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         "trainer.test_freq": 1,
         "trainer.save_freq": 1,
     }
+    ppo = {
+        "algorithm.adv_estimator": "gae",
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 2,
+        "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
+        "critic.model.enable_gradient_checkpointing": False,
+    }
+    correction = "algorithm.rollout_correction"
+    corrected = {
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 2,
+        f"{correction}.rollout_is": "token",
+        f"{correction}.rollout_rs": "seq_mean_k1",
+        f"{correction}.rollout_rs_threshold": "0.5_2.0",
+    }
     one_update = {"actor_rollout_ref.actor.ppo_mini_batch_size": 4}
     warm_up = {
         "model.path": str(root / "model"),
@@ -73,7 +87,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     _write_jsonl(root / "held_out.jsonl", demonstrations)
     quiet = Console(quiet=True)
     runs = [gmpo.sft(warm_up, rows=demonstrations, console=quiet)]
-    for name, more, val_rows in (("all", everything, rows[:2]), ("one", one_update, None)):
+    for name, more, val_rows in (
+        ("all", everything, rows[:2]),
+        ("one", one_update, None),
+        ("ppo", ppo, None),
+        ("corrected", corrected, None),
+    ):
         own = {**settings, **more, "trainer.default_local_dir": str(root / name)}
         runs.append(gmpo.train(own, rows=rows, val_rows=val_rows, reward=by_length, console=quiet))
     return {name for run in runs for metrics in run.history for name in metrics}

@@ -79,7 +79,8 @@ def test_remax_compares_with_the_greedy_answer(bench: Any) -> None:
     rewards = [m for m in done.history if "critic/rewards/max" in m]
     # A = R - R(greedy): its range is the reward's, shifted per problem, so it never exceeds [-1, 1]
     assert all(-1.0 <= m["critic/advantages/min"] <= m["critic/advantages/max"] <= 1.0 for m in advantages)
-    assert any(m["critic/advantages/mean"] != pytest.approx(r["critic/rewards/mean"]) for m, r in zip(advantages, rewards))
+    assert rewards
+    assert any(m["critic/advantages/mean"] != pytest.approx(m["critic/rewards/mean"]) for m in advantages)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from gmpo.algo.advantages import lambda_returns
 from gmpo.algo.masks import Counts, aggregate
 from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.models import ModelSource, load_config, require_weights, resolve
+from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
 from gmpo.backends.trainable import MicroBatching, Stepped, Trainable, split
 from gmpo.batch import Batch
 from gmpo.errors import BackendError
@@ -34,13 +35,15 @@ def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedMod
     config.num_labels = 1
     config.classifier_dropout = 0.0
     try:
-        loaded: Any = AutoModelForTokenClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=source.trust_remote_code,
-            output_loading_info=True,
-        )
+        # The library reports the head as newly made on every load; which weights were missing is checked below.
+        with quiet():
+            loaded: Any = AutoModelForTokenClassification.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=source.trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise BackendError(f"cannot make a critic from {source.path!r}: {error}") from error
     model: PreTrainedModel
@@ -133,8 +136,10 @@ class Critic:
         for rows in batch.mini_batches(s.mini_batch_problems, epochs=s.epochs, shuffle_seed=seed):
             steps.append(self._update(batch.select(rows), step))
         metrics = {f"critic/{name}": sum(m[name] for m in steps) / len(steps) for name in steps[0]}
+        explained = explained_variance(values, returns, mask)
+        if not math.isnan(explained):
+            metrics["critic/vf_explained_var"] = explained
         return metrics | {
-            "critic/vf_explained_var": explained_variance(values, returns, mask),
             **_summary("critic/values", values[mask]),
             **_summary("critic/returns", returns[mask]),
         }

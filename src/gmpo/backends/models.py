@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         if "drop" in key and isinstance(value, float) and value > 0:  # GPT-2 calls them resid_pdrop, attn_pdrop
             setattr(config, key, 0.0)
     return config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the library's warnings for a load whose outcome is checked here."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def require_weights(folder: Path) -> None:
