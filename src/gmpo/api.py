@@ -20,13 +20,14 @@ from gmpo.build import (
     Rows,
     build_collector,
     build_evaluation,
+    build_gather,
     build_grader,
+    build_history,
     build_learner,
     build_plan,
     build_policy,
     build_problems,
     build_store,
-    build_stream,
     build_supervised_learner,
     build_tokenizer,
     data_sources,
@@ -131,7 +132,8 @@ def train(
             all_training=_folder(c.trainer.rollout_data_dir) if c.trainer.rollout_data_dir else None,
             all_validation=_folder(c.trainer.validation_data_dir) if c.trainer.validation_data_dir else None,
         )
-        sinks = _sinks(resolved, folder, policy, console, label, length)
+        history = build_history(c, folder, problems)
+        sinks = _sinks(resolved, folder, policy, console, label, length, history)
         with _tracker(sinks, writer) as tracker, Stop(say) as stop:
             evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
             store = build_store(c, folder, data_sources(problems), say)
@@ -142,10 +144,9 @@ def train(
                 return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
             state = run_loop(
                 build_plan(c, policy, counts),
-                build_stream(c, problems),
                 sampler=collector.sampler,
                 learner=learner,
-                collector=collector,
+                gather=build_gather(c, collector, problems, history),
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,
@@ -304,14 +305,15 @@ def _size(model: PreTrainedModel) -> str:
 
 
 def _sinks(
-    resolved: Resolved[Any], folder: Path, policy: Policy, console: Console, label: str, length: Length
+    resolved: Resolved[Any], folder: Path, policy: Policy, console: Console, label: str, length: Length, *own: Sink
 ) -> list[Sink]:
-    """The run folder and metrics.jsonl always, then the loggers that were asked for."""
+    """The run folder, metrics.jsonl and the run's own records always, then the loggers that were asked for."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
     info = RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
     sinks: list[Sink] = [
         RunFolder(folder, config=resolved.to_yaml(), device=describe(policy.device)),
         JsonLines(folder / METRICS),
+        *own,
         *(SINKS[name](info) for name in trainer.logger if name != "console"),
     ]
     if "console" in trainer.logger:

@@ -44,12 +44,15 @@ from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.evaluation import Evaluation
+from gmpo.gather import Gather, GroupFilter
 from gmpo.loop import Plan
 from gmpo.objectives import ESTIMATORS
+from gmpo.pass_rates import PassRates
 from gmpo.ports import SamplingParams
 from gmpo.rewards.grader import Grader, GraderSpec
 from gmpo.rewards.portable import FunctionFile
 from gmpo.rewards.scorers import scorer_for
+from gmpo.tracking.folder import PASS_RATES
 
 Rows = Iterable[Mapping[str, Any]]
 RewardFunction = Callable[..., Any]
@@ -226,10 +229,35 @@ def build_evaluation(
     )
 
 
-def build_stream(config: Config, problems: EncodedProblems) -> ProblemStream[EncodedProblem]:
-    """The order in which the run visits its problems."""
+def build_history(config: Config, folder: Path, problems: EncodedProblems) -> PassRates:
+    """The pass rates of the run, kept in its folder."""
     data = config.data
-    return ProblemStream(problems.items, data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
+    return PassRates(
+        folder / PASS_RATES,
+        [item.problem for item in problems.items],
+        bounds=data.pass_rate_range,
+        earlier=Path(data.pass_rate_history).expanduser() if data.pass_rate_range and data.pass_rate_history else None,
+    )
+
+
+def build_gather(config: Config, collector: Collector, problems: EncodedProblems, history: PassRates) -> Gather:
+    """Which problems a step asks, in which order, and which groups it learns from."""
+    data, groups = config.data, config.algorithm.filter_groups
+    key = "data.gen_batch_size" if groups.enable else "data.train_batch_size"
+    size = data.gen_batch_size if groups.enable else data.train_batch_size
+    stream: ProblemStream[EncodedProblem] = ProblemStream(
+        problems.items, size, shuffle=data.shuffle, seed=data.seed, key=key
+    )
+    chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
+    return Gather(
+        collector,
+        stream,
+        sampling_params(config.actor_rollout_ref.rollout, data.max_response_length),
+        history,
+        groups=data.train_batch_size,
+        group_filter=chosen if groups.enable else None,
+        greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
+    )
 
 
 def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell: Callable[[str], None]) -> Store:
@@ -241,10 +269,11 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
         load_contents=checkpoint.load_contents,
         resume=Path(trainer.resume_from_path or "") if trainer.resume_mode == "resume_path" else trainer.resume_mode,
         keep=trainer.max_actor_ckpt_to_keep,
-        position={
+        data={
             "problems": len(problems),
             "content of the problems": content_hash(problems),
             "data.train_batch_size": data.train_batch_size,
+            "data.gen_batch_size": data.gen_batch_size,
             "data.shuffle": data.shuffle,
             "data.seed": data.seed,
         },
@@ -258,7 +287,6 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
     assert numbers.total_steps is not None, "the number of problems is known here"
     return Plan(
         total_steps=numbers.total_steps,
-        params=sampling_params(config.actor_rollout_ref.rollout, data.max_response_length),
         max_prompt_length=data.max_prompt_length,
         pad_id=policy.pad_id,
         mini_batch_problems=actor.ppo_mini_batch_size,
@@ -268,7 +296,6 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         test_freq=trainer.test_freq,
         save_freq=trainer.save_freq,
         validate_first=trainer.val_before_train or trainer.val_only,
-        greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
         critic_warmup=trainer.critic_warmup if config.critic.enable else 0,
     )
 

@@ -33,11 +33,13 @@ def needs_reference(config: Config) -> bool:
 def needs_old_logp(config: Config, updates: int) -> bool:
     """Whether a step starts with the learner's log-probs of what was sampled.
 
-    Not where one update sees exactly the weights that sampled, nor where the sampler's log-probs stand in for them,
-    unless something else compares the two or needs the entropies.
+    Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand in
+    for them, unless something else compares the two or needs the entropies.
     """
     compares = build_correction(config).compares or config.algorithm.use_kl_in_reward
-    if compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
+    groups = config.algorithm.filter_groups
+    stale = groups.enable and groups.max_staleness > 0
+    if stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
         return True
     return updates > 1 and not config.algorithm.rollout_correction.bypass_mode
 
@@ -144,7 +146,11 @@ def build_credit(config: Config) -> Credit:
         {name: numbers[name] for name in estimator.traits.numbers},
         reward_kl if algorithm.use_kl_in_reward else None,
         correction=build_correction(config),
-        loss_mask=LossMask(truncated=actor.mask_truncated, entropy_quantile=actor.entropy_quantile),
+        loss_mask=LossMask(
+            zero_variance=algorithm.drop_zero_variance,
+            truncated=actor.mask_truncated,
+            entropy_quantile=actor.entropy_quantile,
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of a run, in verl's folder names:
 
     <root>/latest_checkpointed_iteration.txt     the newest step, written last
-    <root>/global_step_<N>/state.json            step, KL coefficient, what the position in the data depends on
+    <root>/global_step_<N>/state.json            step, KL coefficient, position in the data and what that depends on
     <root>/global_step_<N>/actor/, critic/       what the learner wrote
 
 A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Random streams and
@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -39,6 +40,10 @@ class State:
     """Training steps done."""
     kl_coef: float
     """Coefficient of the KL penalty in the reward for the next step."""
+    position: int = 0
+    """Position in the stream of problems."""
+    surplus: tuple[Mapping[str, Any], ...] = ()
+    """Groups that wait for the next step, as `gmpo.rollout.group_record` writes them."""
 
 
 class Store:
@@ -49,8 +54,8 @@ class Store:
         resume: `auto` takes the newest checkpoint below root if there is one, `disable` starts anew, a path takes that
             `global_step_N` folder.
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
-        position: what the position in the data depends on (rows, batch size, seed ..); a checkpoint made under other
-            values is refused, because its step would mean other problems.
+        data: what the position in the data means depends on these (rows, batch size, seed ..); a checkpoint made under
+            other values is refused, because it would mean other problems.
         tell: receives a line for the user: where the run goes on, and what is missing for an exact continuation.
     """
 
@@ -62,7 +67,7 @@ class Store:
         load_contents: Sequence[str],
         resume: Path | str,
         keep: int | None,
-        position: Mapping[str, int | bool | str],
+        data: Mapping[str, int | bool | str],
         tell: Callable[[str], None],
     ) -> None:
         self.root = root
@@ -70,7 +75,7 @@ class Store:
         self.load_contents = load_contents
         self.resume = resume
         self.keep = keep
-        self.position = dict(position)
+        self.data = dict(data)
         self.tell = tell
 
     def save(self, learner: Learner, state: State) -> Path:
@@ -81,7 +86,7 @@ class Store:
         try:
             unfinished.mkdir(parents=True)
             learner.save(unfinished, self.save_contents)
-            _write_json(unfinished / "state.json", {**asdict(state), "position": self.position})
+            _write_json(unfinished / "state.json", {**asdict(state), "data": self.data})
             _exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
             latest.write_text(str(state.step))
@@ -106,9 +111,9 @@ class Store:
         folder = self._chosen()
         if folder is None:
             return None
-        state, position = _read_state(folder)
-        if position != self.position:
-            raise CheckpointError(_other_position(folder, position, self.position))
+        state, data = _read_state(folder)
+        if data != self.data:
+            raise CheckpointError(_other_data(folder, data, self.data))
         contents = self._present(folder)
         learner.load(folder, contents)
         self.tell(f"going on after step {state.step} from {folder}")
@@ -215,18 +220,19 @@ def content_hash(problems: Iterable[Problem]) -> str:
 
 
 def _read_state(folder: Path) -> tuple[State, dict[str, object]]:
-    """The state and what its position in the data depends on."""
+    """The state, and the data and batches it was made with."""
     try:
         saved = json.loads((folder / "state.json").read_text())
-        return State(step=int(saved["step"]), kl_coef=float(saved["kl_coef"])), dict(saved["position"])
+        state = State(int(saved["step"]), float(saved["kl_coef"]), int(saved["position"]), tuple(saved["surplus"]))
+        return state, dict(saved["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {folder / 'state.json'}: {error!r}") from error
 
 
-def _other_position(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> str:
+def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> str:
     changes = [f"  {k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**now, **then} if then.get(k) != now.get(k)]
     return (
-        f"{folder} was made with other data or batches, so its step number would mean other problems:\n"
+        f"{folder} was made with other data or batches, so its position would mean other problems:\n"
         + "\n".join(changes)
         + "\nUse the same settings to go on, or trainer.resume_mode=disable to start anew (weights of the checkpoint "
         "can be the new model.path: see its actor/huggingface)."

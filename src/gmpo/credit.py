@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmpo.algo.advantages import Estimator
+from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import sequence_mean
@@ -55,6 +55,8 @@ class Correction:
 class LossMask:
     """Tokens that leave the loss, and its denominators, for reasons of the response itself."""
 
+    zero_variance: bool = False
+    """Groups whose answers all have the same reward leave (`algorithm.drop_zero_variance`)."""
     truncated: bool = False
     """Answers cut at the length limit leave (`actor.mask_truncated`): their reward says little about them."""
     entropy_quantile: float | None = None
@@ -129,6 +131,8 @@ class Credit:
 
     def _masked(self, batch: Batch) -> Batch:
         mask = batch.response_mask
+        if self.loss_mask.zero_variance:
+            mask = mask & ~group_moments(batch.rewards, batch.group).constant.unsqueeze(1)
         if self.loss_mask.truncated and batch.finished is not None:
             mask = mask & batch.finished.unsqueeze(1)
         if self.loss_mask.entropy_quantile is not None and mask.any():

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 from gmpo.batch import collate
 from gmpo.checkpoint import State, Store
-from gmpo.collect import TRAINING, Collector
 from gmpo.credit import Credit
-from gmpo.data.problems import ProblemStream
-from gmpo.data.prompts import EncodedProblem
 from gmpo.evaluation import Evaluation
+from gmpo.gather import Gather
 from gmpo.interrupt import Stop
-from gmpo.ports import Learner, Sampler, SamplingParams, Tracker
+from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
 
 
@@ -21,7 +19,6 @@ class Plan:
     """The numbers that govern a run."""
 
     total_steps: int
-    params: SamplingParams
     max_prompt_length: int
     pad_id: int
     mini_batch_problems: int
@@ -37,8 +34,6 @@ class Plan:
     save_freq: int
     """Save after every so many steps and after the last; 0 or less never."""
     validate_first: bool
-    greedy_baseline: bool = False
-    """Also draw the greedy answer to each problem, for advantages that compare with it."""
     critic_warmup: int = 0
     """Steps at the start in which only the critic learns."""
 
@@ -49,11 +44,10 @@ class Plan:
 
 def train(
     plan: Plan,
-    problems: ProblemStream[EncodedProblem],
     *,
     sampler: Sampler,
     learner: Learner,
-    collector: Collector,
+    gather: Gather,
     credit: Credit,
     evaluate: Evaluation,
     store: Store,
@@ -74,16 +68,8 @@ def train(
     stopping = False
     while state.step < plan.total_steps and not stopping:
         with tracker.step(state.step + 1) as rec:
-            with rec.time("gen"):
-                sampled = collector.sample(
-                    problems.take(state.step),
-                    plan.params,
-                    namespace=TRAINING,
-                    step=state.step,
-                    greedy_baseline=plan.greedy_baseline,
-                )
-            with rec.time("reward"):
-                groups = collector.grade(sampled)
+            gathered = gather(state, rec)
+            groups = gathered.groups
             with rec.time("old_log_prob"):
                 batch = learner.score(collate(groups, pad_id=plan.pad_id), old=plan.needs_old_logp)
             with rec.time("adv"):
@@ -97,13 +83,12 @@ def train(
                 )
                 minis = [credited.batch.select(r) for r in rows] if state.step >= plan.critic_warmup else []
                 updates = [learner.update(mini, step=state.step) for mini in minis]
-            state = State(state.step + 1, credited.kl_coef)
+            state = State(state.step + 1, credited.kl_coef, gathered.position, gathered.surplus)
             with rec.time("update_weights"):
                 sampler.load(learner.weights(state.step))
-            rec.add(rollout_metrics(groups, max_prompt_length=plan.max_prompt_length))
+            rec.add({**gathered.metrics, **rollout_metrics(groups, max_prompt_length=plan.max_prompt_length)})
             rec.add({**batch_metrics(credited.batch), **update_metrics(minis, updates), **credited.metrics})
             rec.samples(groups, credited.batch, minis, updates)
-            rec.add({"training/epoch": problems.epoch_of(state.step - 1)})
             if plan.due(plan.test_freq, state.step):
                 with rec.time("testing"):
                     rec.add(evaluate(state.step))

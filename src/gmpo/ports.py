@@ -127,7 +127,7 @@ class Step(Protocol):
     """The record of one training step while it runs."""
 
     def time(self, phase: str) -> AbstractContextManager[None]:
-        """Measure a phase: becomes `timing_s/<phase>`."""
+        """Measure a phase: becomes `timing_s/<phase>`, the sum where it is entered again."""
         ...
 
     def add(self, metrics: Mapping[str, float]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from gmpo.data.problems import Problem
-from gmpo.rewards.verdict import Grade
+from gmpo.rewards.verdict import Grade, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,38 @@ class Group:
     graded: tuple[Graded, ...]
     baseline: Graded | None = None
     """The greedy answer, where the advantage estimator compares with it. Never trained on."""
+
+
+def group_record(group: Group) -> dict[str, Any]:
+    """The group as JSON values, the problem by its id alone. Floats survive JSON bit for bit."""
+    return {
+        "problem": group.problem.id,
+        "graded": [asdict(graded) for graded in group.graded],
+        "baseline": None if group.baseline is None else asdict(group.baseline),
+    }
+
+
+def group_from_record(record: Mapping[str, Any], problem: Problem, prompt_ids: tuple[int, ...]) -> Group:
+    """The inverse of `group_record`. Raises KeyError, TypeError or ValueError for anything else."""
+    baseline = record["baseline"]
+    return Group(
+        problem,
+        prompt_ids,
+        tuple(_graded(graded) for graded in record["graded"]),
+        baseline=None if baseline is None else _graded(baseline),
+    )
+
+
+def _graded(record: Mapping[str, Any]) -> Graded:
+    completion, grade = record["completion"], record["grade"]
+    return Graded(
+        Completion(
+            tuple(completion["token_ids"]),
+            tuple(completion["logprobs"]),
+            completion["finish_reason"],
+            completion["weight_version"],
+        ),
+        record["text"],
+        Grade(**{**grade, "verdict": Verdict(grade["verdict"])}),
+        record["reward"],
+    )

@@ -249,7 +249,6 @@ def test_an_unknown_key_names_the_one_that_was_meant_first(written: str, meant: 
         ("actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2", "actor.strategy"),
         ("algorithm.rollout_is_level=token", "algorithm.rollout_correction.rollout_is"),
         ("algorithm.rollout_correction.rollout_token_veto_threshold=1e-4", "no code of verl reads it"),
-        ("+algorithm.filter_groups.enable=True", "not available yet"),
         ("actor_rollout_ref.model.lora_rank=8", "LoRA is not available"),
         ("actor_rollout_ref.actor.tis_imp_ratio_cap=2", "rollout_is=token"),
         ("reward_model.enable=True", "reward models are not available"),

@@ -219,9 +219,30 @@ def test_an_epoch_visits_every_problem_at_most_once_and_leaves_out_only_the_last
     steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
     visited = [i for step in steps for i in stream.take(step)]
     assert stream.steps_per_epoch == n // batch
-    assert {stream.epoch_of(step) for step in steps} == {epoch}
+    assert {stream.epoch_of(step * batch) for step in steps} == {epoch}
     assert len(visited) == len(set(visited)) == n - n % batch
     assert set(visited) <= set(range(n))
+
+
+def test_a_draw_passes_over_what_is_not_wanted_and_goes_on_behind_the_last_one_taken() -> None:
+    stream = ProblemStream(range(8), 2, shuffle=False, seed=0)
+    assert stream.draw(1, lambda i: i % 2 == 0) == ([2, 4], 5)
+    assert stream.draw(5, lambda i: i % 2 == 0) == ([6, 0], 9)  # over the end of the first epoch
+    assert stream.draw(9) == ([1, 2], 11)
+
+
+def test_a_draw_over_the_seam_of_two_epochs_never_holds_a_problem_twice() -> None:
+    stream = ProblemStream(range(4), 4, shuffle=True, seed=3)
+    for position in range(8):
+        batch, end = stream.draw(position)
+        assert sorted(batch) == [0, 1, 2, 3]
+        assert position + 4 <= end <= position + 8
+
+
+def test_too_few_wanted_problems_are_an_error_that_counts_them() -> None:
+    stream = ProblemStream(range(8), 4, shuffle=True, seed=0)
+    with pytest.raises(DataError, match="only 3 of 8 problems are wanted, fewer than a batch of 4"):
+        stream.draw(0, lambda i: i < 3)
 
 
 def test_when_the_batch_divides_the_data_each_epoch_is_a_permutation_and_no_two_are_alike() -> None:

@@ -35,7 +35,7 @@ def by_length(data_source: str, solution_str: str, ground_truth: str, extra_info
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every name that five small runs write; together they have every optional part switched on."""
+    """Every name that six small runs write; together they have every optional part switched on."""
     root = tmp_path_factory.mktemp("metrics")
     make_model(root / "model", word_tokenizer(vocabulary()), seed=0, hidden=32, layers=1, heads=2, intermediate=64)
     rows = story_rows(8, seed=0, split="train")
@@ -75,6 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         f"{correction}.rollout_rs_threshold": "0.5_2.0",
     }
     one_update = {"actor_rollout_ref.actor.ppo_mini_batch_size": 4}
+    dynamic = {"actor_rollout_ref.actor.ppo_mini_batch_size": 2, "algorithm.filter_groups.enable": True}
     warm_up = {
         "model.path": str(root / "model"),
         "data.train_batch_size": 8,
@@ -92,6 +93,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         ("one", one_update, None),
         ("ppo", ppo, None),
         ("corrected", corrected, None),
+        ("dynamic", dynamic, None),
     ):
         own = {**settings, **more, "trainer.default_local_dir": str(root / name)}
         runs.append(gmpo.train(own, rows=rows, val_rows=val_rows, reward=by_length, console=quiet))

@@ -62,8 +62,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "algorithm.rollout_is": "verl moved it: algorithm.rollout_correction.rollout_is takes token or sequence",
     f"{_ACTOR}.tis_imp_ratio_cap": "verl moved it: algorithm.rollout_correction.rollout_is=token with "
     "rollout_is_threshold",
-    "algorithm.filter_groups": "sampling until enough groups have variance is not available yet",
-    "data.gen_batch_size": "sampling until enough groups have variance is not available yet; use data.train_batch_size",
     "algorithm.use_pf_ppo": "preference-feedback resampling is not available",
     "algorithm.pf_ppo": "preference-feedback resampling is not available",
     f"{_MODEL}.lora": _LORA,

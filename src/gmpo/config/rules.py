@@ -17,6 +17,7 @@ from gmpo.config.rules_batches import (
 from gmpo.config.rules_correction import RULES as CORRECTION_RULES
 from gmpo.config.rules_critic import critic
 from gmpo.config.rules_objective import RULES as OBJECTIVE_RULES
+from gmpo.config.rules_sampling import RULES as SAMPLING_RULES
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.schema_training import Optim
@@ -204,6 +205,7 @@ RULES: Sequence[Rule] = (
     sampling,
     *OBJECTIVE_RULES,
     *CORRECTION_RULES,
+    *SAMPLING_RULES,
     critic,
     kl_terms,
     schedule,

@@ -32,6 +32,12 @@ class Data(Section):
     train_batch_size: int = setting(
         1024, "Problems per training step. Answers per step are this number times rollout.n.", ge=1
     )
+    gen_batch_size: int = setting(
+        None,
+        "Problems asked in each round of sampling under algorithm.filter_groups.",
+        derived="data.train_batch_size",
+        ge=1,
+    )
     val_batch_size: int | None = setting(
         None, "Validation problems sampled at once. null takes all of them in one batch.", ge=1
     )
@@ -52,6 +58,17 @@ class Data(Section):
     seed: int = setting(None, "Seed of the order of the training problems.", derived="trainer.seed", ge=0)
     train_max_samples: int = setting(-1, "Use only so many training problems. -1 uses all.", ge=-1)
     val_max_samples: int = setting(-1, "Use only so many validation problems. -1 uses all.", ge=-1)
+    pass_rate_range: tuple[float, float] | None = setting(
+        None,
+        "[low, high]: leave out problems whose share of right answers, when they were last asked, was below low or "
+        "above high. Problems never asked stay in.",
+        own=True,
+    )
+    pass_rate_history: str | None = setting(
+        None,
+        "Folder of an earlier run, or its pass_rates.jsonl, whose pass rates are known from the start.",
+        own=True,
+    )
     apply_chat_template_kwargs: dict[str, Any] = setting(
         {}, "Keyword arguments for the tokenizer's chat template, for example {enable_thinking: False}."
     )

@@ -67,6 +67,29 @@ class RolloutCorrection(Section):
     )
 
 
+class FilterGroups(Section):
+    """DAPO's dynamic sampling: groups whose answers are all alike are dropped, and sampling goes on."""
+
+    enable: bool = setting(False, "Sample until data.train_batch_size groups have answers that differ in metric.")
+    metric: str | None = setting(
+        None,
+        "What must differ: acc (right or wrong), score (the scorer's), seq_reward (after shaping), or any number that "
+        "a reward function returns. null takes seq_reward, from which advantages are made.",
+    )
+    max_num_gen_batches: int = setting(
+        0,
+        "Rounds of sampling within a step, after which the run stops and shows the pass rates. 0 sets no limit; a "
+        "whole pass over the data without one useful group stops the run in any case.",
+        ge=0,
+    )
+    max_staleness: int = setting(
+        0,
+        "Training steps that a surplus group may wait for its turn. 0 discards it, as verl does.",
+        own=True,
+        ge=0,
+    )
+
+
 class Algorithm(Section):
     """From rewards to advantages."""
 
@@ -100,5 +123,12 @@ class Algorithm(Section):
         "Train although rollout.top_p or top_k cut the sampled distribution, which biases every ratio.",
         own=True,
     )
+    drop_zero_variance: bool = setting(
+        False,
+        "Leave groups whose answers all have the same reward out of the loss and its denominator. Nothing is sampled "
+        "in their place.",
+        own=True,
+    )
+    filter_groups: FilterGroups = Field(default_factory=FilterGroups)
     kl_ctrl: KlControl = Field(default_factory=KlControl)
     rollout_correction: RolloutCorrection = Field(default_factory=RolloutCorrection)

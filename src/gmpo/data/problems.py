@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -106,23 +106,29 @@ def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
 
 
 class ProblemStream(Generic[T]):
-    """The batches of a run. What a step sees is a function of the step alone, so there is no position to save.
+    """The problems of a run in the order in which they are asked: a function of the seed and the position alone.
 
     Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. The rest
-    that fills no batch is left out, another one in each shuffled epoch. Steps count from 0.
+    that fills no batch is left out, another one in each shuffled epoch. Positions and steps count from 0, over all
+    epochs.
     """
 
-    def __init__(self, problems: Sequence[T], batch_size: int, *, shuffle: bool, seed: int) -> None:
-        """Raises: ConfigError for a batch size below 1 or a negative seed, DataError for too few problems."""
+    def __init__(
+        self, problems: Sequence[T], batch_size: int, *, shuffle: bool, seed: int, key: str = "data.train_batch_size"
+    ) -> None:
+        """`key` is the setting that gave the batch size.
+
+        Raises: ConfigError for a batch size below 1 or a negative seed, DataError for too few problems.
+        """
         if batch_size < 1:
-            raise ConfigError(f"data.train_batch_size={batch_size}: a batch needs at least 1 problem")
+            raise ConfigError(f"{key}={batch_size}: a batch needs at least 1 problem")
         _check_seed(seed)
         if batch_size > len(problems):
             raise DataError(
                 f"a batch of {batch_size} problems is larger than the data set of {len(problems)}: "
-                f"lower data.train_batch_size to {len(problems)} or less, or add rows to data.train_files"
+                f"lower {key} to {len(problems)} or less, or add rows to data.train_files"
             )
-        self._problems = problems
+        self.problems = problems
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
@@ -130,22 +136,46 @@ class ProblemStream(Generic[T]):
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one pass over the data."""
-        return len(self._problems) // self._batch_size
+        return len(self.problems) // self._batch_size
 
-    def epoch_of(self, step: int) -> int:
-        """Number of the epoch that a step belongs to, from 0."""
-        return step // self.steps_per_epoch
+    @property
+    def epoch_length(self) -> int:
+        """Positions in one pass over the data."""
+        return self.steps_per_epoch * self._batch_size
+
+    def epoch_of(self, position: int) -> int:
+        """Number of the epoch that a position belongs to, from 0."""
+        return position // self.epoch_length
 
     def take(self, step: int) -> list[T]:
-        """The `batch_size` problems of a step."""
-        if step < 0:
-            raise ValueError(f"step {step}: steps count from 0")
-        start = step % self.steps_per_epoch * self._batch_size
-        positions = range(start, start + self._batch_size)
+        """The batch of a step, where every step takes the next one."""
+        return self.draw(step * self._batch_size)[0]
+
+    def draw(self, position: int, wanted: Callable[[T], bool] = lambda item: True) -> tuple[list[T], int]:
+        """The next batch of wanted items from `position` on, and the position behind it.
+
+        Raises:
+            DataError: a whole pass over the data holds too few wanted items.
+        """
+        if position < 0:
+            raise ValueError(f"position {position}: positions count from 0")
+        chosen: dict[int, None] = {}  # an ordered set: at a seam of two epochs a batch must not ask one problem twice
+        for here in range(position, position + 2 * self.epoch_length):
+            index = self._index(here)
+            if wanted(self.problems[index]):
+                chosen[index] = None
+            if len(chosen) == self._batch_size:
+                return [self.problems[i] for i in chosen], here + 1
+        raise DataError(
+            f"only {len(chosen)} of {len(self.problems)} problems are wanted, fewer than a batch of "
+            f"{self._batch_size}: widen data.pass_rate_range, add problems, or lower the batch size"
+        )
+
+    def _index(self, position: int) -> int:
+        offset = position % self.epoch_length
         if not self._shuffle:
-            return [self._problems[i] for i in positions]
-        order = permutation(len(self._problems), self._seed, self.epoch_of(step))
-        return [self._problems[order[i]] for i in positions]
+            return offset
+        return int(permutation(len(self.problems), self._seed, self.epoch_of(position))[offset])
 
 
 def _check_seed(seed: int | None) -> None:

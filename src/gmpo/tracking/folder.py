@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gmpo.tracking.environment import write_environment
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
-RECORDS = (METRICS, CONFIG, "environment.json", "samples", "validation", "tensorboard")
+METRICS, CONFIG, PASS_RATES = "metrics.jsonl", "config.yaml", "pass_rates.jsonl"
+RECORDS = (METRICS, CONFIG, "environment.json", "samples", "validation", "tensorboard", PASS_RATES)
 """What a run records beside its checkpoints and its model."""
 EARLIER = "earlier-"
 

@@ -49,7 +49,8 @@ class StepRecord:
     def time(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.metrics[f"timing_s/{phase}"] = time.perf_counter() - start
+        name = f"timing_s/{phase}"
+        self.metrics[name] = self.metrics.get(name, 0.0) + time.perf_counter() - start
 
     def add(self, metrics: Mapping[str, float]) -> None:
         self.metrics.update(metrics)

@@ -1,0 +1,121 @@
+"""The history of pass rates: how often each problem was solved when it was last asked.
+
+One line a step in `pass_rates.jsonl` of the run folder: `{"step": 3, "rates": {"<problem>": [right, answers], ..}}`. A
+problem goes by a hash of what it asks and expects, so that another run with other files finds it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gmpo.checkpoint import content_hash
+from gmpo.data.problems import Problem
+from gmpo.data.prompts import EncodedProblem
+from gmpo.errors import DataError
+from gmpo.rewards.verdict import Verdict
+from gmpo.rollout import Group
+from gmpo.tracking.folder import PASS_RATES
+
+
+class PassRates:
+    """Remembers pass rates and says which problems are still worth asking. A sink of the run, so that a resumed run
+    forgets what happened beyond its checkpoint.
+
+    Args:
+        file: where this run's history is kept.
+        problems: all that may be asked.
+        bounds: the lowest and highest pass rate of a problem that is asked again; None asks all.
+        earlier: the history, or the folder, of an earlier run to begin with.
+
+    Raises:
+        DataError: the earlier history cannot be read.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        problems: Iterable[Problem],
+        *,
+        bounds: tuple[float, float] | None = None,
+        earlier: Path | None = None,
+    ) -> None:
+        self.file = file
+        self.bounds = bounds
+        self._keys = {problem.id: content_hash([problem]) for problem in problems}
+        self._before = {} if earlier is None else _read_earlier(earlier)
+        self._rates = dict(self._before)
+
+    def start(self, step: int) -> None:
+        """The run goes on after `step`: later lines are dropped, their steps happen again."""
+        self._rates = dict(self._before)
+        if step == 0 or not self.file.is_file():
+            self.file.unlink(missing_ok=True)
+            return
+        kept = [(line, rates) for line, number, rates in _lines(self.file) if number <= step]
+        unfinished = self.file.with_suffix(".unfinished")
+        unfinished.write_text("".join(f"{line}\n" for line, _ in kept))
+        os.replace(unfinished, self.file)
+        for _, rates in kept:
+            self._rates |= rates
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics go to the other sinks."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def record(self, step: int, groups: Sequence[Group]) -> None:
+        """Keep the pass rates of what was sampled for training step `step`."""
+        rates = {self._keys[group.problem.id]: _rate(group) for group in groups}
+        self._rates |= rates
+        with self.file.open("a") as out:
+            counts = {key: [right, answers] for key, (right, answers) in rates.items()}
+            out.write(json.dumps({"step": step, "rates": counts}) + "\n")
+
+    def wanted(self, item: EncodedProblem) -> bool:
+        """Whether the problem's last pass rate is within bounds; a problem that was never asked is wanted."""
+        rate = self._rates.get(self._keys[item.problem.id])
+        if self.bounds is None or rate is None:
+            return True
+        low, high = self.bounds
+        right, answers = rate
+        return low * answers <= right <= high * answers
+
+
+def _rate(group: Group) -> tuple[int, int]:
+    """Right answers and judged ones; a timeout or an error of the grader says nothing about the problem."""
+    verdicts = [graded.grade.verdict for graded in group.graded]
+    judged = [v for v in verdicts if v not in (Verdict.TIMEOUT, Verdict.GRADER_ERROR)]
+    return judged.count(Verdict.CORRECT), len(judged)
+
+
+def _read_earlier(place: Path) -> dict[str, tuple[int, int]]:
+    file = place / PASS_RATES if place.is_dir() else place
+    if not file.is_file():
+        raise DataError(
+            f"data.pass_rate_history={place}: there is no {PASS_RATES}. Name the folder of an earlier run, or the file."
+        )
+    rates: dict[str, tuple[int, int]] = {}
+    for _, _, found in _lines(file):
+        rates |= found
+    if not rates:
+        raise DataError(f"data.pass_rate_history={place}: {file.name} holds no pass rates")
+    return rates
+
+
+def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, tuple[int, int]]]]:
+    """Line, step and rates of every whole line; a last line that a crash cut short is left out."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            rates = {key: (int(right), int(answers)) for key, (right, answers) in record["rates"].items()}
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                return
+            raise DataError(f"{file}, line {number}: not a line of pass rates ({error!r})") from error
+        yield line, step, rates
