@@ -31,6 +31,7 @@ from gmpo.build_objective import (
     build_critic,
     build_objective,
     build_optimizer,
+    can_reuse_logp,
     needs_old_logp,
     needs_reference,
     split_by,
@@ -52,6 +53,7 @@ from gmpo.ports import SamplingParams
 from gmpo.rewards.grader import Grader, GraderSpec
 from gmpo.rewards.portable import FunctionFile
 from gmpo.rewards.scorers import scorer_for
+from gmpo.scoring import Scoring
 from gmpo.tracking.folder import PASS_RATES
 
 Rows = Iterable[Mapping[str, Any]]
@@ -281,6 +283,16 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
     )
 
 
+def build_scoring(config: Config, learner: LocalLearner, numbers: Numbers) -> Scoring:
+    """What is computed at the start of a step."""
+    rollout = config.actor_rollout_ref.rollout
+    return Scoring(
+        learner,
+        old=needs_old_logp(config, numbers.updates_per_step),
+        tolerance=rollout.log_prob_tolerance if can_reuse_logp(config) else 0.0,
+    )
+
+
 def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
     """The numbers of the loop."""
     actor, trainer, data = config.actor_rollout_ref.actor, config.trainer, config.data
@@ -292,7 +304,6 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         mini_batch_problems=actor.ppo_mini_batch_size,
         epochs_per_batch=actor.ppo_epochs,
         shuffle_seed=actor.data_loader_seed if actor.shuffle else None,
-        needs_old_logp=needs_old_logp(config, numbers.updates_per_step),
         test_freq=trainer.test_freq,
         save_freq=trainer.save_freq,
         validate_first=trainer.val_before_train or trainer.val_only,

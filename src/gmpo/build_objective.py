@@ -44,6 +44,15 @@ def needs_old_logp(config: Config, updates: int) -> bool:
     return updates > 1 and not config.algorithm.rollout_correction.bypass_mode
 
 
+def can_reuse_logp(config: Config) -> bool:
+    """Whether the sampler's log-probs may stand for the old ones: it has the learner's weights, nothing compares the
+    two policies, and nothing needs the entropies that come with old log-probs."""
+    groups = config.algorithm.filter_groups
+    stale = groups.enable and groups.max_staleness > 0
+    compares = build_correction(config).compares
+    return not (stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None)
+
+
 def build_objective(config: Config, total_steps: int) -> Objective:
     """The loss that `policy_loss.loss_mode` names, with its numbers and the terms beside it."""
     actor = config.actor_rollout_ref.actor

@@ -144,7 +144,7 @@ class Credit:
     def _corrected(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         c = self.correction
         metrics: dict[str, float] = {}
-        if batch.old_logp is not None:
+        if batch.old_logp is not None and batch.old_logp is not batch.rollout_logp:
             log_ratio = batch.old_logp - batch.rollout_logp
             mask = batch.mask
             metrics |= mismatch(batch.old_logp, batch.rollout_logp, batch.response_mask)

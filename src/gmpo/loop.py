@@ -11,6 +11,7 @@ from gmpo.evaluation import Evaluation
 from gmpo.gather import Gather
 from gmpo.interrupt import Stop
 from gmpo.ports import Learner, Sampler, Tracker
+from gmpo.scoring import Scoring
 from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
 
 
@@ -27,8 +28,6 @@ class Plan:
     """Passes over each rollout batch (`ppo_epochs`)."""
     shuffle_seed: int | None
     """Permutes problems between the mini-batches of a pass; None keeps their order."""
-    needs_old_logp: bool
-    """False where one update sees exactly the weights that sampled, and nothing else asks for old log-probs."""
     test_freq: int
     """Validate after every so many steps and after the last; 0 or less never."""
     save_freq: int
@@ -48,6 +47,7 @@ def train(
     sampler: Sampler,
     learner: Learner,
     gather: Gather,
+    score: Scoring,
     credit: Credit,
     evaluate: Evaluation,
     store: Store,
@@ -71,9 +71,9 @@ def train(
             gathered = gather(state, rec)
             groups = gathered.groups
             with rec.time("old_log_prob"):
-                batch = learner.score(collate(groups, pad_id=plan.pad_id), old=plan.needs_old_logp)
+                scored = score(collate(groups, pad_id=plan.pad_id), step=state.step)
             with rec.time("adv"):
-                credited = credit(batch, state.kl_coef)
+                credited = credit(scored.batch, state.kl_coef)
             with rec.time("update_critic"):
                 rec.add(learner.update_critic(credited.batch, step=state.step))
             with rec.time("update_actor"):
@@ -88,6 +88,7 @@ def train(
                 sampler.load(learner.weights(state.step))
             rec.add({**gathered.metrics, **rollout_metrics(groups, max_prompt_length=plan.max_prompt_length)})
             rec.add({**batch_metrics(credited.batch), **update_metrics(minis, updates), **credited.metrics})
+            rec.add(scored.metrics)
             rec.samples(groups, credited.batch, minis, updates)
             if plan.due(plan.test_freq, state.step):
                 with rec.time("testing"):

@@ -17,7 +17,7 @@ LAYERS = {
     2: ("rollout", "batch", "estimates", "correction_stats"),
     3: ("ports",),
     4: ("stats", "backends", "tracking"),
-    5: ("collect", "credit", "interrupt", "checkpoint", "evaluation", "loop", "supervised", "gather", "pass_rates"),
+    5: ("collect", "credit", "interrupt", "checkpoint", "evaluation", "loop", "supervised", "gather", "pass_rates", "scoring"),
     6: ("build", "build_objective", "api", "quickstart", "check"),
     7: ("cli", "__main__", "__init__"),
 }

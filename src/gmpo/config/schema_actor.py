@@ -247,6 +247,13 @@ class Rollout(Section):
     log_prob_max_token_len_per_gpu: int = setting(
         None, "That token budget.", derived="actor.ppo_max_token_len_per_gpu", ge=1
     )
+    log_prob_tolerance: float = setting(
+        1e-4,
+        "The embedded sampler runs the learner's own weights, so its log-probs are taken for the old ones when on a "
+        "sixteenth of a step's problems no token differs by more than this, in nats. 0 always computes old log-probs.",
+        own=True,
+        ge=0,
+    )
     mode: Literal["async", "sync"] = setting("async", "How verl's engine is called.", inert=VLLM_ONLY)
     tensor_model_parallel_size: int = setting(2, "Devices per engine.", ge=1, inert=VLLM_ONLY)
     data_parallel_size: int = setting(1, "Data-parallel ranks per engine.", ge=1, inert=VLLM_ONLY)
