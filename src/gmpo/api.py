@@ -53,6 +53,7 @@ from gmpo.rollout import Group
 from gmpo.supervised import fine_tune
 from gmpo.tracking.console import ConsoleSink, sample_panel
 from gmpo.tracking.folder import METRICS, RunFolder
+from gmpo.tracking.profile import Profiled
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
 
@@ -92,6 +93,7 @@ def train(
     reward: RewardFunction | None = None,
     console: Console | None = None,
     label: str = "train",
+    profile: bool = False,
 ) -> Run:
     """Train a policy.
 
@@ -102,6 +104,7 @@ def train(
             `(prompts, completions, **columns)`, instead of the scorers. It runs in bounded worker processes, so it
             must not rely on state of this process.
         console: where progress goes; `Console(quiet=True)` for none.
+        profile: profile one step: tables on the console, and a trace in the run folder.
 
     Raises:
         GmpoError: any of its kinds, see `gmpo.errors`; nothing has been trained after a ConfigError or DataError.
@@ -152,7 +155,7 @@ def train(
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,
-                tracker=tracker,
+                tracker=_profiled(tracker, folder, policy, console, length) if profile else tracker,
                 stop=stop,
                 kl_coef=c.algorithm.kl_ctrl.kl_coef,
             )
@@ -323,6 +326,10 @@ def _sinks(
             ConsoleSink(console, label=label, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch)
         )
     return sinks
+
+
+def _profiled(tracker: RunTracker, folder: Path, policy: Policy, console: Console, length: Length) -> Profiled:
+    return Profiled(tracker, folder, device=policy.device.torch, show=console.print, last_step=length.total_steps)
 
 
 @contextmanager

@@ -56,7 +56,14 @@ def _late(module: str, name: str) -> Any:
 
 
 @app.command(context_settings=OVERRIDES)
-def train(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
+def train(
+    context: typer.Context,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Profile one step: tables here, a trace in the run folder.")
+    ] = False,
+) -> None:
     """Train a policy by reinforcement learning.
 
     Example, GMPO on GSM8K (`gmpo data gsm8k --out data` writes the files):
@@ -71,7 +78,7 @@ def train(context: typer.Context, settings: Settings = None, config: ConfigFile 
     """
     console = Console()
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
-    run = _late("gmpo.api", "train")(resolved, console=console)
+    run = _late("gmpo.api", "train")(resolved, console=console, profile=profile)
     resumes = resolved.config.trainer.resume_mode == "auto"
     _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
 
