@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 from gmpo.backends.devices import describe
 from gmpo.build import (
     Policy,
-    RewardFunction,
     Rows,
     build_collector,
     build_evaluation,
     build_gather,
-    build_grader,
     build_history,
     build_learner,
     build_plan,
@@ -35,6 +33,7 @@ from gmpo.build import (
     longest_prompt,
 )
 from gmpo.build_objective import build_credit
+from gmpo.build_rewards import RewardFunction, build_rewards
 from gmpo.checkpoint import export
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
@@ -90,7 +89,8 @@ def train(
     *,
     rows: Rows | None = None,
     val_rows: Rows | None = None,
-    reward: RewardFunction | None = None,
+    reward: RewardFunction | Sequence[RewardFunction] | None = None,
+    reward_weights: Sequence[float] | None = None,
     console: Console | None = None,
     label: str = "train",
     profile: bool = False,
@@ -102,7 +102,9 @@ def train(
         rows: training problems in verl's row schema, instead of `data.train_files`; val_rows likewise.
         reward: a function with verl's signature `(data_source, solution_str, ground_truth, extra_info)` or TRL's
             `(prompts, completions, **columns)`, instead of the scorers. It runs in bounded worker processes, so it
-            must not rely on state of this process.
+            must not rely on state of this process. Of a list, the first says what is right, and the weighted sum is
+            the reward.
+        reward_weights: factors of a list's functions; 1 each when None.
         console: where progress goes; `Console(quiet=True)` for none.
         profile: profile one step: tables on the console, and a trace in the run folder.
 
@@ -124,11 +126,12 @@ def train(
     counts = numbers(c, len(problems.items), len(validation.items) if validation else 0)
     length = _length(counts)
     asked = data_sources(problems, validation)
-    with build_grader(c, reward, asked) as grader:
-        grader.start([problem.data_source for problem in asked])
+    functions = [] if reward is None else [reward] if callable(reward) else list(reward)
+    with build_rewards(c, functions, reward_weights, asked) as rewards:
+        rewards.start([problem.data_source for problem in asked])
         policy = build_policy(c, tokenizer, longest_prompt=longest_prompt(problems, validation))
         learner = build_learner(c, policy, length.total_steps)
-        collector = build_collector(c, policy, grader)
+        collector = build_collector(c, policy, rewards)
         say(_overview(c, problems, validation, counts, policy))
         writer = SampleWriter(
             folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +40,6 @@ from gmpo.collect import Collector
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Rollout, ValKwargs
-from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.evaluation import Evaluation
@@ -50,14 +48,11 @@ from gmpo.loop import Plan
 from gmpo.objectives import ESTIMATORS
 from gmpo.pass_rates import PassRates
 from gmpo.ports import SamplingParams
-from gmpo.rewards.grader import Grader, GraderSpec
-from gmpo.rewards.portable import FunctionFile
-from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.combined import Rewards
 from gmpo.scoring import Scoring
 from gmpo.tracking.folder import PASS_RATES
 
 Rows = Iterable[Mapping[str, Any]]
-RewardFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +118,6 @@ def build_problems(
     return encode(train), encode(val) if val else None
 
 
-def build_grader(config: Config, function: RewardFunction | None, problems: Iterable[Problem]) -> Grader:
-    """Graders for `function` if given, else for `custom_reward_function`, else for the scorer of each data source.
-
-    Raises:
-        ConfigError: a data source without a scorer, before anything is sampled.
-    """
-    custom, reward = config.custom_reward_function, config.reward_model
-    file = FunctionFile(custom.path, custom.name) if custom.path is not None else None
-    if function is None and file is None:
-        for source in sorted({p.data_source for p in problems}):
-            scorer_for(source)
-    return Grader(
-        GraderSpec(
-            function=function or file,
-            kwargs=custom.reward_kwargs,
-            options={} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}},
-            workers=reward.grader_workers or min(16, os.cpu_count() or 1),
-            timeout_s=reward.grader_timeout_s,
-            memory_mb=reward.grader_memory_mb,
-        )
-    )
-
-
 def build_sampler(config: Config, policy: Policy) -> TorchSampler:
     """The sampler that `rollout.name` means."""
     rollout = config.actor_rollout_ref.rollout
@@ -207,13 +179,12 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
     )
 
 
-def build_collector(config: Config, policy: Policy, grader: Grader) -> Collector:
+def build_collector(config: Config, policy: Policy, rewards: Rewards) -> Collector:
     """Sampling and grading of the run."""
     return Collector(
         build_sampler(config, policy),
-        grader,
+        rewards,
         decode=partial(policy.tokenizer.batch_decode, skip_special_tokens=True),
-        max_failed_share=config.reward_model.max_failed_share,
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from gmpo.data.prompts import EncodedProblem
 from gmpo.ports import Sampler, SampleRequest, SamplingParams
-from gmpo.rewards.failures import check_failed_share
-from gmpo.rewards.grader import Grader, GradeRequest
+from gmpo.rewards.combined import Rewards
+from gmpo.rewards.grader import GradeRequest
 from gmpo.rollout import Completion, Graded, Group
 
 TRAINING, VALIDATION = 0, 1
@@ -34,26 +34,22 @@ class Sampled:
 
 
 class Collector:
-    """Samples answers with `sampler` and grades them with `grader`.
+    """Samples answers with `sampler` and grades them with `rewards`.
 
     Args:
         decode: token ids of several answers -> their texts, special tokens left out.
-        max_failed_share: share of gradings that may end without a judgement (timeout, grader_error) before a phase
-            raises BackendError.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        grader: Grader,
+        rewards: Rewards,
         *,
         decode: Callable[[list[list[int]]], list[str]],
-        max_failed_share: float,
     ) -> None:
         self.sampler = sampler
-        self.grader = grader
+        self.rewards = rewards
         self.decode = decode
-        self.max_failed_share = max_failed_share
 
     def sample(
         self,
@@ -100,11 +96,10 @@ class Collector:
             )
             for (index, problem, _), text in zip(flat, texts, strict=True)
         ]
-        grades = self.grader.grade(requests)
-        check_failed_share(grades, self.max_failed_share, texts)
+        rewards = self.rewards.grade(requests, [len(completion.token_ids) for _, _, completion in flat])
         graded: dict[int, list[Graded]] = {}
-        for (index, _, completion), text, grade in zip(flat, texts, grades, strict=True):
-            graded.setdefault(index, []).append(Graded(completion, text, grade, reward=grade.score))
+        for (index, _, completion), text, reward in zip(flat, texts, rewards, strict=True):
+            graded.setdefault(index, []).append(Graded(completion, text, reward.grade, reward.total, reward.parts))
         return [
             Group(
                 s.problem.problem,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from gmpo.data.problems import Problem
@@ -37,7 +37,9 @@ class Graded:
     """Decoded once, for grading and for people."""
     grade: Grade
     reward: float
-    """The grade's score after shaping."""
+    """What the policy learns from: the grade's score after weighting and shaping."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Parts of the reward by name, before their weights; empty where the score is the reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +86,5 @@ def _graded(record: Mapping[str, Any]) -> Graded:
         record["text"],
         Grade(**{**grade, "verdict": Verdict(grade["verdict"])}),
         record["reward"],
+        record["parts"],
     )

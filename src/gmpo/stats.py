@@ -48,6 +48,8 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
         **_summary("critic/score", torch.tensor([a.grade.score for a in answers])),
         "perf/total_num_tokens": float(prompts.sum() + responses.sum()),
     }
+    for part in answers[0].parts:
+        metrics[f"reward_parts/{part}/mean"] = float(np.mean([a.parts[part] for a in answers]))
     for verdict in Verdict:
         metrics[f"reward/{verdict}"] = float(verdicts.count(verdict))
         metrics[f"reward/{verdict}_share"] = verdicts.count(verdict) / len(answers)

@@ -33,7 +33,7 @@ CONSUMED_BY_LOADING = {
 """Settings whose effect is the value of other, derived ones, where no program reads them itself."""
 CONSUMED_BY_RULES = {"algorithm.allow_truncated_sampling"}
 """Permissions: their effect is that a configuration is accepted."""
-ONE_CHOICE = {"actor_rollout_ref.rollout.name": "hf", "reward_model.reward_manager": "naive"}
+ONE_CHOICE = {"actor_rollout_ref.rollout.name": "hf"}
 """Settings of which the rules leave one value, so that there is nothing to read yet."""
 
 Reads = set[tuple[str, str]]

@@ -17,8 +17,11 @@ LAYERS = {
     2: ("rollout", "batch", "estimates", "correction_stats"),
     3: ("ports",),
     4: ("stats", "backends", "tracking"),
-    5: ("collect", "credit", "interrupt", "checkpoint", "evaluation", "loop", "supervised", "gather", "pass_rates", "scoring"),
-    6: ("build", "build_objective", "api", "quickstart", "check"),
+    5: (
+        *("collect", "gather", "pass_rates", "scoring", "credit", "interrupt", "checkpoint", "evaluation"),
+        *("loop", "supervised"),
+    ),
+    6: ("build", "build_objective", "build_rewards", "api", "quickstart", "check"),
     7: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -181,12 +181,12 @@ def test_interpolations_in_a_file_follow_the_command_line_and_the_defaults(tmp_p
 def test_plus_keys_reach_into_free_form_settings_and_unite_there() -> None:
     resolved = load(
         [
-            "+reward_model.reward_kwargs.overlong_buffer_cfg.enable=True",
-            "+reward_model.reward_kwargs.overlong_buffer_cfg.len=4096",
+            "+custom_reward_function.reward_kwargs.tags.open=a",
+            "+custom_reward_function.reward_kwargs.tags.close=b",
             "+actor_rollout_ref.model.override_config.max_position_embeddings=32768",
         ]
     )
-    assert resolved.config.reward_model.reward_kwargs == {"overlong_buffer_cfg": {"enable": True, "len": 4096}}
+    assert resolved.config.custom_reward_function.reward_kwargs == {"tags": {"open": "a", "close": "b"}}
     assert resolved.config.actor_rollout_ref.model.override_config == {"max_position_embeddings": 32768}
 
 

@@ -103,7 +103,6 @@ def test_what_makes_sense_but_is_missing_here_is_unavailable() -> None:
             "trainer.nnodes=2",
             "trainer.n_gpus_per_node=8",
             f"{A}.ulysses_sequence_parallel_size=4",
-            "reward_model.reward_manager=dapo",
             "trainer.logger=[console,mlflow,swanlab]",
         ]
     )

@@ -189,6 +189,7 @@ DERIVATIONS: Sequence[Derivation] = (
     _log_prob_micro_batches,
     follow(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
     follow(f"{REF}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
+    follow("reward_model.reward_kwargs.max_resp_len", "data.max_response_length"),
     follow("data.gen_batch_size", "data.train_batch_size"),
     follow(f"{REF}.model.path", "actor_rollout_ref.model.path"),
     follow(f"{REF}.strategy", f"{ACTOR}.strategy"),

@@ -131,18 +131,22 @@ def _drop_invalid(settings: Settings, root: type[ConfigT]) -> frozenset[str]:
     try:
         root.model_validate(nest(settings.values))
     except ValidationError as error:
-        wrong: dict[str, Any] = {}
+        wrong: dict[str, tuple[Any, str]] = {}
         for detail in error.errors(include_url=False):
             names = [str(part) for part in detail["loc"]]
             path = next(p for end in range(len(names), 0, -1) if (p := ".".join(names[:end])) in leaves(root))
             # Within a list the offending item is named; a wrong list length names the whole list.
-            item = detail["input"] if len(names) > path.count(".") + 1 else settings.values[path]
-            wrong.setdefault(path, item)
-        for path, item in wrong.items():
+            below = names[path.count(".") + 1 :]
+            item = detail["input"] if below else settings.values[path]
+            # Of an object within a list, its place and field are named: `entry 1, weight: ..`.
+            in_object = len(below) > 1 and below[0].isdigit()
+            why = f" In entry {int(below[0]) + 1}, {'.'.join(below[1:])}: {detail['msg']}." if in_object else ""
+            wrong.setdefault(path, (item, why))
+        for path, (item, why) in wrong.items():
             leaf = leaves(root)[path]
             hint = _similar_choice(leaf, item)
             head = _place(path, item, settings.places)
-            settings.problems.append(f"{head}\nmust be {leaf.allowed}.{hint} {leaf.field.description}")
+            settings.problems.append(f"{head}\nmust be {leaf.allowed}.{hint}{why} {leaf.field.description}")
             settings.drop(path)
         return frozenset(wrong)
     return frozenset()

@@ -17,6 +17,7 @@ from gmpo.config.rules_batches import (
 from gmpo.config.rules_correction import RULES as CORRECTION_RULES
 from gmpo.config.rules_critic import critic
 from gmpo.config.rules_objective import RULES as OBJECTIVE_RULES
+from gmpo.config.rules_reward import RULES as REWARD_RULES
 from gmpo.config.rules_sampling import RULES as SAMPLING_RULES
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
@@ -162,9 +163,6 @@ def not_available(config: Config, given: Given) -> Iterator[Issue]:
     ):
         if degree > 1 and (path == ACTOR or f"{path}.ulysses_sequence_parallel_size" in given):
             yield unavailable(f"{path}.ulysses_sequence_parallel_size", one_device)
-    if config.reward_model.reward_manager == "dapo":
-        reason = "the penalty for long answers is not available yet; reward_manager=naive is"
-        yield unavailable("reward_model.reward_manager", reason)
     yield from _loggers(trainer.logger)
 
 
@@ -206,6 +204,7 @@ RULES: Sequence[Rule] = (
     *OBJECTIVE_RULES,
     *CORRECTION_RULES,
     *SAMPLING_RULES,
+    *REWARD_RULES,
     critic,
     kl_terms,
     schedule,

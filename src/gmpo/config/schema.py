@@ -10,6 +10,7 @@ from gmpo.config.fields import Section, setting
 from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
+from gmpo.config.schema_reward import CustomRewardFunction, RewardModel
 
 Truncation = Literal["error", "left", "right", "middle"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -76,46 +77,6 @@ class Data(Section):
     dataloader_num_workers: int = setting(
         8, "Processes that load rows.", ge=0, inert="rows are read once, in the program's own process"
     )
-
-
-class RewardModel(Section):
-    """Rule-based rewards and the worker processes that compute them."""
-
-    reward_manager: Literal["naive", "dapo"] = setting(
-        "naive", "naive: the scorer's number is the reward. dapo adds a penalty for long answers (not available yet)."
-    )
-    reward_kwargs: dict[str, Any] = setting(
-        {}, "Arguments of the reward manager.", inert="only reward_manager=dapo takes arguments"
-    )
-    grader_workers: int | None = setting(
-        None, "Grading processes. null takes the number of CPU cores, at most 16.", own=True, ge=1
-    )
-    grader_timeout_s: float = setting(
-        5.0, "Seconds one grading may take; then its worker is replaced and the verdict is timeout.", own=True, gt=0
-    )
-    grader_memory_mb: int = setting(512, "Memory in MiB that one grading process may take.", own=True, ge=64)
-    max_failed_share: float = setting(
-        0.1,
-        "The run stops when a larger share of a step's gradings ends in timeout or grader_error.",
-        own=True,
-        ge=0,
-        le=1,
-    )
-    answer_rule: Literal["strict", "flexible", "flexible_no_commas"] | None = setting(
-        None,
-        "How the answer is found in a GSM8K solution: strict wants '#### 42', flexible the last number, "
-        "flexible_no_commas too and ignores commas in it. "
-        "null leaves it to the scorer (strict, as in verl).",
-        own=True,
-    )
-
-
-class CustomRewardFunction(Section):
-    """A reward function of the user's own, run in the same bounded workers."""
-
-    path: str | None = setting(None, "Python file with the function. null uses the scorer of the data source.")
-    name: str = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
-    reward_kwargs: dict[str, Any] = setting({}, "Further keyword arguments of the function.")
 
 
 class Trainer(Section):

@@ -109,6 +109,8 @@ def _in_words(kind: Any, choices: Sequence[str]) -> str:
     if get_origin(kind) is tuple:
         if get_args(kind)[-1] is not Ellipsis:
             return f"a list of {len(get_args(kind))} numbers"
+        if isinstance(get_args(kind)[0], type) and issubclass(get_args(kind)[0], Section):
+            return "a list of objects"
         return f"a list of {', '.join(choices)}" if choices else "a list of texts"
     if choices:
         return f"one of {', '.join(choices)}"

@@ -108,6 +108,7 @@ def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, A
         "gts": group.problem.ground_truth,
         "score": graded.grade.score,
         "reward": graded.reward,
+        **({"reward_parts": dict(graded.parts)} if graded.parts else {}),
         "verdict": str(graded.grade.verdict),
         "pred": graded.grade.pred,
         "reason": graded.grade.reason,

@@ -1,0 +1,83 @@
+"""Settings and functions of rewards -> the graders of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from gmpo.config import Config
+from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
+from gmpo.data.problems import Problem
+from gmpo.errors import ConfigError
+from gmpo.rewards.combined import MAIN, Component, Rewards
+from gmpo.rewards.grader import Grader, GraderSpec
+from gmpo.rewards.portable import FunctionFile
+from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.shaping import OverlongPenalty
+
+RewardFunction = Callable[..., Any]
+
+
+def build_rewards(
+    config: Config, functions: Sequence[RewardFunction], weights: Sequence[float] | None, problems: Iterable[Problem]
+) -> Rewards:
+    """The rewards of a run: `functions` if given, else `custom_reward_function`, else the scorer of each data source;
+    and what `reward_model` adds.
+
+    Raises:
+        ConfigError, DataError: wrong weights, a data source without a scorer; before anything is sampled.
+    """
+    custom, reward = config.custom_reward_function, config.reward_model
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"{len(weights)} reward_weights are given for {len(functions)} reward functions")
+    factors = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
+    grader = partial(
+        _grader,
+        workers=reward.grader_workers or min(16, os.cpu_count() or 1),
+        timeout_s=reward.grader_timeout_s,
+        memory_mb=reward.grader_memory_mb,
+    )
+    if functions:
+        main = Component(MAIN, reward.weight * factors[0], grader(functions[0], custom.reward_kwargs))
+    elif custom.path is not None:
+        main = Component(MAIN, reward.weight, grader(FunctionFile(custom.path, custom.name), custom.reward_kwargs))
+    else:
+        for source in sorted({p.data_source for p in problems}):
+            scorer_for(source)
+        options = {} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}}
+        main = Component(MAIN, reward.weight, grader(None, {}, options=options))
+    extra = [
+        Component(_name_of(function, number), factor, grader(function, {}))
+        for number, (function, factor) in enumerate(zip(functions[1:], factors[1:], strict=True), start=2)
+    ]
+    extra += [
+        Component(e.label or e.name, e.weight, grader(FunctionFile(e.path, e.name), e.reward_kwargs))
+        for e in reward.extra_rewards
+    ]
+    return Rewards(main, extra, penalty=_overlong_penalty(config), max_failed_share=reward.max_failed_share)
+
+
+def _grader(
+    function: RewardFunction | FunctionFile | None,
+    kwargs: Mapping[str, Any],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **bounds: Any,
+) -> Grader:
+    return Grader(GraderSpec(function=function, kwargs=kwargs, options=options or {}, **bounds))
+
+
+def _name_of(function: RewardFunction, number: int) -> str:
+    """How a function's reward is called in the metrics."""
+    return f"{getattr(function, '__name__', 'reward').strip('<>')}_{number}"
+
+
+def _overlong_penalty(config: Config) -> OverlongPenalty | None:
+    reward = config.reward_model
+    buffer = reward.reward_kwargs.overlong_buffer_cfg
+    if reward.reward_manager != "dapo" or not buffer.enable:
+        return None
+    assert buffer.len is not None, "a rule asks for it"
+    return OverlongPenalty(reward.reward_kwargs.max_resp_len, buffer.len, buffer.penalty_factor)

@@ -1,0 +1,103 @@
+"""The reward of an answer: the main score, further ones with their weights, and a penalty for length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from gmpo.rewards.failures import check_failed_share
+from gmpo.rewards.grader import Grader, GradeRequest
+from gmpo.rewards.shaping import OverlongPenalty
+from gmpo.rewards.verdict import Grade
+
+MAIN, OVERLONG = "main", "overlong_penalty"
+"""Names of parts of a reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One of several rewards."""
+
+    name: str
+    weight: float
+    grader: Grader
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What one answer gets."""
+
+    grade: Grade
+    """Of the main reward: its verdict says whether the answer is right, its score is not shaped."""
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Name -> score before weighting, of every part where there are several; empty where the score is the reward."""
+
+
+class Rewards:
+    """Grades answers by all rewards of a run.
+
+    Args:
+        main: decides what is right; the other rewards are only added.
+        max_failed_share: share of the gradings of any reward that may end without a judgement.
+    """
+
+    def __init__(
+        self,
+        main: Component,
+        extra: Sequence[Component] = (),
+        *,
+        penalty: OverlongPenalty | None = None,
+        max_failed_share: float,
+    ) -> None:
+        self.main = main
+        self.extra = tuple(extra)
+        self.penalty = penalty
+        self.max_failed_share = max_failed_share
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        for component in (self.main, *self.extra):
+            self._open.enter_context(component.grader)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def start(self, data_sources: Sequence[str]) -> None:
+        """Start all workers, so that a wrong setting is known before anything is sampled. Raises as `Grader.start`."""
+        for component in (self.main, *self.extra):
+            component.grader.start(data_sources)
+
+    def grade(self, requests: Sequence[GradeRequest], lengths: Sequence[int]) -> list[Reward]:
+        """The rewards of the requests, in their order.
+
+        Args:
+            lengths: tokens of the answers.
+
+        Raises:
+            BackendError: too many gradings of one reward ended without a judgement.
+        """
+        texts = [request.text for request in requests]
+        graded: dict[str, list[Grade]] = {}
+        for component in (self.main, *self.extra):
+            grades = component.grader.grade(requests)
+            check_failed_share(grades, self.max_failed_share, texts)
+            graded[component.name] = grades
+        return [self._reward({name: grades[i] for name, grades in graded.items()}, n) for i, n in enumerate(lengths)]
+
+    def _reward(self, grades: Mapping[str, Grade], length: int) -> Reward:
+        main = grades[self.main.name]
+        total = sum(c.weight * grades[c.name].score for c in (self.main, *self.extra))
+        if not self.extra and self.penalty is None:
+            return Reward(main, total)
+        parts = {name: grade.score for name, grade in grades.items()}
+        if self.penalty is not None:
+            parts[OVERLONG] = self.penalty(length)
+            total += parts[OVERLONG]
+        return Reward(main, total, parts)

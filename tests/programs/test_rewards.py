@@ -1,0 +1,73 @@
+"""Rewards through whole runs: DAPO's penalty, several weighted rewards, from the configuration and from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmpo.errors import ConfigError
+
+BREVITY = '''"""Fewer words, more reward."""
+
+
+def brevity(data_source, solution_str, ground_truth, extra_info, scale=1.0):
+    return -scale * len(solution_str.split())
+'''
+
+
+def digits(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
+    return sum(word.isdigit() for word in solution_str.split()) / 8
+
+
+def words(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
+    return float(len(solution_str.split()))
+
+
+def test_the_penalty_lowers_rewards_and_leaves_scores_and_accuracy_alone(
+    bench: Any, lines: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    buffer = "reward_model.reward_kwargs.overlong_buffer_cfg"
+    own = {
+        "reward_model.reward_manager": "dapo",
+        f"{buffer}.enable": True,
+        f"{buffer}.len": 4,
+        "trainer.sample_groups": -1,
+    }
+    run = bench.train({**own, "trainer.test_freq": 1}, val_rows=bench.rows[:2])
+    samples = lines(run.folder / "samples" / "1.jsonl")
+    for sample in samples:  # at most 8 tokens: the penalty begins behind the fourth
+        penalty = min(0.0, -(sample["tokens"] - 4) / 4)
+        assert sample["reward_parts"]["overlong_penalty"] == penalty
+        assert sample["reward"] == pytest.approx(sample["score"] + penalty)
+    steps = [metrics for metrics in run.history if "critic/score/mean" in metrics]
+    mean = sum(sample["reward_parts"]["overlong_penalty"] for sample in samples) / len(samples)
+    assert steps[0]["reward_parts/overlong_penalty/mean"] == pytest.approx(mean)
+    assert steps[0]["critic/rewards/mean"] == pytest.approx(steps[0]["critic/score/mean"] + mean, abs=1e-6)
+    accuracy = steps[0]["val-core/gmpo/stories/acc/mean@1"]
+    assert accuracy == steps[0]["val/pass@1"]
+    validated = [sample["reward"] for sample in lines(run.folder / "validation" / "1.jsonl")]
+    assert steps[0]["val-aux/gmpo/stories/reward/mean@1"] == pytest.approx(sum(validated) / len(validated))
+
+
+def test_several_functions_are_added_with_their_weights(bench: Any) -> None:
+    own = {"custom_reward_function.path": None}
+    run = bench.train(own, reward=[digits, words], reward_weights=[2.0, -0.25])
+    for metrics in run.history:
+        parts = metrics["reward_parts/main/mean"], metrics["reward_parts/words_2/mean"]
+        assert metrics["critic/rewards/mean"] == pytest.approx(2.0 * parts[0] - 0.25 * parts[1], abs=1e-6)
+        assert metrics["critic/score/mean"] == pytest.approx(parts[0], abs=1e-6)
+    with pytest.raises(ConfigError, match="1 reward_weights are given for 2 reward functions"):
+        bench.train(own, reward=[digits, words], reward_weights=[2.0])
+
+
+def test_a_further_reward_comes_from_a_file_with_a_label_and_arguments(bench: Any) -> None:
+    file = bench.folder / "brevity.py"
+    file.write_text(BREVITY)
+    entry = {"path": str(file), "name": "brevity", "label": "short", "weight": 0.1, "reward_kwargs": {"scale": 3.0}}
+    metrics = bench.train({"reward_model.extra_rewards": [entry]}).history[0]
+    assert metrics["reward_parts/short/mean"] < -3
+    expected = metrics["reward_parts/main/mean"] + 0.1 * metrics["reward_parts/short/mean"]
+    assert metrics["critic/rewards/mean"] == pytest.approx(expected, abs=1e-6)
