@@ -12,6 +12,8 @@ signs when it is bare, default options, in the same bounded workers).
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import logging
 import statistics
@@ -152,6 +154,31 @@ def stories(count: int = 256, repeats: int = 10) -> dict[str, float]:
     return {"answers": count, "median_ms": round(statistics.median(times), 2), "best_ms": round(min(times), 2)}
 
 
+def hostile(count: int = 1000, repeats: int = 3) -> dict[str, Any]:
+    """Answers per second of the tests' corpus of hostile answers, which `math_verify` grades with two workers.
+
+    Left out are those that the corpus itself leaves to the time limit: they cost that limit each, by definition.
+    """
+    file = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "test_hostile_answers.py"
+    spec = importlib.util.spec_from_file_location("hostile_answers", file)
+    assert spec is not None
+    assert spec.loader is not None
+    corpus = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(corpus)
+    inside = [f"\\boxed{{{text}}}" for name, text in corpus.INSIDE.items() if name not in corpus.TAKES_ITS_TIME]
+    texts = list(itertools.islice(itertools.cycle([*inside, *corpus.WHOLE.values()]), count))
+    requests = [GradeRequest("math_verify", "", text, corpus.TRUTH, {}, i) for i, text in enumerate(texts)]
+    times = []
+    with Grader(GraderSpec(workers=2, timeout_s=5.0, memory_mb=512)) as grader:
+        grader.start(["math_verify"])
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            verdicts = Counter(str(grade.verdict) for grade in grader.grade(requests))
+            times.append(time.perf_counter() - begin)
+    seconds = statistics.median(times)
+    return {"answers": count, "answers_per_second": round(count / seconds), "verdicts": dict(verdicts)}
+
+
 def main() -> None:
     """Print the tables, and write them as JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,6 +189,7 @@ def main() -> None:
     lines = (arguments.data / "grading_dev.jsonl").read_text(encoding="utf-8").splitlines()
     table, missed = grading_table([json.loads(line) for line in lines])
     speed = stories()
+    resisted = hostile()
     for name, figures in outputs.items():
         print(f"{name:24} {figures}")
     print(f"{'source':36} {'rows':>5} {'nearest scorer':>15} {'math_verify':>12} {'Math-Verify alone':>18}")
@@ -169,8 +197,15 @@ def main() -> None:
         print(f"{name:36} {counts['rows']:5} {counts['nearest scorer']:15} ", end="")
         print(f"{counts['math_verify']:12} {counts['Math-Verify alone']:18}")
     print(f"stories: {speed}")
+    print(f"hostile: {resisted}")
     if arguments.json:
-        figures = {"model_outputs": outputs, "grading_table": table, "not_met": missed, "stories": speed}
+        figures = {
+            "model_outputs": outputs,
+            "grading_table": table,
+            "not_met": missed,
+            "stories": speed,
+            "hostile": resisted,
+        }
         arguments.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ PLACEHOLDERS = {
     "<N>": r"4",
     "<k>": r"[124]",
     "<rule>": r"seq_mean_k1",
+    "<part>": r"(main|overlong_penalty)",
     "<verdict>": r"(correct|wrong|unparsed|timeout|grader_error)",
 }
 ONLY_ON_CUDA = {"perf/max_memory_allocated_gb", "perf/max_memory_reserved_gb"}
@@ -75,7 +76,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         f"{correction}.rollout_rs_threshold": "0.5_2.0",
     }
     one_update = {"actor_rollout_ref.actor.ppo_mini_batch_size": 4}
-    dynamic = {"actor_rollout_ref.actor.ppo_mini_batch_size": 2, "algorithm.filter_groups.enable": True}
+    buffer = "reward_model.reward_kwargs.overlong_buffer_cfg"
+    penalised = {"reward_model.reward_manager": "dapo", f"{buffer}.enable": True, f"{buffer}.len": 4}
+    dynamic = {**penalised, "actor_rollout_ref.actor.ppo_mini_batch_size": 2, "algorithm.filter_groups.enable": True}
     warm_up = {
         "model.path": str(root / "model"),
         "data.train_batch_size": 8,

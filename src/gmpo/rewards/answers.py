@@ -81,6 +81,14 @@ def answer_line(text: str) -> str | None:
     return found[-1].strip() if found else None
 
 
+def last_formula(text: str) -> str | None:
+    """What the last pair of dollar signs encloses, or, where there is none, the last 200 characters' last line."""
+    parts = text.rsplit("$", 2)
+    if len(parts) == 3:
+        return parts[1]
+    return text[-200:].strip().rpartition("\n")[2] or None
+
+
 def tagged_answer(text: str) -> str | None:
     """What the last pair of tags `<answer>...</answer>` encloses."""
     tags = list(_TAG.finditer(text))

@@ -13,12 +13,15 @@ from typing import Any
 
 from gmpo.errors import ConfigError, DataError
 from gmpo.rewards import algebra, answers
+from gmpo.rewards.bounds import MAX_CHARS, beyond_reason
 from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
 from gmpo.rewards.verdict import Grade, Verdict
 
 BARE_ANSWER_CHARS = 200
 """Longest text that `score_math_verify` also tries as a bare answer; it must be one line without `$`."""
 _STRICT_BOX_CHARS = 100
+_TEXT_CHARS = 10_000
+"""Math-Verify looks for an answer in this many characters at the end: it takes seconds for a hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +92,20 @@ def score_math_verify(text: str, ground_truth: str, extra_info: Mapping[str, Any
     """Any mathematical answer, 0 or 1: equal as strings or by algebra.
 
     The answer is the last box, else what `<answer>` tags enclose, else what Math-Verify finds in the text (which reads
-    several boxes of one sentence together), else a short text as a whole.
+    several boxes of one sentence together), else a short text as a whole. What is beyond reason (`rewards.bounds`) is
+    wrong without being computed.
     """
     gold = _only_box(ground_truth) or ground_truth
     boxed = answers.last_boxed(text)
     pred = boxed if boxed is not None else answers.tagged_answer(text)
+    likely = pred if pred is not None else answers.last_formula(text)
+    if likely is not None and beyond_reason(likely) and not beyond_reason(gold):
+        return judged(False, likely[:MAX_CHARS])
     if pred is not None and same_hendrycks(pred, gold):
         return judged(True, pred)
     if pred is not None and text.count("\\boxed") <= 1:
         return judged(algebra.equal_by_math_verify(gold, pred), pred)
-    found = algebra.compare_text(gold, text)
+    found = algebra.compare_text(gold, text[-_TEXT_CHARS:])
     if found.equal or pred is not None:
         return judged(found.equal, found.pred or pred)
     bare = text.strip()
