@@ -11,6 +11,7 @@ from gmpo.config import Config
 from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError
+from gmpo.rewards.agreement import check_agreement
 from gmpo.rewards.combined import MAIN, Component, Rewards
 from gmpo.rewards.grader import Grader, GraderSpec
 from gmpo.rewards.portable import FunctionFile
@@ -44,8 +45,11 @@ def build_rewards(
     elif custom.path is not None:
         main = Component(MAIN, reward.weight, grader(FunctionFile(custom.path, custom.name), custom.reward_kwargs))
     else:
-        for source in sorted({p.data_source for p in problems}):
+        asked = [(p.data_source, p.prompt[-1]["content"]) for p in problems]
+        for source in sorted({source for source, _ in asked}):
             scorer_for(source)
+        any_number = reward.answer_rule in ("flexible", "flexible_no_commas")
+        check_agreement(asked, lenient=frozenset({GSM8K}) if any_number else frozenset())
         options = {} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}}
         main = Component(MAIN, reward.weight, grader(None, {}, options=options))
     extra = [

@@ -111,24 +111,38 @@ def check(context: typer.Context, settings: Settings = None, config: ConfigFile 
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="Data set: gsm8k, math or stories.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="gsm8k, math, math_lvl3to5, dapo_math_17k, math500, aime24, aime25, amc23, minerva, olympiadbench, "
+            "countdown or stories."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the parquet files.")],
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Local file or folder of the data set's own format, instead of the hub."),
+        typer.Option("--from", help="Local file or folder, in the data set's own format or in verl's, not the hub."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of generated data and of --size.")] = 0,
     size: Annotated[int | None, typer.Option(help="Keep or make only so many rows.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation file to look for in the training rows; may be given again.")
+    ] = None,
+    drop: Annotated[bool, typer.Option("--drop-contaminated", help="Leave out what --against finds.")] = False,
 ) -> None:
-    """Write a data set as parquet in verl's row schema.
+    """Write a data set as parquet in verl's row schema, with the instruction that its scorer reads.
 
-    From the hub (needs `pip install 'gmpo[hub]'`) or, with --from, from local JSONL or parquet files of the data set's
-    own format. `stories` are the built-in arithmetic problems of the quickstart.
+    From the hub (needs `pip install 'gmpo[hub]'`) or, with --from, from local JSONL or parquet files: in the data set's
+    own format, or in verl's schema, whose instruction is then rewritten. `stories` (the quickstart's problems) and
+    `countdown` are made here.
+
+        gmpo data dapo_math_17k --from dapo.parquet --out data/dapo --against data/math500/test.parquet
     """
     console = Console()
-    for written in _late("gmpo.data.prepare", "prepare")(name, out, source, seed=seed, size=size):
-        published = "" if written.published is None else f" ({written.source_rows} of {written.published} published)"
-        _say(console, f"{written.path}: {written.rows} rows{published}")
+    prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
+    with console.status(f"preparing {name}"):
+        written = prepare(name, out, source, seed=seed, size=size, against=against or (), drop=drop)
+    console.print(show(written))
 
 
 @app.command()

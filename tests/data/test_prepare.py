@@ -219,7 +219,11 @@ def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path) -> None
         ("math", {"problem": "p", "solution": "no box"}, r"no \boxed{} with the answer; it ends in 'no box'"),
         ("math", {"problem": "p", "solution": r"\boxed{1"}, "is not closed"),
         ("math", {"problem": "p", "solution": r"\boxed"}, "is not closed"),
-        ("gsm8k", gsm8k.convert(NATALIA, "train", 0), "in verl's schema already: give this file to data.train_files"),
+        ("gsm8k", {"prompt": "q", "reward_model": {}}, "`prompt` must be a list of messages, found 'q'"),
+        ("gsm8k", {"prompt": [{"content": "q"}], "reward_model": {}}, "must hold the text `ground_truth`"),
+        ("amc23", {"question": "q", "answer": [1, 2]}, "`answer` must be one answer, found [1, 2]"),
+        ("countdown", {"nums": "1 2", "target": 3}, "`nums` must be a list of integers, found '1 2'"),
+        ("countdown", {"nums": [1, 2], "target": "3"}, "`target` must be an integer, found '3'"),
     ],
 )
 def test_rows_of_another_format_say_what_is_wrong(tmp_path: Path, name: str, row: Any, cause: str) -> None:
@@ -229,7 +233,7 @@ def test_rows_of_another_format_say_what_is_wrong(tmp_path: Path, name: str, row
 
 
 def test_names_sizes_and_sources_that_mean_nothing_are_refused(tmp_path: Path) -> None:
-    assert "there is no data set 'gsm8'. Did you mean gsm8k? Known: gsm8k, math, stories" in refusal("gsm8", tmp_path)
+    assert "there is no data set 'gsm8'. Did you mean gsm8k? Known: gsm8k, math, " in refusal("gsm8", tmp_path)
     assert "ask for at least 1 row" in refusal("stories", tmp_path, size=0)
     assert "made, not read: leave out --from" in refusal("stories", tmp_path, tmp_path / "x.jsonl")
     assert "there is no file" in refusal("gsm8k", tmp_path, tmp_path / "train.jsonl")

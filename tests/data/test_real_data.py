@@ -13,6 +13,8 @@ from gmpo.data import gsm8k, math
 from gmpo.data.files import row_count
 from gmpo.data.prepare import prepare
 from gmpo.data.problems import load_problems
+from gmpo.errors import DataError
+from gmpo.rewards.agreement import check_agreement
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -75,3 +77,44 @@ def test_the_ground_truth_of_math_is_what_its_solutions_box(split: str) -> None:
         row = math.convert({"problem": statement, "solution": problem.extra["answer"]}, split, 0)
         assert row["reward_model"]["ground_truth"] == problem.ground_truth
         assert row["prompt"] == list(problem.prompt)
+
+
+PREPARED = {
+    "gsm8k": ("gsm8k", [7473, 1319]),
+    "math": ("math", [7500, 5000]),
+    "math_lvl3to5": ("math_lvl3to5_8k.parquet", [8523]),
+    "dapo_math_17k": ("dapo_math_17k.parquet", [17917]),
+    "math500": ("math500.parquet", [500]),
+    "aime24": ("aime24.parquet", [30]),
+    "aime25": ("aime25.parquet", [30]),
+    "amc23": ("amc23.parquet", [40]),
+    "minerva": ("minerva_math.parquet", [272]),
+    "olympiadbench": ("olympiadbench.parquet", [675]),
+    "countdown": ("countdown", [10240, 1024]),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_every_known_data_set_has_its_published_count_and_prompts_that_its_scorer_reads(
+    name: str, tmp_path: Path
+) -> None:
+    source, counts = PREPARED[name]
+    written = prepare(name, tmp_path, DATA / source)
+    assert [(w.rows, w.as_published) for w in written] == [(count, True) for count in counts]
+    problems = [problem for w in written for problem in load_problems(w.path)]
+    check_agreement([(p.data_source, p.prompt[-1]["content"]) for p in problems])
+
+
+def test_dapos_rows_as_they_lie_here_disagree_with_their_scorer() -> None:
+    problems = load_problems(DATA / "dapo_math_17k.parquet")
+    with pytest.raises(DataError, match="17917 of 17917 prompts of data_source 'math_dapo'"):
+        check_agreement([(p.data_source, p.prompt[-1]["content"]) for p in problems])
+
+
+def test_dapo_holds_problems_of_maths_test_part(tmp_path: Path) -> None:
+    (written,) = prepare(
+        "dapo_math_17k", tmp_path, DATA / "dapo_math_17k.parquet", against=[DATA / "math/test.parquet"]
+    )
+    (found,) = written.against
+    assert found.problems == 5000
+    assert found.exact > 900

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gmpo.data.files import Row
+from gmpo.data.instructions import HASH, INSTRUCTIONS
 from gmpo.data.rows import math_row, text_field
 from gmpo.errors import DataError
 
 DATA_SOURCE = "openai/gsm8k"
-INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
+INSTRUCTION = INSTRUCTIONS[HASH].after.strip()
 
 _FINAL_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 

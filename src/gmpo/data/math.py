@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gmpo.data.files import Row
+from gmpo.data.instructions import BOXED, INSTRUCTIONS
 from gmpo.data.rows import math_row, text_field
 from gmpo.errors import DataError
 
 DATA_SOURCE = "DigitalLearningGmbH/MATH-lighteval"
-INSTRUCTION = r"Let's think step by step and output the final answer within \boxed{}."
+INSTRUCTION = INSTRUCTIONS[BOXED].after.strip()
 
 ERRATA: Mapping[str, str] = {
     "For any integer $n>1$, the number of prime numbers greater than $n!+1$": "0",

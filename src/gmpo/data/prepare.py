@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from gmpo.data import gsm8k, math, stories
+from gmpo.data import countdown, stories
+from gmpo.data.catalogue import PUBLISHED, Published
 from gmpo.data.files import FORMATS, Row, find_file, read_rows, write_parquet
+from gmpo.data.instructions import bare_question
+from gmpo.data.overlap import Overlap, duplicates, most_alike, overlaps
 from gmpo.data.problems import sample
 from gmpo.errors import DataError
+
+EXAMPLES = 3
+"""Overlapping problems that a report shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What a written file shares with an evaluation set."""
+
+    evaluation: str
+    """The evaluation set's file."""
+    problems: int
+    """Problems of that set."""
+    exact: int
+    """Of these, in the written file word for word."""
+    near: int
+    """Of these, nearly."""
+    examples: tuple[str, ...]
+    """Some of the shared questions."""
+    dropped: int
+    """Rows left out of the written file for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +48,20 @@ class Written:
     source: str
     """Where the rows come from: a file, a split of the hub, or `generated`."""
     source_rows: int
-    """Rows of the source, of which `rows` were kept."""
+    """Problems of the source, of which `rows` were kept."""
     published: int | None = None
-    """Rows that the data set's publication counts in this split; None where there is no such count."""
+    """Problems that the data set's publication counts in this split; None where there is no such count."""
+    repeats: int = 0
+    """Rows of the source that repeat a problem by its number, and were left out."""
+    duplicates: int = 0
+    """Rows that repeat an earlier question word for word. They stay."""
+    note: str = ""
+    """What to know before using it."""
+    against: tuple[Contamination, ...] = ()
 
     @property
     def as_published(self) -> bool:
-        """Whether the source holds as many rows as its publication says, or there is no such count."""
+        """Whether the source holds as many problems as its publication says, or there is no such count."""
         return self.published is None or self.source_rows == self.published
 
 
@@ -44,6 +75,8 @@ class Table:
     source: str
     source_rows: int
     published: int | None = None
+    repeats: int = 0
+    note: str = ""
 
 
 class DataSet(Protocol):
@@ -58,20 +91,18 @@ class DataSet(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedDataSet:
-    """A data set with a format of its own, from the Hugging Face hub or from local copies of its files."""
+class PublishedSet:
+    """A data set from the Hugging Face hub or from local copies of its files."""
 
-    about: str
-    data_source: str
-    """The name in the rows' `data_source`, which selects the scorer."""
-    instruction: str
-    """What is put behind each question."""
-    hub_id: str
-    hub_config: str | None
-    splits: Mapping[str, int]
-    """Split -> rows by the data set's publication."""
-    convert: Callable[[Mapping[str, Any], str, int], Row]
-    """Row of the own format, split, 0-based index -> row of verl's schema. Raises DataError for a malformed row."""
+    published: Published
+
+    @property
+    def about(self) -> str:
+        return self.published.about
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        return self.published.splits
 
     def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
         """With `size`: that many rows of each split, chosen by the seed."""
@@ -82,21 +113,25 @@ class PublishedDataSet:
         return [self._table(split, place, rows, seed, size) for split, (place, rows) in origins.items()]
 
     def _table(self, split: str, place: str, rows: Iterable[tuple[int, Row]], seed: int, size: int | None) -> Table:
-        converted = []
-        for index, (number, row) in enumerate(rows):
+        converted: list[Row] = []
+        seen: set[Any] = set()
+        repeats = 0
+        for number, row in rows:
+            if self.published.repeats and (key := _number_of(row)) is not None:
+                if key in seen:
+                    repeats += 1
+                    continue
+                seen.add(key)
             try:
-                converted.append(self.convert(row, split, index))
+                converted.append(self.published.convert(row, split, len(converted)))
             except DataError as error:
-                hint = ""
-                if "prompt" in row and "reward_model" in row:
-                    hint = ". The rows are in verl's schema already: give this file to data.train_files as it is"
-                raise DataError(f"{place}, row {number}: {error}{hint}") from error
+                raise DataError(f"{place}, row {number}: {error}") from error
         if not converted:
             raise DataError(f"{place} has no rows")
         if size is not None and size > len(converted):
             raise DataError(f"{place} has {len(converted)} rows, fewer than the size of {size} asked for")
         kept = converted if size is None else sample(converted, size, seed)
-        return Table(split, kept, place, len(converted), self.splits[split])
+        return Table(split, kept, place, len(converted), self.splits[split], repeats, self.published.note)
 
     def _local_files(self, source: Path) -> dict[str, Path]:
         """Split -> file. A file named after no split is the first split; of a folder, each split's file is taken."""
@@ -120,7 +155,10 @@ class PublishedDataSet:
         return next((split for split in self.splits if path.stem.startswith(split)), None)
 
     def _hub_rows(self, split: str) -> tuple[str, Iterable[tuple[int, Row]]]:
-        place = f"{self.hub_id} ({split}) on the Hugging Face hub"
+        p = self.published
+        if p.hub_id is None:
+            raise DataError("this data set has no known place on the Hugging Face hub: give a local file with --from")
+        place = f"{p.hub_id} ({split}) on the Hugging Face hub"
         try:
             hub = importlib.import_module("datasets")
         except ImportError as error:
@@ -129,10 +167,17 @@ class PublishedDataSet:
                 "or give local files of the data set with --from"
             ) from error
         try:
-            rows = [dict(row) for row in hub.load_dataset(self.hub_id, self.hub_config, split=split)]
+            there = (p.hub_splits or {}).get(split, split)
+            rows = [dict(row) for row in hub.load_dataset(p.hub_id, p.hub_config, split=there)]
         except Exception as error:  # network, rights, formats: whatever the hub's client raises
             raise DataError(f"{place} cannot be loaded: {error}. Or give local files with --from") from error
         return place, enumerate(rows, start=1)
+
+
+def _number_of(row: Mapping[str, Any]) -> Any:
+    """What a row of a repeating file calls its problem."""
+    extra = row.get("extra_info")
+    return extra.get("index") if isinstance(extra, Mapping) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,37 +202,58 @@ class StorySet:
         return [Table(name, rows, "generated", len(rows)) for name, rows in files.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class CountdownSet:
+    """The countdown game: generated, or from files."""
+
+    published: PublishedSet
+
+    @property
+    def about(self) -> str:
+        return self.published.about
+
+    def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
+        """With `size` and no source: that many tasks to train on."""
+        if source is not None:
+            return self.published.tables(source, seed, size)
+        splits = self.published.splits
+        test = countdown.make_rows(splits["test"], seed=seed, split="test")
+        train = countdown.make_rows(size or splits["train"], seed=seed, split="train", exclude=countdown.keys_of(test))
+        return [Table(name, rows, "generated", len(rows)) for name, rows in (("train", train), ("test", test))]
+
+
+def _entry(name: str, published: Published) -> DataSet:
+    entry = PublishedSet(published)
+    return CountdownSet(entry) if name == "countdown" else entry
+
+
 DATASETS: Mapping[str, DataSet] = {
-    "gsm8k": PublishedDataSet(
-        about="word problems of primary school with integer answers",
-        data_source=gsm8k.DATA_SOURCE,
-        instruction=gsm8k.INSTRUCTION,
-        hub_id="openai/gsm8k",
-        hub_config="main",
-        splits={"train": 7473, "test": 1319},
-        convert=gsm8k.convert,
-    ),
-    "math": PublishedDataSet(
-        about="competition problems with answers in LaTeX",
-        data_source=math.DATA_SOURCE,
-        instruction=math.INSTRUCTION,
-        hub_id="DigitalLearningGmbH/MATH-lighteval",
-        hub_config=None,
-        splits={"train": 7500, "test": 5000},
-        convert=math.convert,
-    ),
+    **{name: _entry(name, published) for name, published in PUBLISHED.items()},
     "stories": StorySet(about="the built-in arithmetic stories of the quickstart"),
 }
 
 
 def prepare(
-    name: str, out: str | Path, source: str | Path | None = None, *, seed: int = 0, size: int | None = None
+    name: str,
+    out: str | Path,
+    source: str | Path | None = None,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    against: Sequence[str | Path] = (),
+    drop: bool = False,
 ) -> list[Written]:
     """Write a data set's files into the folder `out` and say what was written.
 
-    `source`: a JSON lines or parquet file of the data set's own format, or a folder with one per split; the hub when
-    None. `size`: rows to keep of each split (stories: rows to train on), chosen by `seed`. All rows are converted
-    before the first file is written. Raises: DataError for an unknown name and for every malformed input.
+    Args:
+        source: a JSON lines or parquet file in the data set's own format or in verl's, or a folder with one per split;
+            the hub when None.
+        size: rows to keep of each split (stories, countdown: rows to train on), chosen by `seed`.
+        against: evaluation files to look for in the `train` file.
+        drop: leave out of it what was found.
+
+    All rows are converted before the first file is written. Raises: DataError for an unknown name and for every
+    malformed input.
     """
     if name not in DATASETS:
         nearest = difflib.get_close_matches(name, DATASETS, n=1)
@@ -195,14 +261,52 @@ def prepare(
         raise DataError(f"there is no data set {name!r}.{hint} Known: {', '.join(DATASETS)}")
     if size is not None and size < 1:
         raise DataError(f"--size {size}: ask for at least 1 row")
+    evaluation = {str(file): _questions(file) for file in against}
     tables = DATASETS[name].tables(None if source is None else Path(source).expanduser(), seed, size)
+    if evaluation and not any(table.name == "train" for table in tables):
+        raise DataError(f"--against looks into the train file, and there is none: {', '.join(t.name for t in tables)}")
     return [
-        Written(
-            write_parquet(table.rows, Path(out).expanduser() / f"{table.name}.parquet"),
-            len(table.rows),
-            table.source,
-            table.source_rows,
-            table.published,
-        )
-        for table in tables
+        _write(table, Path(out).expanduser(), evaluation if table.name == "train" else {}, drop) for table in tables
     ]
+
+
+def _write(table: Table, out: Path, evaluation: Mapping[str, Sequence[str]], drop: bool) -> Written:
+    rows = table.rows
+    questions = [_question(row) for row in rows]
+    against: list[Contamination] = []
+    tainted: set[int] = set()
+    for file, asked in evaluation.items():
+        found = overlaps(questions, asked)
+        mine = {overlap.train for overlap in found} if drop else set()
+        tainted |= mine
+        against.append(_contamination(file, asked, most_alike(found), len(mine)))
+    kept = [row for i, row in enumerate(rows) if i not in tainted]
+    return Written(
+        write_parquet(kept, out / f"{table.name}.parquet"),
+        len(kept),
+        table.source,
+        table.source_rows,
+        table.published,
+        table.repeats,
+        duplicates(questions) if table.source != "generated" else 0,
+        table.note,
+        tuple(against),
+    )
+
+
+def _contamination(file: str, asked: Sequence[str], found: Sequence[Overlap], dropped: int) -> Contamination:
+    exact = sum(overlap.exact for overlap in found)
+    examples = tuple(asked[overlap.evaluation] for overlap in found[:EXAMPLES])
+    return Contamination(file, len(asked), exact, len(found) - exact, examples, dropped)
+
+
+def _questions(file: str | Path) -> list[str]:
+    rows = [row for _, row in read_rows(find_file(file))]
+    if any("prompt" not in row for row in rows):
+        raise DataError(f"{file}: --against takes files in verl's schema, with a column `prompt`")
+    return [_question(row) for row in rows]
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    prompt = row["prompt"]
+    return bare_question(prompt if isinstance(prompt, str) else str(prompt[-1]["content"]))[0]

@@ -14,6 +14,7 @@ from typing import Any
 from gmpo.errors import ConfigError, DataError
 from gmpo.rewards import algebra, answers
 from gmpo.rewards.bounds import MAX_CHARS, beyond_reason
+from gmpo.rewards.countdown import score_countdown
 from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
 from gmpo.rewards.verdict import Grade, Verdict
 
@@ -32,6 +33,8 @@ class Scorer:
     """`(text, ground_truth, extra_info, **options) -> Grade`."""
     options: Mapping[str, tuple[Any, ...]]
     """Option -> the values it may have."""
+    reads: frozenset[str] = frozenset()
+    """Forms of answers it reads, names of `gmpo.rewards.agreement.FORMS`; empty where it reads any."""
     load: Callable[[], None] | None = None
     """Imports what the scorer needs, so that the first answer is not charged for it."""
 
@@ -119,10 +122,11 @@ def _only_box(text: str) -> str | None:
     return answers.last_boxed(text) if text.count("\\boxed") == 1 else None
 
 
-_GSM8K = Scorer(score_gsm8k, {"method": tuple(_GSM8K_METHODS)})
-_MATH = Scorer(score_math, {})
-_DAPO = Scorer(score_dapo, {"strict_box_verify": (False, True)})
-_STORY = Scorer(score_story, {})
+_GSM8K = Scorer(score_gsm8k, {"method": tuple(_GSM8K_METHODS)}, frozenset({"hash"}))
+_MATH = Scorer(score_math, {}, frozenset({"boxed"}))
+_DAPO = Scorer(score_dapo, {"strict_box_verify": (False, True)}, frozenset({"answer_line"}))
+_STORY = Scorer(score_story, {}, frozenset({"hash"}))
+_COUNTDOWN = Scorer(score_countdown, {"format_score": (0.0, 0.1)}, frozenset({"tag", "boxed"}))
 _MATH_VERIFY = Scorer(score_math_verify, {}, load=algebra.load)
 
 SCORERS: Mapping[str, Scorer] = {
@@ -135,6 +139,7 @@ SCORERS: Mapping[str, Scorer] = {
     "math_dapo_reasoning": _DAPO,
     "aime*": _DAPO,
     "gmpo/stories": _STORY,
+    "countdown": _COUNTDOWN,
     "math_verify": _MATH_VERIFY,
     "AIME*": _MATH_VERIFY,
     "amc*": _MATH_VERIFY,

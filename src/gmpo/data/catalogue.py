@@ -1,0 +1,190 @@
+"""The data sets that `gmpo data` knows: where they are, what they count, how their rows become verl's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gmpo.data import countdown, gsm8k, math
+from gmpo.data.files import Row
+from gmpo.data.instructions import ANSWER_LINE, BOXED, HASH, INSTRUCTIONS, TAG, bare_question
+from gmpo.data.rows import math_row, text_field
+from gmpo.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published data set."""
+
+    about: str
+    data_source: str
+    """The name in the rows' `data_source`, which selects the scorer."""
+    form: str
+    """How its prompts ask for an answer, a name of `INSTRUCTIONS`: what the scorer reads."""
+    splits: Mapping[str, int]
+    """Split -> problems by the data set's publication."""
+    hub_id: str | None
+    """Name on the Hugging Face hub; None where no copy with these rows was found there."""
+    hub_config: str | None = None
+    hub_splits: Mapping[str, str] | None = None
+    """Split here -> split on the hub, where they differ."""
+    question: str = "problem"
+    answer: str = "answer"
+    """Columns of its own format."""
+    repeats: bool = False
+    """The published file repeats its problems, which have a number in `extra_info.index`; one of each is kept."""
+    note: str = ""
+    """What to know before training or measuring with it."""
+
+    def convert(self, row: Mapping[str, Any], split: str, index: int) -> Row:
+        """A row of its own format, or of verl's schema, as a row of verl's schema with the instruction of its scorer.
+
+        Raises: DataError for a malformed row.
+        """
+        if "prompt" in row and "reward_model" in row:
+            return self._rewritten(row)
+        if self.data_source == countdown.DATA_SOURCE:
+            return countdown.convert(row, split, index)
+        own = {gsm8k.DATA_SOURCE: gsm8k.convert, math.DATA_SOURCE: math.convert}.get(self.data_source)
+        if own is not None:
+            return own(row, split, index)
+        question = text_field(row, self.question)
+        return math_row(
+            self.data_source,
+            INSTRUCTIONS[self.form].ask(question.strip()),
+            _one_answer(row, self.answer),
+            {
+                "split": split,
+                "index": index,
+                "answer": _text_or_none(row.get("solution")),
+                "question": question,
+                "level": _text_or_none(row.get("level")),
+                "type": _text_or_none(row.get("type", row.get("subject"))),
+            },
+        )
+
+    def _rewritten(self, row: Mapping[str, Any]) -> Row:
+        """A row of verl's schema that asks in another way, or names another scorer."""
+        prompt, truth = row["prompt"], row["reward_model"]
+        if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], Mapping):
+            raise DataError(f"`prompt` must be a list of messages, found {prompt!r}")
+        if not isinstance(truth, Mapping) or not isinstance(truth.get("ground_truth"), str):
+            raise DataError("`reward_model` must hold the text `ground_truth`")
+        question, _ = bare_question(text_field(prompt[-1], "content"))
+        extra = {key: value for key, value in (row.get("extra_info") or {}).items() if value is not None}
+        asked = math_row(
+            self.data_source,
+            INSTRUCTIONS[self.form].ask(question),
+            truth["ground_truth"].strip(),
+            {**extra, "question": question},
+        )
+        return {**asked, "prompt": [*map(dict, prompt[:-1]), *asked["prompt"]]}
+
+
+def _one_answer(row: Mapping[str, Any], column: str) -> str:
+    """The reference answer; a list of answers must hold one, a number becomes its digits."""
+    value = row.get(column)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise DataError(f"`{column}` must be one answer, found {value!r}")
+    return str(value).strip().removeprefix("$").removesuffix("$").strip()
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "gsm8k": Published(
+        about="word problems of primary school with integer answers",
+        data_source=gsm8k.DATA_SOURCE,
+        form=HASH,
+        splits={"train": 7473, "test": 1319},
+        hub_id="openai/gsm8k",
+        hub_config="main",
+    ),
+    "math": Published(
+        about="competition problems with answers in LaTeX",
+        data_source=math.DATA_SOURCE,
+        form=BOXED,
+        splits={"train": 7500, "test": 5000},
+        hub_id="DigitalLearningGmbH/MATH-lighteval",
+    ),
+    "math_lvl3to5": Published(
+        about="MATH's problems of level 3 to 5 without those of MATH-500",
+        data_source="lighteval/MATH",
+        form=BOXED,
+        splits={"train": 8523},
+        hub_id=None,
+        note="from MATH's train and test parts: do not measure on MATH's test part after training on it",
+    ),
+    "dapo_math_17k": Published(
+        about="DAPO's problems with integer answers",
+        data_source="math_dapo",
+        form=ANSWER_LINE,
+        splits={"train": 17917},
+        hub_id="BytedTsinghua-SIA/DAPO-Math-17k",
+        repeats=True,
+        note="holds problems of MATH's test part: see --against",
+    ),
+    "math500": Published(
+        about="500 problems of MATH's test part, for evaluation",
+        data_source="HuggingFaceH4/MATH-500",
+        form=BOXED,
+        splits={"test": 500},
+        hub_id="HuggingFaceH4/MATH-500",
+    ),
+    "aime24": Published(
+        about="AIME 2024, I and II",
+        data_source="aime24",
+        form=ANSWER_LINE,
+        splits={"test": 30},
+        hub_id="HuggingFaceH4/aime_2024",
+        hub_splits={"test": "train"},
+    ),
+    "aime25": Published(
+        about="AIME 2025, I and II",
+        data_source="aime25",
+        form=ANSWER_LINE,
+        splits={"test": 30},
+        hub_id="math-ai/aime25",
+    ),
+    "amc23": Published(
+        about="AMC 12 of 2023",
+        data_source="amc23",
+        form=BOXED,
+        splits={"test": 40},
+        hub_id="math-ai/amc23",
+        question="question",
+    ),
+    "minerva": Published(
+        about="Minerva Math: undergraduate problems of MIT's courses",
+        data_source="minerva_math",
+        form=BOXED,
+        splits={"test": 272},
+        hub_id="math-ai/minervamath",
+        question="question",
+    ),
+    "olympiadbench": Published(
+        about="OlympiadBench: English mathematical problems in text with open answers",
+        data_source="olympiadbench",
+        form=BOXED,
+        splits={"test": 675},
+        hub_id="math-ai/olympiadbench",
+        question="question",
+        answer="final_answer",
+        note="copies with 674 rows go around",
+    ),
+    "countdown": Published(
+        about="reach a number with others; made here unless --from names a file",
+        data_source=countdown.DATA_SOURCE,
+        form=TAG,
+        splits={"train": 10240, "test": 1024},
+        hub_id=None,
+    ),
+}
+"""Name -> data set."""
