@@ -142,7 +142,8 @@ def data(
     prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
     with console.status(f"preparing {name}"):
         written = prepare(name, out, source, seed=seed, size=size, against=against or (), drop=drop)
-    console.print(show(written))
+    for line in show(written):
+        _say(console, line)
 
 
 @app.command()

@@ -1,45 +1,39 @@
-"""What `gmpo data` wrote, as a table for people."""
+"""What `gmpo data` wrote, in words for people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator, Sequence
 
 from gmpo.data.prepare import Contamination, Written
 
 
-def prepared(files: Sequence[Written]) -> RenderableType:
-    """Files, rows and published counts; below it repetitions, notes, and what is shared with evaluation sets."""
-    table = Table(box=None)
-    for column, justify in (("file", "left"), ("rows", "right"), ("problems", "right"), ("published", "left")):
-        table.add_column(column, justify=justify, no_wrap=column != "file", overflow="fold")  # type: ignore[arg-type]
-    lines: list[RenderableType] = [table]
+def prepared(files: Sequence[Written]) -> Iterator[str]:
+    """Lines: files, rows and published counts; repetitions, notes, and what is shared with evaluation sets."""
     for file in files:
-        table.add_row(Text(str(file.path)), f"{file.rows:,}", f"{file.source_rows:,}", _published(file))
+        yield f"{file.path}: {file.rows} rows{_published(file)}"
         if file.repeats:
-            lines.append(Text(f"{file.path.name}: {file.repeats:,} repetitions of the same problems were left out"))
+            yield f"    {file.repeats:,} repetitions of the same problems were left out"
         if file.duplicates:
-            lines.append(Text(f"{file.path.name}: {file.duplicates:,} rows repeat an earlier question word for word"))
-        lines += [_shared(file, contamination) for contamination in file.against]
-    lines += [Text(f"note: {note}") for note in dict.fromkeys(file.note for file in files if file.note)]
-    return Group(*lines)
+            yield f"    {file.duplicates:,} rows repeat an earlier question word for word; they stay"
+        for found in file.against:
+            yield from _shared(found)
+    for note in dict.fromkeys(file.note for file in files if file.note):
+        yield f"note: {note}"
 
 
 def _published(file: Written) -> str:
     if file.published is None:
-        return "made here"
-    return f"{file.published:,}, as here" if file.as_published else f"{file.published:,}: differs"
+        return ""
+    differs = "" if file.as_published else ", which differs"
+    return f" ({file.source_rows} of {file.published} published{differs})"
 
 
-def _shared(file: Written, found: Contamination) -> RenderableType:
+def _shared(found: Contamination) -> Iterator[str]:
     shared = found.exact + found.near
-    dropped = f"; {found.dropped:,} rows were left out" if found.dropped else ""
-    said = (
-        f"{file.path.name} holds {shared:,} of the {found.problems:,} problems of {found.evaluation}: "
-        f"{found.exact:,} word for word, {found.near:,} nearly{dropped}"
+    dropped = f"; {found.dropped:,} rows were left out for them" if found.dropped else ""
+    yield (
+        f"    holds {shared:,} of the {found.problems:,} problems of {found.evaluation}: {found.exact:,} word for word, "
+        f"{found.near:,} nearly{dropped}"
     )
-    examples = "".join(f"\n    {example[:100]!r}" for example in found.examples)
-    return Text(said + examples, style="yellow" if shared else "")
+    for example in found.examples:
+        yield f"        {example[:100]!r}"
