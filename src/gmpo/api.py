@@ -250,9 +250,11 @@ def _speaker(console: Console) -> Callable[..., None]:
 
 def _print_notes(say: Callable[..., None], resolved: Resolved[Any]) -> None:
     """Warnings and inert keys, one line each; `gmpo check` shows everything."""
-    for kind, notes in (("warning", resolved.warnings), ("no effect", resolved.inert)):
-        for note in notes:
-            say(f"{kind}: {note.path}: {note.reason}", style="yellow")
+    notes = [("warning", note.path, note.reason) for note in resolved.warnings]
+    notes += [("no effect", note.path, note.reason) for note in resolved.inert]
+    notes += [("no effect", key.path, key.reason) for key in resolved.ignored]
+    for kind, path, reason in notes:
+        say(f"{kind}: {path}: {reason}", style="yellow")
 
 
 def _check_writable(folder: Path) -> None:

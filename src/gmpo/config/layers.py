@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gmpo.config.fields import Section
-from gmpo.config.keys import moved, nearest, unsupported
+from gmpo.config.keys import moved, nearest, unsupported, without_counterpart
 from gmpo.config.overrides import parse_overrides
 from gmpo.config.tree import coerce, enclosing, leaves, merge, nest, sections, shown
 from gmpo.errors import ConfigError
@@ -29,12 +29,15 @@ class Settings:
     root: type[Section]
     moved: Mapping[str, str]
     unsupported: Mapping[str, str]
+    no_counterpart: Mapping[str, str]
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     """Path -> the layer that gave the value, for example `"command line"`."""
     spellings: dict[str, str] = field(default_factory=dict)
     """Path -> its name as the user wrote it: the path itself, or the other name of verl."""
     problems: list[str] = field(default_factory=list)
+    ignored: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """Key of verl that is not in the tree and changes nothing -> its value, and why it changes nothing."""
     doubtful: set[str] = field(default_factory=set)
     """Paths whose value is wrong, or that an unknown key was probably meant to be."""
 
@@ -52,6 +55,8 @@ class Settings:
                 self._put(free[0], nest({free[1]: value}), old or free[0], place)
             elif isinstance(value, Mapping) and (value or section):
                 self.add(value, place, prefix=f"{path}.", spelling=old)
+            elif reason := without_counterpart(path, _plain(value), self.no_counterpart, self.unsupported):
+                self.ignored[path] = (_plain(value), reason)
             else:
                 self.problems.append(self._not_a_setting(path, value, place))
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from gmpo.config.derive import DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
 from gmpo.config.issues import ROWS, VAL_ROWS, Issue
-from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
+from gmpo.config.keys import MOVED, NO_COUNTERPART, REFUSED_VALUES, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
 from gmpo.config.layers import Settings, collect
-from gmpo.config.resolved import ConfigT, Note, Resolved
+from gmpo.config.resolved import ConfigT, Ignored, Note, Resolved
 from gmpo.config.rules import RULES, SFT_RULES
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
@@ -29,13 +29,14 @@ class _Program(Generic[ConfigT]):
     root: type[ConfigT]
     moved: Mapping[str, str]
     unsupported: Mapping[str, str]
+    no_counterpart: Mapping[str, str]
     derivations: Sequence[Callable[[ConfigT, Given], Iterator[Derived]]]
     rules: Sequence[Callable[[ConfigT, Given], Iterator[Issue]]]
     with_recipes: bool
 
 
-_TRAIN = _Program(Config, MOVED, UNSUPPORTED, DERIVATIONS, RULES, with_recipes=True)
-_SFT = _Program(SftConfig, SFT_MOVED, SFT_UNSUPPORTED, SFT_DERIVATIONS, SFT_RULES, with_recipes=False)
+_TRAIN = _Program(Config, MOVED, UNSUPPORTED, NO_COUNTERPART, DERIVATIONS, RULES, with_recipes=True)
+_SFT = _Program(SftConfig, SFT_MOVED, SFT_UNSUPPORTED, {}, SFT_DERIVATIONS, SFT_RULES, with_recipes=False)
 
 
 def load(
@@ -80,7 +81,7 @@ def _load(
     tree: Mapping[str, Any] | None,
     handed_over: frozenset[str],
 ) -> Resolved[ConfigT]:
-    settings = Settings(program.root, program.moved, program.unsupported)
+    settings = Settings(program.root, program.moved, program.unsupported, program.no_counterpart)
     collect(settings, overrides, file, tree, with_recipes=program.with_recipes)
     settings.resolve()
     _refuse_values(settings)
@@ -107,6 +108,7 @@ def _load(
         given=given,
         derived=tuple(item for item in derived if item.path not in without_effect),
         inert=tuple(note for note in inert if note.path in given and note.path not in refused),
+        ignored=tuple(Ignored(path, value, reason) for path, (value, reason) in settings.ignored.items()),
         unavailable=unavailable,
         warnings=_other_names(settings) + _notes(issues, "warning"),
     )

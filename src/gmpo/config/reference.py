@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from gmpo.config.fields import Section
-from gmpo.config.keys import MOVED, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
+from gmpo.config.keys import MOVED, NO_COUNTERPART, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
 from gmpo.config.layers import recipes
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
@@ -56,8 +56,13 @@ def _lines() -> Iterator[str]:
     yield "Accepted and reported. A section moves with all that is below it.\n"
     yield "| Given | Taken as |\n|---|---|"
     yield from (f"| `{old}` | `{new}` |" for old, new in {**MOVED, **SFT_MOVED}.items())
+    yield "\n## Without counterpart\n"
+    yield "Keys of verl that change no result: accepted with any value, and reported, with all below them.\n"
+    yield "| Key | Reason |\n|---|---|"
+    yield from (f"| `{key}` | {reason} |" for key, reason in NO_COUNTERPART.items())
     yield "\n## Not supported\n"
-    yield "Refused with the reason. An entry stands for all keys that begin with it.\n"
+    yield "Refused with the reason, unless the value asks for nothing (`False`, `0`, `null`, an empty list, verl's default)."
+    yield "An entry stands for all keys that begin with it.\n"
     yield "| Key | Reason |\n|---|---|"
     yield from (f"| `{key}` | {reason} |" for key, reason in {**UNSUPPORTED, **SFT_UNSUPPORTED}.items())
     yield ""

@@ -24,6 +24,15 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """A key of verl that this tree has not, whose value changes nothing."""
+
+    path: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved(Generic[ConfigT]):
     """A checked configuration. Every given key is honoured, inert or unavailable."""
 
@@ -34,6 +43,8 @@ class Resolved(Generic[ConfigT]):
     """Values with an effect that follow from others, because the user gave none."""
     inert: tuple[Note, ...]
     """Given keys without effect."""
+    ignored: tuple[Ignored, ...]
+    """Given keys of verl that are not in the tree and change nothing."""
     unavailable: tuple[Note, ...]
     """What this version cannot train with; `gmpo check` shows it and `gmpo train` refuses."""
     warnings: tuple[Note, ...]

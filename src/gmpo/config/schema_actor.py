@@ -10,7 +10,7 @@ from gmpo.config.fields import Section, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
-VLLM_ONLY = "only rollout.name=vllm reads it"
+VLLM_ONLY = "the vllm sampler reads it, which is not available yet"
 
 KlLossType = Literal[
     "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"

@@ -32,8 +32,8 @@ def _shared(found: Contamination) -> Iterator[str]:
     shared = found.exact + found.near
     dropped = f"; {found.dropped:,} rows were left out for them" if found.dropped else ""
     yield (
-        f"    holds {shared:,} of the {found.problems:,} problems of {found.evaluation}: {found.exact:,} word for word, "
-        f"{found.near:,} nearly{dropped}"
+        f"    holds {shared:,} of the {found.problems:,} problems of {found.evaluation}: "
+        f"{found.exact:,} word for word, {found.near:,} nearly{dropped}"
     )
     for example in found.examples:
         yield f"        {example[:100]!r}"
