@@ -37,7 +37,8 @@ def check_report(resolved: Resolved[Config], count_rows: CountRows) -> Renderabl
     val_rows = count_rows(data.val_files) if data.val_files else None
     derived = numbers(resolved.config, train_rows, val_rows)
     table = derived.table(resolved.config, train_rows, val_rows)
-    return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)])
+    missing = [file for file in (*data.train_files, *data.val_files) if count_rows([file]) is None]
+    return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)], missing)
 
 
 def _per_device(config: Config, tokens: int) -> list[Number]:
@@ -58,7 +59,7 @@ def find_shape(model: str | None) -> tuple[str, ModelShape] | None:
     return None if known is None else (f"the built-in shape of {known[0]}", known[1])
 
 
-def render(resolved: Resolved[Config], derived: Sequence[Number]) -> RenderableType:
+def render(resolved: Resolved[Config], derived: Sequence[Number], missing: Sequence[str] = ()) -> RenderableType:
     """Everything as one renderable, readable from 80 columns on."""
     config = resolved.config
     honoured = [(path, _value(get(config, path))) for path in sorted(resolved.honoured)]
@@ -72,6 +73,7 @@ def render(resolved: Resolved[Config], derived: Sequence[Number]) -> RenderableT
         Syntax(resolved.to_yaml(), "yaml", background_color="default", word_wrap=True),
         Rule("derived numbers", align="left"),
         _numbers(derived),
+        *(Text(f"  ? not here, so its rows are unknown: {file}", style="dim") for file in missing),
         *_memory(config),
         _section("honoured", "given, and in effect", honoured, "green"),
         _section("derived", "not given; follows from other settings", follows, "cyan"),

@@ -21,7 +21,7 @@ HARMLESS = [
     *(f"{R}.skip_rollout=False", f"{R}.cudagraph_capture_sizes=null", f"{R}.repetition_penalty=1.0"),
     *(f"{R}.do_sample=True", f"{R}.quantization=null", f"{R}.pipeline_model_parallel_size=1"),
     *(f"{REF}.entropy_checkpointing=True", f"{REF}.fsdp_config.wrap_policy.min_num_params=0"),
-    *("critic.model.fsdp_config.param_offload=True", "critic.rollout_n=5", "reward_model.enable=False"),
+    *("critic.rollout_n=5", "reward_model.enable=False"),
     *("reward_model.strategy=fsdp", "reward_model.sandbox_fusion.url=null", "reward_model.model.path=null"),
     *("reward_model.use_reward_loop=True", "reward_model.launch_reward_fn_async=False", "reward.num_workers=8"),
     *("algorithm.use_pf_ppo=False", "algorithm.pf_ppo.reweight_method=pow"),

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# GMPO on Qwen2.5-Math-7B with GSM8K and MATH: 1024 problems x 5 answers a step in 4 updates, log-clip 0.4, no KL term.
+# For 8 GPUs. The same as `gmpo train recipe=gmpo_qwen2_5_7b_math`. What it needs, and whether it fits:
+#
+#     MODEL=/models/Qwen2.5-Math-7B examples/gmpo_trainer/run_qwen2_5-7b_math.sh --check
+#
+# Data, once:
+#
+#     gmpo data gsm8k --out ~/data/gsm8k
+#     gmpo data math --out ~/data/math
+#
+# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+set -euo pipefail
+
+MODEL=${MODEL:-Qwen/Qwen2.5-Math-7B}
+DATA=${DATA:-$HOME/data}
+program=train
+if [ "${1:-}" = --check ]; then
+    program=check
+    shift
+fi
+
+gmpo "$program" \
+    algorithm.adv_estimator=grpo \
+    algorithm.use_kl_in_reward=False \
+    data.train_files="['$DATA/gsm8k/train.parquet', '$DATA/math/train.parquet']" \
+    data.val_files="['$DATA/gsm8k/test.parquet', '$DATA/math/test.parquet']" \
+    data.train_batch_size=1024 \
+    data.max_prompt_length=1024 \
+    data.max_response_length=1024 \
+    data.filter_overlong_prompts=True \
+    data.truncation=error \
+    actor_rollout_ref.model.path="$MODEL" \
+    actor_rollout_ref.model.use_remove_padding=True \
+    actor_rollout_ref.model.enable_gradient_checkpointing=True \
+    actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean \
+    actor_rollout_ref.actor.clip_ratio_low=0.4 \
+    actor_rollout_ref.actor.clip_ratio_high=0.4 \
+    actor_rollout_ref.actor.use_kl_loss=False \
+    actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.actor.optim.lr=1e-6 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=256 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16 \
+    actor_rollout_ref.actor.fsdp_config.param_offload=False \
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload=False \
+    actor_rollout_ref.actor.checkpoint.save_contents="['model', 'optimizer', 'extra', 'hf_model']" \
+    actor_rollout_ref.rollout.name=vllm \
+    actor_rollout_ref.rollout.n=5 \
+    actor_rollout_ref.rollout.tensor_model_parallel_size=2 \
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16 \
+    trainer.logger='["console","wandb"]' \
+    trainer.project_name=gmpo_gsm8k_math \
+    trainer.experiment_name=gmpo_qwen2_5_7b_math \
+    trainer.nnodes=1 \
+    trainer.n_gpus_per_node=8 \
+    trainer.total_epochs=15 \
+    trainer.save_freq=20 \
+    trainer.test_freq=5 \
+    "$@"

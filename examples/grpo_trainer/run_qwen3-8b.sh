@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# GRPO on Qwen3-8B with GSM8K: 1024 problems x 5 answers a step in 4 updates, KL loss to the reference (k3, 0.001).
+# For 8 GPUs. The same as `gmpo train recipe=grpo_qwen3_8b`. What it needs, and whether it fits:
+#
+#     MODEL=/models/Qwen3-8B examples/grpo_trainer/run_qwen3-8b.sh --check
+#
+# Data, once:
+#
+#     gmpo data gsm8k --out ~/data/gsm8k
+#
+# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+set -euo pipefail
+
+MODEL=${MODEL:-Qwen/Qwen3-8B}
+DATA=${DATA:-$HOME/data}
+program=train
+if [ "${1:-}" = --check ]; then
+    program=check
+    shift
+fi
+
+gmpo "$program" \
+    algorithm.adv_estimator=grpo \
+    algorithm.use_kl_in_reward=False \
+    data.train_files="$DATA/gsm8k/train.parquet" \
+    data.val_files="$DATA/gsm8k/test.parquet" \
+    data.train_batch_size=1024 \
+    data.max_prompt_length=512 \
+    data.max_response_length=1024 \
+    data.filter_overlong_prompts=True \
+    data.truncation=error \
+    actor_rollout_ref.model.path="$MODEL" \
+    actor_rollout_ref.model.use_remove_padding=True \
+    actor_rollout_ref.model.enable_gradient_checkpointing=True \
+    actor_rollout_ref.actor.use_kl_loss=True \
+    actor_rollout_ref.actor.kl_loss_coef=0.001 \
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \
+    actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.actor.optim.lr=1e-6 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=256 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32 \
+    actor_rollout_ref.actor.fsdp_config.param_offload=False \
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload=False \
+    actor_rollout_ref.rollout.name=vllm \
+    actor_rollout_ref.rollout.n=5 \
+    actor_rollout_ref.rollout.tensor_model_parallel_size=2 \
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32 \
+    actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=32 \
+    actor_rollout_ref.ref.fsdp_config.param_offload=True \
+    trainer.logger='["console","wandb"]' \
+    trainer.project_name=grpo_gsm8k \
+    trainer.experiment_name=grpo_qwen3_8b \
+    trainer.nnodes=1 \
+    trainer.n_gpus_per_node=8 \
+    trainer.total_epochs=15 \
+    trainer.save_freq=20 \
+    trainer.test_freq=5 \
+    "$@"

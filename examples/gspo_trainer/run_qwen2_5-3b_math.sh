@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# GSPO on Qwen2.5-3B-Instruct with GSM8K and MATH: one clipped ratio per answer, bounds 3e-4 and 4e-4.
+# For 8 GPUs. The same as `gmpo train recipe=gspo_qwen2_5_3b_math`. What it needs, and whether it fits:
+#
+#     MODEL=/models/Qwen2.5-3B-Instruct examples/gspo_trainer/run_qwen2_5-3b_math.sh --check
+#
+# Data, once:
+#
+#     gmpo data gsm8k --out ~/data/gsm8k
+#     gmpo data math --out ~/data/math
+#
+# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+set -euo pipefail
+
+MODEL=${MODEL:-Qwen/Qwen2.5-3B-Instruct}
+DATA=${DATA:-$HOME/data}
+program=train
+if [ "${1:-}" = --check ]; then
+    program=check
+    shift
+fi
+
+gmpo "$program" \
+    algorithm.adv_estimator=grpo \
+    algorithm.use_kl_in_reward=False \
+    data.train_files="['$DATA/gsm8k/train.parquet', '$DATA/math/train.parquet']" \
+    data.val_files="['$DATA/gsm8k/test.parquet', '$DATA/math/test.parquet']" \
+    data.train_batch_size=512 \
+    data.max_prompt_length=1024 \
+    data.max_response_length=2048 \
+    data.filter_overlong_prompts=True \
+    data.truncation=error \
+    actor_rollout_ref.model.path="$MODEL" \
+    actor_rollout_ref.model.use_remove_padding=True \
+    actor_rollout_ref.model.enable_gradient_checkpointing=True \
+    actor_rollout_ref.actor.policy_loss.loss_mode=gspo \
+    actor_rollout_ref.actor.clip_ratio_low=0.0003 \
+    actor_rollout_ref.actor.clip_ratio_high=0.0004 \
+    actor_rollout_ref.actor.use_kl_loss=False \
+    actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.actor.optim.lr=1e-6 \
+    actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.05 \
+    actor_rollout_ref.actor.optim.weight_decay=0.1 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=128 \
+    actor_rollout_ref.actor.use_dynamic_bsz=True \
+    actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384 \
+    actor_rollout_ref.rollout.name=vllm \
+    actor_rollout_ref.rollout.n=16 \
+    actor_rollout_ref.rollout.tensor_model_parallel_size=1 \
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \
+    trainer.logger='["console","wandb"]' \
+    trainer.project_name=gspo_gsm8k_math \
+    trainer.experiment_name=gspo_qwen2_5_3b_math \
+    trainer.nnodes=1 \
+    trainer.n_gpus_per_node=8 \
+    trainer.total_epochs=10 \
+    trainer.save_freq=20 \
+    trainer.test_freq=10 \
+    "$@"
