@@ -35,6 +35,7 @@ SMALL = {
     "trainer.save_freq": 1,
     "trainer.total_epochs": None,
     "trainer.val_before_train": False,
+    "trainer.log_val_generations": 1,
     f"{R}.name": "hf",
     f"{R}.tensor_model_parallel_size": 1,
     f"{A}.ulysses_sequence_parallel_size": 1,

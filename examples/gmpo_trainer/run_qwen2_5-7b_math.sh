@@ -9,7 +9,8 @@
 #     gmpo data gsm8k --out ~/data/gsm8k
 #     gmpo data math --out ~/data/math
 #
-# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+# Further words win over those here: trainer.total_epochs=1, say. Until several GPUs and vLLM are supported the run is
+# refused with the list of what is missing; --check works, and examples/rehearse.py runs it in small on a laptop.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-Math-7B}
@@ -49,7 +50,6 @@ gmpo "$program" \
     actor_rollout_ref.rollout.tensor_model_parallel_size=2 \
     actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \
     actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16 \
-    trainer.logger='["console","wandb"]' \
     trainer.project_name=gmpo_gsm8k_math \
     trainer.experiment_name=gmpo_qwen2_5_7b_math \
     trainer.nnodes=1 \

@@ -10,7 +10,8 @@
 #     gmpo data dapo_math_17k --out ~/data/dapo_math_17k
 #     gmpo data aime24 --out ~/data/aime24
 #
-# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+# Further words win over those here: trainer.total_epochs=1, say. Until several GPUs and vLLM are supported the run is
+# refused with the list of what is missing; --check works, and examples/rehearse.py runs it in small on a laptop.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-Math-7B}
@@ -73,7 +74,6 @@ gmpo "$program" \
     +reward_model.reward_kwargs.overlong_buffer_cfg.len=4096 \
     +reward_model.reward_kwargs.overlong_buffer_cfg.penalty_factor=1.0 \
     +reward_model.reward_kwargs.max_resp_len=8192 \
-    trainer.logger='["console","wandb"]' \
     trainer.project_name=gmpo_dapo \
     trainer.experiment_name=gmpo_dapo_qwen2_5_7b_math \
     trainer.nnodes=8 \

@@ -8,7 +8,8 @@
 #
 #     gmpo data gsm8k --out ~/data/gsm8k
 #
-# Further words win over those here: trainer.total_epochs=1, say. In small, on a laptop: examples/rehearse.py.
+# Further words win over those here: trainer.total_epochs=1, say. Until several GPUs and vLLM are supported the run is
+# refused with the list of what is missing; --check works, and examples/rehearse.py runs it in small on a laptop.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen3-8B}
@@ -48,7 +49,6 @@ gmpo "$program" \
     actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32 \
     actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=32 \
     actor_rollout_ref.ref.fsdp_config.param_offload=True \
-    trainer.logger='["console","wandb"]' \
     trainer.project_name=grpo_gsm8k \
     trainer.experiment_name=grpo_qwen3_8b \
     trainer.nnodes=1 \

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gmpo.config import load
-from gmpo.config.layers import recipes
+from gmpo.config.layers import read_yaml, recipes
 from gmpo.config.resolved import Resolved
 from gmpo.config.tree import get
+from gmpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+GMPO = (sys.executable, "-m", "gmpo")
 SCRIPTS = sorted((ROOT / "examples").glob("*_trainer/*.sh"))
 RECIPE_OF = {
     "run_qwen2_5-7b_math.sh": "gmpo_qwen2_5_7b_math",
@@ -32,6 +36,9 @@ PUBLISHED_AS = {
     "gmpo_dapo_qwen3_30b_math": "gmpo_dapo_qwen3_30b_math",
     "grpo_qwen3_8b_gsm8k": "grpo_qwen3_8b",
 }
+
+
+NAMED = sorted(set(RECIPE_OF.values()) | {"gmpo_dapo_qwen3_30b_math_low_clip"})
 
 
 def words_of(script: Path, tmp_path: Path, *more: str) -> list[str]:
@@ -62,6 +69,29 @@ def settings_of(resolved: Resolved[Any]) -> dict[str, Any]:
 def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
     assert load([f"recipe={name}"]).config
     assert recipes()[name].read_text().startswith("# ")
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _outcome(settings: dict[str, Any]) -> object:
+    try:
+        return load(tree=settings).config
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_recipe_holds_nothing_that_would_be_so_without_it(name: str) -> None:
+    settings = dict(_leaves(read_yaml(recipes()[name])))
+    whole = _outcome(settings)
+    superfluous = [path for path in settings if _outcome({k: v for k, v in settings.items() if k != path}) == whole]
+    assert not superfluous
 
 
 def test_every_script_has_its_recipe() -> None:
@@ -121,7 +151,7 @@ def test_a_published_command_word_for_word_means_what_our_recipe_means(name: str
 @pytest.mark.parametrize("name", PUBLISHED_AS)
 def test_a_published_command_passes_the_check_word_for_word(name: str) -> None:
     words = json.loads(PUBLISHED.read_text())[name]
-    done = subprocess.run(["gmpo", "check", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([*GMPO, "check", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for title in ("honoured (", "derived (", "without effect (", "not available yet (", "memory of each device"):
         assert title in done.stdout
@@ -130,7 +160,7 @@ def test_a_published_command_passes_the_check_word_for_word(name: str) -> None:
 
 def test_the_numbers_of_gmpos_run_on_eight_gpus() -> None:
     done = subprocess.run(
-        ["gmpo", "check", "recipe=gmpo_qwen2_5_7b_math"],
+        [*GMPO, "check", "recipe=gmpo_qwen2_5_7b_math"],
         capture_output=True,
         text=True,
         check=True,
