@@ -19,7 +19,21 @@ from gmpo.data.prepare import DATASETS
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README_CN.md")
-PAGES = (*READMES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+GUIDES = sorted((ROOT / "examples").glob("*_trainer/README.md"))
+PAIRS = [
+    (page, page.with_name(f"{page.stem}_CN.md"))
+    for page in (READMES[0], *GUIDES, *sorted((ROOT / "docs").glob("*.md")))
+    if page.with_name(f"{page.stem}_CN.md").exists()
+]
+"""A page and the same page in Chinese."""
+PAGES = (
+    *READMES,
+    *GUIDES,
+    *(guide.with_name("README_CN.md") for guide in GUIDES),
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,26 +76,41 @@ def test_both_readmes_have_commands() -> None:
     assert _commands(READMES[0]) == _commands(READMES[1])
 
 
-def test_the_readmes_are_in_step() -> None:
-    english, chinese = ([line for line in _prose(page).splitlines() if line] for page in READMES)
+def test_every_guide_is_there_in_both_languages() -> None:
+    assert {guide.parent.name for guide in GUIDES} == {"gmpo_trainer", "grpo_trainer", "gspo_trainer"}
+    assert {pair[0] for pair in PAIRS} >= {READMES[0], *GUIDES}
+
+
+def _name(value: object) -> str:
+    return f"{value.parent.name}/{value.name}" if isinstance(value, Path) else str(value)
+
+
+@pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
+def test_a_page_and_its_translation_are_in_step(page: Path, translated: Path) -> None:
+    english, chinese = ([line for line in _prose(p).splitlines() if line] for p in (page, translated))
     for start in ("#", "## ", "|", "!["):
         assert [line[: len(start)] for line in english].count(start) == [c[: len(start)] for c in chinese].count(start)
     columns = [[line.count("|") for line in lines if line.startswith("|")] for lines in (english, chinese)]
     assert columns[0] == columns[1]
-    targets = [sorted(set(re.findall(r"\]\(([^)#]+)\)", "\n".join(lines)))) for lines in (english, chinese)]
-    assert set(targets[0]) - {"README_CN.md"} == set(targets[1]) - {"README.md"}
+    targets = [{re.sub(r"_CN(?=\.md)", "", t) for t in _targets(lines)} for lines in (english, chinese)]
+    assert targets[0] - {page.name} == targets[1] - {page.name}
 
 
-def test_the_readmes_have_the_same_code() -> None:
+def _targets(lines: list[str]) -> set[str]:
+    return set(re.findall(r"\]\(([^)#]+)\)", "\n".join(lines)))
+
+
+@pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
+def test_a_page_and_its_translation_have_the_same_code(page: Path, translated: Path) -> None:
     """Apart from what is written for people: docstrings, and the words between the formulas."""
-    english, chinese = (_blocks(page) for page in READMES)
+    english, chinese = (_blocks(p) for p in (page, translated))
     assert [kind for kind, _ in english] == [kind for kind, _ in chinese]
     for (kind, one), (_, other) in zip(english, chinese, strict=True):
         if kind:
             assert re.sub(r'""".*?"""', "", one) == re.sub(r'""".*?"""', "", other)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_no_link_to_a_file_leads_nowhere(page: Path) -> None:
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", _prose(page)):
         if "://" in target:

@@ -81,9 +81,10 @@ def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _outcome(settings: dict[str, Any]) -> object:
     try:
-        return load(tree=settings).config
+        resolved = load(tree=settings)
     except ConfigError as error:
         return str(error)
+    return resolved.config, resolved.warnings
 
 
 @pytest.mark.parametrize("name", NAMED)
