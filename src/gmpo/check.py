@@ -37,7 +37,7 @@ def check_report(resolved: Resolved[Config], count_rows: CountRows) -> Renderabl
     val_rows = count_rows(data.val_files) if data.val_files else None
     derived = numbers(resolved.config, train_rows, val_rows)
     table = derived.table(resolved.config, train_rows, val_rows)
-    missing = [file for file in (*data.train_files, *data.val_files) if count_rows([file]) is None]
+    missing = [file for file in (*data.train_files, *data.val_files) if count_rows((file,)) is None]
     return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)], missing)
 
 

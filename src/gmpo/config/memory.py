@@ -19,8 +19,8 @@ CARD_GB = 80.0
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 ADAM_BYTES = 8
 """Two moments in float32."""
-LOGIT_COPIES = 3
-"""Logits in float32, their softmax, their gradient."""
+LOGIT_COPIES = 4
+"""Logits in float32, divided by the temperature, their softmax, their gradient: measured, see docs/scaling.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _activations(config: Config, shape: ModelShape, devices: Devices, compute: i
     logit_formula = f"{answers:,} answer tokens x {shape.vocabulary:,} x 4 B x {LOGIT_COPIES}"
     return [
         Item("activations", size / GB, f"{formula}; tokens: {why}"),
-        Item("logits", logits / GB, f"{logit_formula} (logits, softmax, gradient)"),
+        Item("logits", logits / GB, f"{logit_formula} (logits, scaled, softmax, gradient)"),
     ]
 
 

@@ -1,0 +1,119 @@
+"""Hidden states that predict response tokens, from packed rows that share their prompts or from padded rows.
+
+A micro-batch goes through the model's own code as one sequence (`prefix_layout`), so nothing is padding and the answers
+to one prompt compute it once, with the values and gradients of separate rows. Models for which that is not established
+take padded rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gmpo.backends.devices import Device
+from gmpo.backends.prefix_attention import LAYOUT, NAME, PLAIN
+from gmpo.backends.prefix_layout import prefix_layout
+from gmpo.batch import Batch
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
+"""`model_type` of models whose tokens meet in full attention only, by the library's attention interface."""
+
+
+def share_prefixes(model: PreTrainedModel, device: Device) -> str | None:
+    """Let `response_hidden` pack the rows of `model` if that is exact for it.
+
+    Switches the model to an attention implementation that equals `sdpa` in every other call.
+
+    Returns:
+        None where rows are packed from now on, else why they are not; the model is left alone then.
+    """
+    reason = why_separate(model, device)
+    if reason is None:
+        model.set_attn_implementation(NAME)
+    return reason
+
+
+def why_separate(model: PreTrainedModel, device: Device) -> str | None:
+    """Why rows of this model cannot share a prompt; None if they can."""
+    config = model.config
+    library = type(model).__module__.startswith("transformers.models.")
+    if not library or config.model_type not in FAMILIES:
+        return f"{type(model).__name__} (model_type {config.model_type!r}) is none of {', '.join(sorted(FAMILIES))}"
+    if _has_other_layers(config):
+        return "some of its layers do not attend to the whole context (sliding window)"
+    if config._attn_implementation not in (PLAIN, NAME):
+        return f"its attention implementation is {config._attn_implementation!r} and not {PLAIN!r}"
+    if device.torch.type != "cpu":
+        return f"the attention kernel is for the CPU and the model is on {device.torch.type!r}"
+    return None
+
+
+def _has_other_layers(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether `share_prefixes` took effect on this model."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+def response_hidden(model: PreTrainedModel, batch: Batch, device: Device, *, mask: Tensor) -> Tensor:
+    """The last hidden states `[N, H]` that predict the tokens of `mask` `[B, T]`, in the order of its `nonzero()`.
+
+    They are what the model's head takes; the head itself is not run. Without any token nothing is computed, and the
+    result has no gradient.
+
+    Raises:
+        ValueError: a row of the mask has no prompt.
+    """
+    mask = mask.cpu()
+    if not bool(mask.any()):
+        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr,index]
+        return torch.zeros(0, int(width), device=device.torch)  # type: ignore[arg-type]
+    if packs(model):
+        return _packed(model, batch, device, mask)
+    return _padded(model, batch, device, mask)
+
+
+def _packed(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) -> Tensor:
+    layout = prefix_layout(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask).to(device.torch)
+    # With a ready mask of four dimensions the library makes none, which would be [S, S]. An empty one fits no scores:
+    # attention that took it instead of the layout would fail.
+    nothing = torch.empty(1, 1, 0, 0, device=device.torch)
+    with device.autocast():
+        hidden: Tensor = model.base_model(
+            input_ids=layout.ids.unsqueeze(0),
+            position_ids=layout.positions.unsqueeze(0),
+            attention_mask=nothing,
+            use_cache=False,
+            **{LAYOUT: layout},
+        ).last_hidden_state
+    return hidden[0].index_select(0, layout.predictors)
+
+
+def _padded(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) -> Tensor:
+    where = device.torch
+    if not bool(batch.prompt_mask[mask.any(dim=1)].any(dim=1).all()):
+        raise ValueError("a row has no prompt token, so nothing predicts the first token of its response")
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1).to(where)
+    real = torch.cat([batch.prompt_mask, batch.response_mask], dim=1).to(where)
+    positions = (real.long().cumsum(1) - 1).clamp(min=0)
+    with device.autocast():
+        hidden: Tensor = model.base_model(
+            input_ids=ids, attention_mask=real.long(), position_ids=positions, use_cache=False
+        ).last_hidden_state
+    # What predicts response token t stands one position before it.
+    before = batch.prompt_ids.shape[1] - 1
+    return hidden[:, before : before + mask.shape[1]][mask.to(where)]
+
+
+def scatter_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """`[N]` values of the tokens of `mask` `[B, T]` at their places, 0 elsewhere; gradients flow to `values`."""
+    mask = mask.to(values.device)
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
