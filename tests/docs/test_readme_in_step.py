@@ -34,6 +34,9 @@ PAGES = (
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
+SEVERAL_GPUS = ("multi-GPU support", "one process", "one device", "the vllm sampler")
+"""Words of the reasons of settings that wait for several GPUs."""
+CODE = r"`[^`]+`"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,7 +60,7 @@ COMMANDS = [pytest.param(command, id=f"{page.stem}-{i}") for page in PAGES for i
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command: str) -> None:
-    """Options exist and keys are settings of which none is refused. Nothing is run."""
+    """Options exist, and keys are settings of which none is refused or in vain. What needs more GPUs is checked."""
     _, name, *arguments = shlex.split(command)
     group: Any = typer.main.get_command(app)
     parsed = group.commands[name].make_context(name, list(arguments))
@@ -65,8 +68,9 @@ def test_every_command_parses(command: str) -> None:
         given = [*(parsed.params["settings"] or []), *parsed.args]
         assert given
         resolved = (load_sft if name == "sft" else load)(given)
-        assert not resolved.unavailable
-        assert not resolved.inert
+        assert name == "check" or not resolved.unavailable
+        notes = (*resolved.unavailable, *resolved.inert)
+        assert not [note for note in notes if not any(word in note.reason for word in SEVERAL_GPUS)]
     if name == "data":
         assert parsed.params["name"] in DATASETS
 
@@ -101,6 +105,31 @@ def _targets(lines: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
+def test_a_page_and_its_translation_name_the_same_things(page: Path, translated: Path) -> None:
+    """Keys, metrics, files and whatever else is set as code: row by row in tables, and on the whole page."""
+    english, chinese = (_prose(p) for p in (page, translated))
+    rows = [[set(re.findall(CODE, row)) for row in _rows(text)] for text in (english, chinese)]
+    assert rows[0] == rows[1]
+    named = [{" ".join(code.split()) for code in re.findall(CODE, text)} for text in (english, chinese)]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
+def test_a_page_and_its_translation_have_the_same_numbers_in_their_tables(page: Path, translated: Path) -> None:
+    english, chinese = ([_figures(row) for row in _rows(_prose(p))] for p in (page, translated))
+    assert english == chinese
+
+
+def _rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def _figures(row: str) -> set[str]:
+    """Numbers of two digits or more, for small ones are words in one language or the other."""
+    return set(re.findall(r"\d[\d.,]*\d", re.sub(CODE, "", row)))
+
+
+@pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
 def test_a_page_and_its_translation_have_the_same_code(page: Path, translated: Path) -> None:
     """Apart from what is written for people: docstrings, and the words between the formulas."""
     english, chinese = (_blocks(p) for p in (page, translated))
@@ -108,6 +137,13 @@ def test_a_page_and_its_translation_have_the_same_code(page: Path, translated: P
     for (kind, one), (_, other) in zip(english, chinese, strict=True):
         if kind:
             assert re.sub(r'""".*?"""', "", one) == re.sub(r'""".*?"""', "", other)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_script_that_a_page_runs_is_there(page: Path) -> None:
+    words = [word for kind, text in _blocks(page) if kind == "bash" for word in text.split()]
+    scripts = [word for word in words if re.fullmatch(r"(examples|benchmarks)/\S+\.(py|sh)", word)]
+    assert all((ROOT / script).is_file() for script in scripts)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -69,15 +69,14 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         grads = [torch.zeros_like(x) for x in (query, key, value)]
         for block in ctx.blocks:
-            taken = _take(grad, block.queries), _take(lse, block.queries)
             parts = _attend_backward(
-                _with_padding(taken[0], block.queries, 0.0),
+                _take(grad, block.queries),
                 _take(query, block.queries),
                 _take(key, block.keys),
                 _take(value, block.keys),
                 _take(out, block.queries),
-                # A padded query's probabilities become exp(score - inf) = 0.
-                _with_padding(taken[1], block.queries, torch.inf),
+                # The probabilities of a padded query become exp(score - inf) = 0, and with them all that it adds.
+                _take_lse(lse, block.queries),
                 0.0,
                 block.causal,
                 scale=ctx.scale,
@@ -89,7 +88,7 @@ class _BlockAttention(torch.autograd.Function):
 
 def _take(x: Tensor, runs: Runs) -> Tensor:
     """`[S, H, ..]` -> `[R, H, L, ..]`."""
-    return x.index_select(0, runs.places.flatten()).unflatten(0, runs.places.shape).transpose(1, 2)
+    return x.index_select(0, runs.places.flatten()).view(*runs.places.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def _flat(x: Tensor, runs: Runs) -> Tensor:
@@ -98,13 +97,13 @@ def _flat(x: Tensor, runs: Runs) -> Tensor:
     return flat if runs.slots is None else flat.index_select(0, runs.slots)
 
 
-def _with_padding(x: Tensor, runs: Runs, value: float) -> Tensor:
-    """A copy of `[R, H, L, ..]` with `value` at the padded entries."""
+def _take_lse(lse: Tensor, runs: Runs) -> Tensor:
+    """`[S, H]` -> `[R, H, L]`, infinity at padded entries."""
     if runs.slots is None:
-        return x
-    filled = torch.full_like(x.transpose(1, 2), value).flatten(0, 1)
-    filled[runs.slots] = _flat(x, runs)
-    return filled.unflatten(0, runs.places.shape).transpose(1, 2)
+        return _take(lse, runs)
+    taken = torch.full((runs.places.numel(), lse.shape[1]), torch.inf, dtype=lse.dtype, device=lse.device)
+    taken[runs.slots] = lse[runs.used]
+    return taken.view(*runs.places.shape, lse.shape[1]).transpose(1, 2)
 
 
 def _join(out: Tensor, lse: Tensor, runs: Runs, part: Tensor, part_lse: Tensor) -> None:

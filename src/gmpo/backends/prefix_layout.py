@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-PADDING_SHARE, PADDING_TOKENS = 0.25, 8
+PADDING_SHARE, PADDING_TOKENS = 0.125, 8
 """Runs attend in one call where the longest is at most this share and so many tokens longer than the shortest."""
 
 
