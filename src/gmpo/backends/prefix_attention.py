@@ -89,7 +89,8 @@ class _BlockAttention(torch.autograd.Function):
 
 def _take(x: Tensor, runs: Runs) -> Tensor:
     """`[S, H, ..]` -> `[R, H, L, ..]`."""
-    return x.index_select(0, runs.places.flatten()).unflatten(0, runs.places.shape).transpose(1, 2)
+    taken: Tensor = x.index_select(0, runs.places.flatten()).unflatten(0, runs.places.shape)
+    return taken.transpose(1, 2)
 
 
 def _flat(x: Tensor, runs: Runs) -> Tensor:
@@ -104,7 +105,8 @@ def _with_padding(x: Tensor, runs: Runs, value: float) -> Tensor:
         return x
     filled = torch.full_like(x.transpose(1, 2), value).flatten(0, 1)
     filled[runs.slots] = _flat(x, runs)
-    return filled.unflatten(0, runs.places.shape).transpose(1, 2)
+    spread: Tensor = filled.unflatten(0, runs.places.shape)
+    return spread.transpose(1, 2)
 
 
 def _join(out: Tensor, lse: Tensor, runs: Runs, part: Tensor, part_lse: Tensor) -> None:
