@@ -61,7 +61,7 @@ def _lines() -> Iterator[str]:
     yield "| Key | Reason |\n|---|---|"
     yield from (f"| `{key}` | {reason} |" for key, reason in NO_COUNTERPART.items())
     yield "\n## Not supported\n"
-    yield "Refused with the reason, unless the value asks for nothing: `False`, `0`, `null`, an empty list, or a default"
+    yield "Refused with the reason, unless the value asks for nothing: `False`, `0`, `null`, an empty list or a default"
     yield "of verl. An entry stands for all keys that begin with it.\n"
     yield "| Key | Reason |\n|---|---|"
     yield from (f"| `{key}` | {reason} |" for key, reason in {**UNSUPPORTED, **SFT_UNSUPPORTED}.items())
