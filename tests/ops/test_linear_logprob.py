@@ -1,141 +1,312 @@
-"""Log-probs and entropies from an LM head in tiles: the numbers and the gradients of the whole logits."""
+"""Log-probs, entropies and gradients through an LM head in tiles: the numbers of the whole logits, which autograd gives."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from gmpo.ops.logprob import entropy, token_logprobs
 from torch import Tensor
 
-from gmpo.ops.linear_logprob import linear_logprob
-from gmpo.ops.logprob import entropy, token_logprobs
+from gmpo.ops import linear_logprob
+from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
 
 
-def inputs(
-    tokens: int, vocabulary: int, width: int, dtype: torch.dtype, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass
+class Case:
+    """A head over `len(targets)` tokens, and a loss `sum_i a_i logp_i^2 + b_i logp_i + c_i entropy_i`."""
+
+    hidden: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    targets: Tensor
+    lengths: Sequence[int]
+    temperature: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def factors(self) -> Tensor:
+        g = torch.Generator().manual_seed(1)
+        return torch.randn(3, len(self.targets), generator=g, dtype=torch.float64)
+
+    def tiled(self, mode: Entropies, tile_bytes: int) -> tuple[Tensor, ...]:
+        """Gradients by hidden states, weight and bias, those there are; then the entropies if asked for."""
+        parameters = [p.detach().clone().requires_grad_() for p in (self.weight, self.bias) if p is not None]
+        rest = iter(parameters)
+        head = Head(
+            next(rest) if self.weight is not None else None,
+            next(rest) if self.bias is not None else None,
+            self.temperature,
+            self.softcap,
+        )
+        edges = torch.tensor([0, *self.lengths]).cumsum(0).tolist()
+
+        def loss(rows: slice, logp: Tensor, ent: Tensor | None) -> Tensor:
+            a, b, c = self.factors[:, edges[rows.start] : edges[rows.stop]].to(logp.dtype)
+            total = (a * logp**2 + b * logp).sum()
+            return total if ent is None else total + (c * ent).sum()
+
+        gradient, ent = backward(
+            head, self.hidden, self.targets, self.lengths, loss, entropy=mode, tile_bytes=tile_bytes
+        )
+        found = [gradient, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
+        return tuple(found) if ent is None else (*found, ent)
+
+    def whole(self, mode: Entropies, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        hidden = self.hidden.detach().to(dtype).requires_grad_()
+        parameters = [p.detach().to(dtype).requires_grad_() for p in (self.weight, self.bias) if p is not None]
+        logits = hidden if self.weight is None else hidden @ parameters[0].T
+        if self.bias is not None:
+            logits = logits + parameters[-1]
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logp = token_logprobs(logits, self.targets, temperature=self.temperature)
+        ent = entropy(logits, temperature=self.temperature)
+        a, b, c = self.factors.to(dtype)
+        loss = (a * logp**2 + b * logp).sum()
+        if mode == "gradient":
+            loss = loss + (c * ent).sum()
+        found = torch.autograd.grad(loss, [hidden, *parameters], materialize_grads=True)
+        return found if mode == "none" else (*found, ent.detach())
+
+
+def case(
+    lengths: Sequence[int],
+    vocabulary: int,
+    width: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    bias: bool = False,
+    identity: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Case:
     g = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(tokens, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
-    weight = torch.randn(vocabulary, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
-    return hidden, weight, torch.randint(vocabulary, (tokens,), generator=g)
+    tokens = sum(lengths)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    return Case(
+        normal(tokens, vocabulary if identity else width),
+        None if identity else normal(vocabulary, width),
+        normal(vocabulary) if bias else None,
+        torch.randint(vocabulary, (tokens,), generator=g),
+        lengths,
+        temperature,
+        softcap,
+    )
 
 
-def naive(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = hidden @ weight.T
-    return token_logprobs(logits, targets, temperature=temperature), entropy(logits, temperature=temperature)
+def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        assert (a.double() - b.double()).abs().max().item() <= tolerance * scale if b.numel() else a.numel() == 0
 
 
-def gradients(values: tuple[Tensor, Tensor | None], wrt: tuple[Tensor, Tensor], seed: int = 1) -> tuple[Tensor, ...]:
-    g = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(v.shape, generator=g, dtype=torch.float64).to(v.dtype) for v in values if v is not None]
-    loss = sum((v * w).sum() for v, w in zip([v for v in values if v is not None], weights, strict=True))
-    assert isinstance(loss, Tensor)
-    return torch.autograd.grad(loss, wrt)
-
-
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=150)
 @given(
-    st.integers(1, 17),
+    st.lists(st.integers(0, 7), min_size=1, max_size=6),
     st.integers(2, 40),
     st.integers(1, 9),
     st.floats(0.1, 4.0),
-    st.integers(1, 4000),
+    st.integers(1, 6000),
+    st.integers(1, 40),
+    st.sampled_from(["none", "value", "gradient"]),
+    st.booleans(),
+    st.sampled_from(["plain", "capped", "logits"]),
     st.integers(0, 2**20),
 )
-def test_tiles_of_any_size_give_the_values_and_gradients_of_the_whole(
-    tokens: int, vocabulary: int, width: int, temperature: float, tile_bytes: int, seed: int
+def test_tiles_and_blocks_of_any_size_give_the_gradients_of_the_whole_logits(
+    lengths: list[int],
+    vocabulary: int,
+    width: int,
+    temperature: float,
+    tile_bytes: int,
+    columns: int,
+    mode: Entropies,
+    bias: bool,
+    kind: str,
+    seed: int,
 ) -> None:
-    hidden, weight, targets = inputs(tokens, vocabulary, width, torch.float64, seed)
-    expected = naive(hidden, weight, targets, temperature)
-    found = linear_logprob(hidden, weight, targets, temperature=temperature, with_entropy=True, tile_bytes=tile_bytes)
-    assert found[1] is not None
-    for a, b in zip(found, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
-    for a, b in zip(gradients(found, (hidden, weight)), gradients(expected, (hidden, weight)), strict=True):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    c = case(
+        lengths,
+        vocabulary,
+        width,
+        seed=seed,
+        bias=bias and kind != "logits",
+        identity=kind == "logits",
+        temperature=temperature,
+        softcap=1.5 if kind == "capped" else None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_logprob, "BLOCK_COLUMNS", columns)
+        patch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
+        patch.setattr(linear_logprob, "CACHED_ELEMENTS", 2 * columns)
+        found = c.tiled(mode, tile_bytes)
+    assert_close(found, c.whole(mode), 1e-10)
 
 
-def test_without_the_entropy_the_gradient_is_that_of_the_log_probs_alone() -> None:
-    hidden, weight, targets = inputs(5, 11, 4, torch.float64)
-    logp, none = linear_logprob(hidden, weight, targets, temperature=0.7, tile_bytes=2 * 11 * 8)
-    assert none is None
-    expected = naive(hidden, weight, targets, 0.7)[0]
-    for a, b in zip(
-        gradients((logp, None), (hidden, weight)), gradients((expected, None), (hidden, weight)), strict=True
-    ):
-        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("columns", [3, 4096])
+def test_values_without_gradient_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(linear_logprob, "BLOCK_COLUMNS", columns)
+    monkeypatch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
+    c = case([5, 6], 29, 4, temperature=0.7)
+    assert c.weight is not None
+    logits = c.hidden @ c.weight.T
+    logp, ent = token_values(Head(c.weight, temperature=0.7), c.hidden, c.targets, with_entropy=True)
+    assert ent is not None
+    assert torch.allclose(logp, token_logprobs(logits, c.targets, temperature=0.7), atol=1e-12)
+    assert torch.allclose(ent, entropy(logits, temperature=0.7), atol=1e-12)
+    assert token_values(Head(c.weight), c.hidden, c.targets)[1] is None
 
 
-def test_the_gradients_are_the_derivatives() -> None:
-    hidden, weight, targets = inputs(3, 6, 2, torch.float64)
+@pytest.mark.parametrize("mode", ["none", "value", "gradient"])
+def test_the_gradient_is_the_derivative(mode: Entropies) -> None:
+    """Against differences of the loss, independent of autograd's opinion of the whole logits."""
+    c = case([2, 1], 6, 2, temperature=1.3, bias=True)
+    assert c.weight is not None
+    assert c.bias is not None
 
-    def values(h: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        logp, ent = linear_logprob(h, w, targets, temperature=1.3, with_entropy=True, tile_bytes=6 * 8)
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> float:
+        logp, ent = token_values(Head(weight, bias, 1.3), hidden, c.targets, with_entropy=True)
         assert ent is not None
-        return logp, ent
+        a, b, d = c.factors
+        return float((a * logp**2 + b * logp).sum() + ((d * ent).sum() if mode == "gradient" else 0.0))
 
-    assert torch.autograd.gradcheck(values, (hidden, weight))
+    found = c.tiled(mode, 10**6)[:3]
+    inputs = [c.hidden, c.weight, c.bias]
+    for i, gradient in enumerate(found):
+        for place in range(gradient.numel()):
+            step = torch.zeros_like(inputs[i]).flatten()
+            step[place] = 1e-6
+            up = [x + step.view_as(x) if j == i else x for j, x in enumerate(inputs)]
+            down = [x - step.view_as(x) if j == i else x for j, x in enumerate(inputs)]
+            assert float(gradient.flatten()[place]) == pytest.approx((loss(*up) - loss(*down)) / 2e-6, abs=1e-7)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    hidden, weight, targets = inputs(3, 6, 2, torch.float64)
-    logp, _ = linear_logprob(hidden, weight, targets, temperature=1.0)
-    (first,) = torch.autograd.grad(logp.sum(), hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        torch.autograd.grad(first.sum(), hidden)
+def test_the_loss_is_called_with_whole_answers_each_once() -> None:
+    c = case([3, 0, 2, 4], 10, 3)
+    seen: list[int] = []
+    sizes: list[int] = []
+
+    def loss(rows: slice, logp: Tensor, _: Tensor | None) -> Tensor:
+        seen.extend(range(rows.start, rows.stop))
+        sizes.append(len(logp))
+        return logp.sum()
+
+    assert c.weight is not None
+    backward(Head(c.weight), c.hidden, c.targets, c.lengths, loss, tile_bytes=5 * 10 * 8)
+    assert seen == [0, 1, 2, 3]
+    assert sizes == [5, 4]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
-def test_float32_is_as_exact_as_the_whole_logits_in_float32(scale: float) -> None:
-    hidden, weight, targets = inputs(64, 500, 32, torch.float32)
-    with torch.no_grad():
-        hidden *= scale
-    exact = naive(hidden.detach().double(), weight.detach().double(), targets, 1.0)
-    whole = naive(hidden, weight, targets, 1.0)
-    tiled = linear_logprob(hidden, weight, targets, temperature=1.0, with_entropy=True, tile_bytes=7 * 500 * 4)
-    assert tiled[1] is not None
-    for tile, plain, true in zip(tiled, whole, exact, strict=True):
-        assert (tile.double() - true).abs().max() <= 2 * (plain.double() - true).abs().max() + 1e-6
-    assert all(bool(g.isfinite().all()) for g in gradients(tiled, (hidden, weight)))
+@pytest.mark.parametrize("tile_bytes", [1, 10**7], ids=["two sweeps", "one sweep"])
+def test_float32_is_as_exact_as_the_whole_logits_in_float32(scale: float, tile_bytes: int) -> None:
+    c = case([16] * 4, 500, 32, dtype=torch.float32)
+    c.hidden *= scale
+    exact = c.whole("value")
+    plain = c.whole("value", torch.float32)
+    assert c.weight is not None
+    resolution = 2 * float((c.hidden @ c.weight.T).abs().max()) * torch.finfo(torch.float32).eps
+    for tile, one, true in zip(c.tiled("value", tile_bytes), plain, exact, strict=True):
+        allowed = 3 * (one.double() - true).abs().max() + 2e-6 * true.abs().max() + resolution
+        assert (tile.double() - true).abs().max() <= allowed
 
 
-def test_bfloat16_inputs_give_float32_values_close_to_the_exact_ones_of_the_same_numbers() -> None:
-    hidden, weight, targets = inputs(32, 200, 16, torch.bfloat16)
-    logp, ent = linear_logprob(hidden, weight, targets, temperature=1.0, with_entropy=True, tile_bytes=5 * 200 * 4)
+def test_a_token_that_is_all_but_certain_keeps_its_small_gradient_in_bfloat16() -> None:
+    """1 - p is 1e-3, below bfloat16's resolution at 1: computed as p - 1 in that dtype it would be 0 or 4e-3."""
+    gap = math.log(999.0)
+    hidden = torch.tensor([[1.0]], dtype=torch.bfloat16)
+    weight = torch.tensor([[gap], [0.0]], dtype=torch.float32, requires_grad=True)
+    rounded = float(weight.detach()[0].to(torch.bfloat16))
+    left = 1.0 / (1.0 + math.exp(rounded))
+    backward(Head(weight), hidden, torch.tensor([0]), [1], lambda rows, logp, _: logp.sum())
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == pytest.approx([left, -left], rel=5e-3)
+
+
+def test_bfloat16_hidden_states_have_bfloat16_products_and_float32_everything_else() -> None:
+    c = case([8] * 4, 200, 16, dtype=torch.bfloat16)
+    assert c.weight is not None
+    logp, ent = token_values(Head(c.weight.float()), c.hidden, c.targets, with_entropy=True)
     assert ent is not None
     assert logp.dtype == ent.dtype == torch.float32
-    exact = naive(hidden.detach().double(), weight.detach().double(), targets, 1.0)
-    assert (logp.double() - exact[0]).abs().max() < 0.1
-    grads = gradients((logp, ent), (hidden, weight))
-    assert [g.dtype for g in grads] == [torch.bfloat16] * 2
+    exact = Case(c.hidden.double(), c.weight.double(), None, c.targets, c.lengths).whole("value")
+    c.weight = c.weight.float()
+    found = c.tiled("value", 10**6)
+    assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.float32]
+    for a, b in zip(found, exact, strict=True):
+        assert (a.double() - b).norm() <= 0.02 * b.norm()
 
 
-def test_a_tied_head_gets_both_of_its_gradients() -> None:
+def test_gradients_are_added_to_what_is_there_as_a_tied_head_needs() -> None:
     embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     tokens, targets = torch.tensor([1, 5, 8]), torch.tensor([2, 2, 0])
-    tiled, _ = linear_logprob(embedding[tokens], embedding, targets, temperature=1.0, tile_bytes=9 * 8)
-    whole = token_logprobs(embedding[tokens] @ embedding.T, targets, temperature=1.0)
-    (a,), (b,) = torch.autograd.grad(tiled.sum(), embedding), torch.autograd.grad(whole.sum(), embedding)
-    assert torch.allclose(a, b, atol=1e-12)
+    whole = token_logprobs(embedding[tokens] @ embedding.T, targets, temperature=1.0).sum()
+    (expected,) = torch.autograd.grad(whole, embedding)
+    hidden = embedding[tokens]
+    gradient, _ = backward(Head(embedding), hidden, targets, [3], lambda rows, logp, _: logp.sum())
+    hidden.backward(gradient)
+    assert embedding.grad is not None
+    assert torch.allclose(embedding.grad, expected, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    c = case([2], 5, 3)
+    assert c.weight is not None
+    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [2], lambda rows, logp, _: logp.sum())
+    assert gradient.any()
+    assert c.weight.grad is None
+
+
+def test_a_loss_that_ignores_its_tokens_has_no_gradient() -> None:
+    c = case([2, 3], 5, 3)
+    assert c.weight is not None
+    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [2, 3], lambda rows, logp, _: torch.tensor(1.0))
+    assert not gradient.any()
 
 
 def test_an_impossible_token_of_the_vocabulary_makes_no_nan() -> None:
-    hidden = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
-    weight = torch.tensor([[0.0], [1.0], [-math.inf]], dtype=torch.float64)
-    logp, ent = linear_logprob(hidden, weight, torch.tensor([0, 1]), temperature=1.0, with_entropy=True)
+    bias = torch.tensor([0.0, 1.0, -math.inf], dtype=torch.float64)
+    head = Head(torch.zeros(3, 1, dtype=torch.float64), bias)
+    logp, ent = token_values(head, torch.ones(2, 1, dtype=torch.float64), torch.tensor([0, 1]), with_entropy=True)
     assert ent is not None
     p = 1 / (1 + math.e)
     assert logp.tolist() == pytest.approx([math.log(p), math.log(1 - p)])
     assert ent.tolist() == pytest.approx([-(p * math.log(p) + (1 - p) * math.log(1 - p))] * 2)
 
 
+def test_a_token_infinitely_behind_its_neighbours_block_makes_no_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block's share of the sum is 0 in float32."""
+    monkeypatch.setattr(linear_logprob, "BLOCK_COLUMNS", 2)
+    monkeypatch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
+    weight = torch.tensor([[1.0], [0.0], [-500.0], [-500.0]], requires_grad=True)
+    gradient, ent = backward(
+        Head(weight), torch.ones(1, 1), torch.tensor([3]), [1], lambda rows, logp, _: logp.sum(), entropy="value"
+    )
+    assert ent is not None
+    p = 1 / (1 + math.exp(-1.0))
+    # the target's row less the mean of all rows
+    assert gradient.item() == pytest.approx(-500.0 - p)
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == pytest.approx([-p, p - 1, 0.0, 1.0])
+    assert ent.item() == pytest.approx(-(p * math.log(p) + (1 - p) * math.log(1 - p)), abs=1e-5)
+
+
 def test_no_tokens_are_no_work() -> None:
-    hidden, weight, targets = inputs(0, 5, 3, torch.float32)
-    logp, ent = linear_logprob(hidden, weight, targets, temperature=1.0, with_entropy=True)
+    c = case([0, 0], 5, 3)
+    assert c.weight is not None
+    logp, ent = token_values(Head(c.weight), c.hidden, c.targets, with_entropy=True)
     assert ent is not None
     assert logp.shape == ent.shape == (0,)
-    (gradient,) = torch.autograd.grad(logp.sum() + ent.sum(), weight)
-    assert not gradient.any()
+    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [0, 0], lambda rows, logp, _: logp.sum())
+    assert gradient.shape == (0, 3)

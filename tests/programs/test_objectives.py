@@ -51,7 +51,16 @@ def test_every_estimator_trains_with_every_loss_or_is_refused(bench: Any, estima
 
 
 def test_the_critic_learns_and_is_resumed_bit_for_bit(bench: Any) -> None:
-    changes = {"trainer.save_freq": 1, "trainer.total_training_steps": 3}
+    """With the adaptive KL controller, whose coefficient shapes the rewards that the critic is fitted to."""
+    changes = {
+        "trainer.save_freq": 1,
+        "trainer.total_training_steps": 3,
+        "algorithm.use_kl_in_reward": True,
+        "algorithm.kl_ctrl.type": "adaptive",
+        "algorithm.kl_ctrl.kl_coef": 0.05,
+        "algorithm.kl_ctrl.target_kl": 0.001,
+        "algorithm.kl_ctrl.horizon": 100,
+    }
     whole = run(bench, "gae", "vanilla", **changes)
     losses = [m["critic/vf_loss"] for m in whole.history if "critic/vf_loss" in m]
     assert losses[-1] < losses[0]
@@ -63,6 +72,9 @@ def test_the_critic_learns_and_is_resumed_bit_for_bit(bench: Any) -> None:
     again = run(bench, "gae", "vanilla", **changes)
     resumed = load_file(again.folder / "global_step_3" / "critic" / "model.safetensors")
     assert all(torch.equal(saved[name], resumed[name]) for name in saved)
+    coefficients = [m["actor/reward_kl_penalty_coeff"] for m in whole.history]
+    assert len(set(coefficients)) == 3
+    assert [m["actor/reward_kl_penalty_coeff"] for m in again.history[-2:]] == coefficients[1:]
 
 
 def test_during_its_warm_up_only_the_critic_learns(bench: Any) -> None:
