@@ -95,7 +95,8 @@ class Batch:
 
     def select(self, rows: Int[Tensor, " R"]) -> Batch:
         """The given rows, in the given order, with padding that no row needs cut away."""
-        picked = {f.name: _rows(getattr(self, f.name), rows) for f in dataclasses.fields(self)}
+        taken = self.take(rows)
+        picked = {f.name: getattr(taken, f.name) for f in dataclasses.fields(self)}
         prompt = int(self.prompt_mask[rows].sum(1).max()) if len(rows) else 0
         response = int(self.response_mask[rows].sum(1).max()) if len(rows) else 0
         start = self.prompt_mask.shape[1] - prompt
@@ -103,6 +104,10 @@ class Batch:
             if tensor is not None and tensor.dim() == 2:
                 picked[name] = tensor[:, start:] if name.startswith("prompt_") else tensor[:, :response]
         return Batch(**picked)  # type: ignore[arg-type]  # the required fields are never None
+
+    def take(self, rows: Int[Tensor, " R"]) -> Batch:
+        """The given rows with all their padding: response positions stay where they are."""
+        return Batch(**{f.name: _rows(getattr(self, f.name), rows) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
 
     def mini_batches(self, problems: int, *, epochs: int, shuffle_seed: int | None) -> Iterator[Int[Tensor, " R"]]:
         """Row indices of each optimizer update: `problems` whole groups at a time, the last slice possibly smaller.

@@ -144,6 +144,12 @@ def test_clip_cov_silences_the_chosen_tokens(losses: Any, responses: Build) -> N
     assert (3 * got.gradient).tolist() == [pytest.approx([0.0, 0.0, -0.5])]  # still a mean over three tokens
 
 
+def test_kl_cov_does_not_follow_the_sign_of_a_rounding_error(losses: Any, responses: Build) -> None:
+    tensors = responses([[-9e-5, 9e-5, 2e-4]], [0.0])
+    got = losses.update("kl_cov", *tensors, selected=torch.ones(1, 3, dtype=torch.bool), kl_coef=0.1)
+    assert got.gradient.flatten().tolist() == pytest.approx([0.0, 0.0, 0.1 / 3], abs=1e-7)
+
+
 def test_kl_cov_pulls_the_chosen_tokens_back_to_the_old_policy(losses: Any, responses: Build) -> None:
     tensors = responses([[math.log(2.0), math.log(2.0), math.log(0.5)]], [1.0])
     chosen = torch.tensor([[True, False, True]])

@@ -235,13 +235,18 @@ def test_the_record_of_an_update_is_the_same_for_any_micro_batching(case: Case) 
             assert torch.allclose(got.double(), expected.double(), atol=1e-5)
 
 
+PROBE = 2
+"""Passes by which a new learner compares its reading of the head with the model's own."""
+
+
 def passes(model: PreTrainedModel) -> list[int]:
+    """One entry for each pass through the layers; with one row a micro-batch, one for each row."""
     rows: list[int] = []
 
     def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         rows.append(kwargs["input_ids"].shape[0])
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     return rows
 
 
@@ -249,10 +254,10 @@ def passes(model: PreTrainedModel) -> list[int]:
 def test_rows_without_signal_are_counted_and_not_computed(case: Case, objective: Objective) -> None:
     rows = passes(case.model)
     gradient, update = updated(case, objective, MicroBatching(rows=1))
-    assert sum(rows) == 5, "of eight rows two have advantage 0 and one has no token"
+    assert sum(rows) == PROBE + 5, "of eight rows two have advantage 0 and one has no token"
     # An entropy term, however small, has every row with a token computed.
     all_rows, full = updated(case, replace(objective, entropy_coef=1e-30), MicroBatching(rows=1))
-    assert sum(rows) == 5 + 7
+    assert sum(rows) == 2 * PROBE + 5 + 7
     assert sorted(full.rows.tolist()) == [0, 1, 2, 4, 5, 6, 7]
     assert apart(gradient, all_rows) < 1e-6
     assert update.scalars["pg_loss"] == pytest.approx(full.scalars["pg_loss"], rel=1e-6)
@@ -326,5 +331,5 @@ def test_gradient_checkpointing_does_not_change_the_gradient(case: Case) -> None
     layer_calls: list[int] = []
     case.model.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: layer_calls.append(1))
     checkpointed, _ = updated(case, replace(GEO, **WITH_TERMS), MicroBatching(rows=3))
-    assert len(layer_calls) == 2 * 3, "seven rows make three passes, each computed twice"
+    assert len(layer_calls) == PROBE + 2 * 3, "seven rows make three passes, each computed twice"
     assert apart(checkpointed, plain) < 1e-7

@@ -1,4 +1,4 @@
-"""Log-probs, entropies and gradients through an LM head in tiles: the numbers of the whole logits, which autograd gives."""
+"""Log-probs, entropies and gradients through a head in tiles: those that autograd gives through all logits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from gmpo.ops.logprob import entropy, token_logprobs
 from torch import Tensor
 
 from gmpo.ops import linear_logprob
 from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
+from gmpo.ops.logprob import entropy, token_logprobs
 
 
 @dataclass

@@ -12,6 +12,9 @@ from torch import Tensor
 from gmpo.algo.masks import sequence_mean
 from gmpo.algo.surrogate import LOG_RATIO_LIMIT, Surrogate, bounded_ratio, capped_exp, log_ratio, token_surrogate
 
+KL_COV_ROUNDING = 1e-4
+"""Nats below which a log-ratio is taken for rounding: as far as reused log-probs may be from the learner's own."""
+
 
 def vanilla(
     logp: Float[Tensor, "B T"],
@@ -158,10 +161,14 @@ def kl_cov(
 ) -> Surrogate:
     """`-A rho`, plus `kl_coef |d|` on `selected` tokens (`select_kl_cov`); nothing is clipped.
 
+    |d| counts from 1e-4 on. Where nothing has changed d is what two kernels round differently, and the sign of that is
+    no direction, yet |d| would pull with full force along it.
+
     Source: KL-Cov, arXiv 2505.22617 eq. 12-13.
     """
     d = log_ratio(logp, old_logp, mask)
-    return token_surrogate(-advantage * bounded_ratio(d) + kl_coef * d.abs() * selected, d, mask)
+    changed = selected & (d.detach().abs() >= KL_COV_ROUNDING)
+    return token_surrogate(-advantage * bounded_ratio(d) + kl_coef * d.abs() * changed, d, mask)
 
 
 def negative_log_likelihood(

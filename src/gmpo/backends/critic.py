@@ -16,8 +16,10 @@ from gmpo.algo.advantages import lambda_returns
 from gmpo.algo.masks import Counts, aggregate
 from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends.devices import Device, out_of_memory_hint
+from gmpo.backends.forward import split
 from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
-from gmpo.backends.trainable import MicroBatching, Stepped, Trainable, split
+from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
+from gmpo.backends.trainable import MicroBatching, Stepped, Trainable
 from gmpo.batch import Batch
 from gmpo.errors import BackendError
 
@@ -53,11 +55,18 @@ def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedMod
     if missing:
         raise BackendError(f"critic {source.path!r}: {len(missing)} parameters are missing, for example {missing[0]!r}")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in head:
-                parameter.zero_()
+        for parameter in value_head(model).parameters():
+            parameter.zero_()
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
     return model
+
+
+def value_head(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer from hidden states to values."""
+    found = next((layer for name in ("score", "classifier") if (layer := getattr(model, name, None)) is not None), None)
+    if not isinstance(found, torch.nn.Linear):
+        raise BackendError(f"{type(model).__name__} has no linear layer score or classifier, so it cannot be a critic")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +106,26 @@ class Critic:
         self.settings = settings
         self.update_split = update_split
         self.score_split = score_split
+        self.separate = share_prefixes(trainable.model, device)
+        """Why every answer computes its own prompt; None if the answers of a group share it."""
 
     def values(self, batch: Batch) -> Tensor:
         """`[B, T]` on the CPU, 0 outside the responses: the estimate before each response token."""
         self.trainable.model.eval()
         filled = torch.zeros(batch.response_ids.shape)
-        for rows in split(batch, self.score_split):
+        for rows in split(batch, self.score_split, share=self.separate is None):
             part = batch.select(rows)
             with torch.no_grad(), out_of_memory_hint("computing values"):
                 values = self._forward(part)
-            filled[rows, : values.shape[1]] = values.float().cpu() * part.response_mask
+            filled[rows, : values.shape[1]] = values.cpu()
         return filled
 
     def _forward(self, part: Batch) -> Tensor:
-        where = self.device.torch
-        ids = torch.cat([part.prompt_ids, part.response_ids], dim=1).to(where)
-        mask = torch.cat([part.prompt_mask, part.response_mask], dim=1).to(where)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        """`[B, T]`, 0 outside the responses. The value before a response token is read where the token is predicted."""
+        hidden = response_hidden(self.trainable.model, part, self.device, mask=part.response_mask)
         with self.device.autocast():
-            out = self.trainable.model(
-                input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
-            ).logits
-        # The value before response token t stands where the token is predicted: one position earlier.
-        start = part.prompt_ids.shape[1] - 1
-        values: Tensor = out[:, start : start + part.response_ids.shape[1], 0]
-        return values.float()
+            values = value_head(self.trainable.model)(hidden).squeeze(1)
+        return scatter_tokens(values.float(), part.response_mask)
 
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
@@ -148,7 +152,7 @@ class Critic:
         counts = mini.counts()
         self.trainable.begin()
         terms: dict[str, float] = {"vf_loss": 0.0, "vf_clipfrac": 0.0, "vpred_mean": 0.0}
-        for rows in split(mini, self.update_split):
+        for rows in split(mini, self.update_split, share=self.separate is None):
             with out_of_memory_hint("updating the critic"):
                 for name, share in self._accumulate(mini.select(rows), counts).items():
                     terms[name] += share

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from gmpo.algo.losses import PolicyLoss, reduce_surrogate
 from gmpo.algo.masks import Counts, aggregate
 from gmpo.backends.critic import Critic
 from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.forward import response_logprobs
+from gmpo.backends.forward import TokenModel
 from gmpo.backends.storage import save_huggingface
-from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable, split
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.batch import Batch
+from gmpo.ops.linear_logprob import Entropies
 from gmpo.ports import Update, Weights
 from gmpo.streams import uniform
 
@@ -90,7 +91,11 @@ class LocalLearner:
         self.update_split = update_split
         self.score_split = score_split
         self.reference_split = reference_split or score_split
-        self.reference = reference.eval().requires_grad_(False) if reference is not None else None
+        temperature = objective.temperature
+        self.tokens = TokenModel(model, device, temperature=temperature)
+        self.reference = None
+        if reference is not None:
+            self.reference = TokenModel(reference.requires_grad_(False), device, temperature=temperature)
         self.critic = critic
 
     def weights(self, version: int) -> Weights:
@@ -102,7 +107,7 @@ class LocalLearner:
         (where there are such)."""
         filled = batch
         if old:
-            logp, entropy = self._no_grad_pass(self.model, batch, self.score_split, with_entropy=True)
+            logp, entropy = self._no_grad_pass(self.tokens, batch, self.score_split, with_entropy=True)
             filled = filled.replace(old_logp=logp, entropy=entropy)
         if self.reference is not None:
             ref_logp, _ = self._no_grad_pass(self.reference, batch, self.reference_split, with_entropy=False)
@@ -116,25 +121,19 @@ class LocalLearner:
         return {} if self.critic is None else self.critic.fit(batch, step=step)
 
     def _no_grad_pass(
-        self, model: PreTrainedModel, batch: Batch, by: MicroBatching, *, with_entropy: bool
+        self, tokens: TokenModel, batch: Batch, by: MicroBatching, *, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        model.eval()
+        tokens.model.eval()
         logp = torch.zeros(batch.response_ids.shape)
         entropy = torch.zeros(batch.response_ids.shape) if with_entropy else None
-        for rows in split(batch, by):
+        for rows in tokens.split(batch, by):
             part = batch.select(rows)
-            with torch.no_grad(), out_of_memory_hint("computing log-probs"):
-                part_logp, part_entropy = response_logprobs(
-                    model,
-                    part,
-                    self.device,
-                    temperature=self.objective.temperature,
-                    entropies="value" if with_entropy else "none",
-                )
+            with out_of_memory_hint("computing log-probs"):
+                part_logp, part_entropy = tokens.logprobs(part, with_entropy=with_entropy)
             width = part.response_ids.shape[1]
-            logp[rows, :width] = part_logp.float().cpu() * part.response_mask
+            logp[rows, :width] = part_logp.float().cpu()
             if entropy is not None and part_entropy is not None:
-                entropy[rows, :width] = part_entropy.float().cpu() * part.response_mask
+                entropy[rows, :width] = part_entropy.float().cpu()
         return logp, entropy
 
     def update(self, batch: Batch, *, step: int) -> Update:
@@ -153,10 +152,10 @@ class LocalLearner:
         with_signal = batch.select(computed)
         self.policy.begin()
         parts = []
-        for rows in split(with_signal, self.update_split):
+        for rows in self.tokens.split(with_signal, self.update_split):
             with out_of_memory_hint("updating the policy"):
-                part = self._accumulate(with_signal.select(rows), counts, with_signal.counts(), step)
-            parts.append((computed[rows], part))
+                found = self._accumulate(with_signal.select(rows), counts, with_signal.counts(), step)
+            parts += [(computed[rows[some]], part) for some, part in found]
         stepped = self.policy.step(step)
         scalars = {"grad_norm": stepped.norm, "lr": stepped.rate}
         return _joined(parts, batch.response_ids.shape[1], scalars, skipped=stepped.skipped)
@@ -169,7 +168,7 @@ class LocalLearner:
         loss = self.objective.loss
         assert loss.select is not None
         assert batch.advantage is not None
-        logp, _ = self._no_grad_pass(self.model, batch, self.score_split, with_entropy=False)
+        logp, _ = self._no_grad_pass(self.tokens, batch, self.score_split, with_entropy=False)
         width = batch.response_ids.shape[1]
         noise = np.stack([uniform(width, self.objective.seed, step, int(index)) for index in batch.index])
         return loss.select(
@@ -188,8 +187,8 @@ class LocalLearner:
             present &= ((batch.advantage != 0) & batch.mask).any(dim=1)
         return present.nonzero().squeeze(1)
 
-    def _accumulate(self, part: Batch, counts: Counts, computed: Counts, step: int) -> _Part:
-        """Backward pass of one micro-batch.
+    def _accumulate(self, batch: Batch, counts: Counts, computed: Counts, step: int) -> list[tuple[Tensor, _Part]]:
+        """Backward pass of one micro-batch; returns the records of its parts, with their rows.
 
         Args:
             counts: of the whole mini-batch.
@@ -197,15 +196,27 @@ class LocalLearner:
         """
         o = self.objective
         # Where the entropy was computed with the old log-probs it is known already.
-        watched: Literal["none", "value"] = "value" if part.entropy is None else "none"
-        logp, entropy = response_logprobs(
-            self.model,
-            part,
-            self.device,
-            temperature=o.temperature,
-            entropies="gradient" if o.entropy_coef != 0.0 else watched,
-        )
-        where = self.device.torch
+        watched: Entropies = "value" if batch.entropy is None else "none"
+        parts: list[tuple[Tensor, _Part]] = []
+
+        def loss(rows: slice, logp: Tensor, entropy: Tensor | None) -> Tensor:
+            some = torch.arange(rows.start, rows.stop)
+            value, record = self._loss(batch.take(some), logp, entropy, counts, step)
+            parts.append((some, record))
+            return value
+
+        entropy = self.tokens.backward(batch, loss, entropy="gradient" if o.entropy_coef != 0.0 else watched)
+        if entropy is not None:
+            # Reported per token whatever the aggregation, as where it comes from the pass for old log-probs.
+            mean = aggregate(entropy, batch.mask.to(entropy.device), "token-mean", computed, o.loss_scale)
+            parts[0][1].scalars["entropy"] = float(mean)
+        return parts
+
+    def _loss(
+        self, part: Batch, logp: Tensor, entropy: Tensor | None, counts: Counts, step: int
+    ) -> tuple[Tensor, _Part]:
+        """The loss of some responses, a share of the mini-batch's, and the record of it."""
+        o, where = self.objective, self.device.torch
         mask = part.mask.to(where)
         assert part.advantage is not None
         old = logp.detach() if part.old_logp is None else part.old_logp.to(where)
@@ -230,12 +241,8 @@ class LocalLearner:
             loss = loss + o.kl_coef * kl_loss
             scalars["kl_loss"] = float(kl_loss.detach())
         if entropy is not None:
-            if o.entropy_coef != 0.0:
-                loss = loss - o.entropy_coef * aggregate(entropy, mask, o.aggregation, counts, o.loss_scale)
-            # Reported per token whatever the aggregation, as where it comes from the pass for old log-probs.
-            scalars["entropy"] = float(aggregate(entropy.detach(), mask, "token-mean", computed, o.loss_scale))
-        loss.backward()
-        return _Part(
+            loss = loss - o.entropy_coef * aggregate(entropy, mask, o.aggregation, counts, o.loss_scale)
+        return loss, _Part(
             logp=logp.detach().float().cpu(),
             clipped=surrogate.clipped.cpu(),
             clipped_lower=surrogate.clipped_lower.cpu(),
@@ -274,7 +281,7 @@ class _Part:
     clipped_lower: Tensor
     sequence_ratio: Tensor
     capped: Tensor
-    scalars: Mapping[str, float]
+    scalars: dict[str, float]
 
 
 def _joined(parts: Sequence[tuple[Tensor, _Part]], width: int, scalars: dict[str, float], *, skipped: bool) -> Update:

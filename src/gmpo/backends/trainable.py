@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.backends.storage import load_model, load_optimizer, save_huggingface, save_model, save_optimizer
-from gmpo.batch import Batch, micro_batches
 from gmpo.errors import BackendError
 
 
@@ -36,12 +34,6 @@ class MicroBatching:
 
     rows: int | None = None
     tokens: int | None = None
-
-
-def split(batch: Batch, by: MicroBatching) -> list[Tensor]:
-    """Row indices of the micro-batches."""
-    prompts, responses = batch.prompt_mask.sum(1), batch.response_mask.sum(1)
-    return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ A loss sees the head only through each token's log-prob and entropy. With w and 
 
     d loss / d z_v = w (1[v = target] - p_v) - u p_v (log p_v + entropy),      z = logits / temperature, p = softmax(z)
 
-so three products of the head's size are enough, hidden states with the head for z and two with d loss / d z, if the loss
-of some answers is known before their z is let go. `backward` therefore takes whole answers through the head, a tile at a
-time: z of the tile, log-probs, the loss of its answers, gradient. An answer too long for a tile goes through twice, which
-costs a fourth product. Within a tile everything happens in blocks of the vocabulary that stay in the processor's cache.
+so three products of the head's size are enough, one for z and two with d loss / d z, if the loss of some answers is
+known before their z is let go. `backward` therefore takes whole answers through the head, a tile at a time: z of the
+tile, log-probs, the loss of its answers, gradient. An answer too long for a tile goes through twice, which costs a
+fourth product. All of it happens in blocks of the vocabulary, a few of whose rows fit into the processor's cache.
 
 Shapes: N tokens, H hidden width, V vocabulary.
 """
@@ -39,8 +39,8 @@ class Head:
     """`softcap(hidden weight^T + bias) / temperature`, where `softcap(x) = c tanh(x / c)`."""
 
     weight: Float[Tensor, "V H"] | None
-    """Float32 (or float64) parameter; None where the hidden states are the logits themselves. Products run in the dtype of the
-    hidden states, everything behind them in float32 (float64)."""
+    """None where the hidden states are the logits themselves. Products run in the dtype of the hidden states,
+    everything behind them in float32 (float64)."""
     bias: Float[Tensor, " V"] | None = None
     """Only with a weight."""
     temperature: float = 1.0
@@ -52,13 +52,13 @@ class Head:
 
 
 LossOfTokens = Callable[[slice, Tensor, Tensor | None], Tensor]
-"""The loss (a scalar) of the answers in the slice, given their tokens' log-probs `[n]` and, where its gradient by them is
-wanted, entropies `[n]`."""
+"""The loss (a scalar) of the answers in the slice, given their tokens' log-probs `[n]` and, where it depends on them,
+entropies `[n]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Of n tokens. The log-sum-exp is kept in two parts, the largest z and the rest: their sum would round the rest away."""
+    """Of n tokens. The log-sum-exp is kept in two parts, for their sum would round the smaller away."""
 
     logp: Tensor
     entropy: Tensor | None
@@ -95,7 +95,7 @@ def backward(
         lengths: tokens of each answer, in the order of `hidden`; their sum is N.
         loss: is called once for each of a number of runs of neighbouring answers, which together are all of them. What
             it returns for them must add up to the loss: no answer's loss depends on another's log-probs.
-        entropy: "value" returns the entropies; with "gradient" the loss is given them too and its gradient includes them.
+        entropy: "value" returns the entropies; with "gradient" the loss is given them too.
         tile_bytes: memory for z; at least one answer, or one block of the vocabulary, is held.
 
     Returns:
@@ -183,12 +183,11 @@ def _one_sweep(
     products = torch.zeros(hidden.shape, dtype=exact, device=hidden.device)
     for cols, block, share in zip(columns, blocks, shares, strict=True):
         _zero_targets(block, targets, cols)
-        products += (block @ _cast(head.weight[cols], hidden)).to(exact) * share.unsqueeze(1)
+        products += (block @ head.weight[cols].to(hidden.dtype)).to(exact) * share.unsqueeze(1)
         _add_head_gradient(head, cols, block, hidden, scale * share)
     entropy = None
     if with_entropy:
-        # sum_v exp(z_v - peak) z_v, which the product with the head holds already. Rounding leaves an error of float32's
-        # resolution of z; it saves a pass over all of z.
+        # sum_v exp(z_v - peak) z_v, which the product with the head holds already, to float32's resolution of z.
         weighted = (products * hidden.to(exact)).sum(dim=1)
         if head.bias is not None:
             weighted += sum(
@@ -229,10 +228,8 @@ def _two_sweeps(
         z = _logits(head, hidden, cols, memory)
         slope = None if head.softcap is None else 1.0 - (z * (head.temperature / head.softcap)) ** 2
         d = z.sub_(values.peak.unsqueeze(1))
-        if u is None:
-            g = d.exp_().mul_(-w.unsqueeze(1))
-        else:
-            g = d.exp() * (offset.unsqueeze(1) - u.unsqueeze(1) * d)
+        by_row = -w.unsqueeze(1) if u is None else offset.unsqueeze(1) - u.unsqueeze(1) * d
+        g = d.exp_().mul_(by_row)
         if slope is not None:
             g *= slope
         _zero_targets(g, targets, cols)
@@ -240,7 +237,7 @@ def _two_sweeps(
         if head.weight is None:
             gradient[:, cols] = g.to(exact) * (scale / head.temperature).unsqueeze(1)
         else:
-            gradient += (g @ _cast(head.weight[cols], hidden)).to(exact) * (scale / head.temperature).unsqueeze(1)
+            gradient += (g @ head.weight[cols].to(hidden.dtype)).to(exact) * (scale / head.temperature).unsqueeze(1)
             _add_head_gradient(head, cols, g, hidden, scale)
     if head.softcap is not None:
         left_out = left_out * (1.0 - (target_z * (head.temperature / head.softcap)) ** 2)
@@ -283,7 +280,7 @@ def _logits(head: Head, hidden: Tensor, cols: slice, memory: _Memory, *, into: T
     if head.weight is None:
         z.copy_(hidden[:, cols])
     else:
-        weight = _cast(head.weight[cols], hidden).T
+        weight = head.weight[cols].to(hidden.dtype).T
         if z.dtype == hidden.dtype:
             torch.mm(hidden, weight, out=z)
         else:
@@ -327,9 +324,7 @@ def _joint(peaks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return peak, [(own - peak).exp() for own in peaks]
 
 
-def _derivatives(
-    loss: LossOfTokens, rows: slice, logp: Tensor, entropy: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _derivatives(loss: LossOfTokens, rows: slice, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Of the loss, by log-probs and by entropies where they are given."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in (logp, entropy) if x is not None]
@@ -352,7 +347,8 @@ def _zero_targets(block: Tensor, targets: Tensor, cols: slice) -> None:
 
 
 def _in_block(targets: Tensor, cols: slice) -> Tensor:
-    return ((targets >= cols.start) & (targets < cols.stop)).nonzero().squeeze(1)
+    here: Tensor = (targets >= cols.start) & (targets < cols.stop)
+    return here.nonzero().squeeze(1)
 
 
 def _add_head_gradient(head: Head, cols: slice, g: Tensor, hidden: Tensor, scale: Tensor) -> None:
@@ -388,11 +384,8 @@ def _add_targets(head: Head, hidden: Tensor, targets: Tensor, left_out: Tensor, 
 def _grad(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _cast(weight: Tensor, hidden: Tensor) -> Tensor:
-    return weight.detach().to(hidden.dtype)
+    grad: Tensor = parameter.grad
+    return grad
 
 
 def _exact(hidden: Tensor) -> torch.dtype:
