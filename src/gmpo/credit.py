@@ -155,7 +155,7 @@ class Credit:
             if c.rejections:
                 metrics |= rejection_stats("", batch.mask, mask)
                 batch = batch.replace(loss_mask=mask)
-            weights = self._weights(log_ratio, mask)
+            weights = self._weights(log_ratio, mask, batch.response_mask)
             if weights is not None:
                 metrics |= weight_stats(weights, mask, c.threshold)
                 batch = batch.replace(weights=weights)
@@ -163,13 +163,18 @@ class Credit:
             batch = batch.replace(old_logp=batch.rollout_logp)
         return batch, metrics
 
-    def _weights(self, log_ratio: Tensor, mask: Tensor) -> Tensor | None:
+    def _weights(self, log_ratio: Tensor, mask: Tensor, answer: Tensor) -> Tensor | None:
         c = self.correction
         if c.icepop is not None:
             return icepop_weights(log_ratio, mask, low=c.icepop[0], high=c.icepop[1])
         if c.level is None:
             return None
         weights = importance_weights(
-            log_ratio, mask, level=c.level, threshold=c.threshold, batch_normalise=c.batch_normalise
+            log_ratio,
+            mask,
+            level=c.level,
+            threshold=c.threshold,
+            batch_normalise=c.batch_normalise,
+            answer=answer,
         )
         return geometric_weights(weights, mask) if c.geometric else weights

@@ -123,16 +123,22 @@ def test_bypass_takes_the_samplers_log_probs_for_old_ones(bench: Any) -> None:
     assert not any("rollout_corr/kl" in m for m in done.history), "nothing was compared"
 
 
-def test_a_schedule_of_the_power_starts_and_ends_where_it_says(bench: Any) -> None:
-    done = run(bench, "grpo", "power_mean", **{f"{A}.policy_loss.power": [1.0, -1.0]})
-    assert done.steps == 2
+def test_a_schedule_of_the_power_starts_and_ends_where_it_says(bench: Any, weights: Weights) -> None:
+    """One step sees only the start of the schedule, where p = 1 is the arithmetic mean and not p = -1."""
+
+    def trained(power: Any, name: str) -> dict[str, Tensor]:
+        changes = {f"{A}.policy_loss.power": power, "trainer.default_local_dir": str(bench.folder / name)}
+        return weights(run(bench, "grpo", "power_mean", **changes, **{"trainer.total_training_steps": 1}).model)
+
+    scheduled, start, end = trained([1.0, -1.0], "scheduled"), trained(1.0, "start"), trained(-1.0, "end")
+    assert all(torch.equal(scheduled[name], start[name]) for name in start)
+    assert any(not torch.equal(scheduled[name], end[name]) for name in end)
 
 
-def test_masking_cut_answers_leaves_the_finished_ones(bench: Any) -> None:
-    done = run(bench, "grpo", "geo_mean", **{f"{A}.mask_truncated": True})
-    assert done.steps == 2
-
-
-def test_the_entropy_quantile_keeps_the_uncertain_tokens(bench: Any) -> None:
-    done = run(bench, "grpo", "geo_mean", **{f"{A}.entropy_quantile": 0.8})
-    assert done.steps == 2
+@pytest.mark.parametrize("change", [{"mask_truncated": True}, {"entropy_quantile": 0.8}], ids=lambda c: next(iter(c)))
+def test_tokens_that_leave_the_loss_change_the_run(bench: Any, weights: Weights, change: dict[str, Any]) -> None:
+    """What leaves is in `tests/test_credit.py`; here that the setting gets there."""
+    plain = weights(run(bench, "grpo", "geo_mean", **{"trainer.default_local_dir": str(bench.folder / "plain")}).model)
+    changes = {f"{A}.{key}": value for key, value in change.items()}
+    masked = weights(run(bench, "grpo", "geo_mean", **changes).model)
+    assert any(not torch.equal(plain[name], masked[name]) for name in plain)

@@ -32,6 +32,7 @@ def importance_weights(
     level: str,
     threshold: float,
     batch_normalise: bool,
+    answer: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """`min(w, threshold)`, with `w = exp(r_t)` per token or `exp(sum_t r_t)` per response on each of its tokens.
 
@@ -39,9 +40,13 @@ def importance_weights(
         level: `token` or `sequence`.
         threshold: truncation from above; weights below 1 are kept.
         batch_normalise: divide by the mean weight (over tokens, or over responses).
+        mask: the tokens in the loss.
+        answer: all tokens of the responses, where some have left the loss: a response's ratio is that of the whole.
     """
     if level == "sequence":
-        per_row = torch.exp(sequence_sum(log_ratio, mask).clamp(-LOG_LIMIT, LOG_LIMIT)).clamp(max=threshold)
+        per_row = torch.exp(
+            sequence_sum(log_ratio, mask if answer is None else answer).clamp(-LOG_LIMIT, LOG_LIMIT)
+        ).clamp(max=threshold)
         present = mask.any(dim=1)
         if batch_normalise and bool(present.any()):
             per_row = per_row / per_row[present].mean().clamp(min=1e-8)
