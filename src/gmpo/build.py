@@ -125,7 +125,6 @@ def build_sampler(config: Config, policy: Policy) -> TorchSampler:
         device=policy.device,
         seed=rollout.seed,
         stop_ids=policy.stop_ids,
-        pad_id=policy.pad_id,
         max_num_seqs=rollout.max_num_seqs,
     )
 

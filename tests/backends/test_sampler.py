@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -18,8 +19,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from gmpo.backends import torch_sampler
+from gmpo.backends import fast_decoder, torch_sampler
+from gmpo.backends.decoding import Decoder
 from gmpo.backends.devices import Device
+from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.backends.forward import TokenModel
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.torch_sampler import TorchSampler
@@ -71,11 +74,18 @@ def policy(fresh_policy: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def sampler(
-    model: PreTrainedModel, *, seed: int = 0, stop_ids: Sequence[int] = (1,), max_num_seqs: int = 64
+    model: PreTrainedModel,
+    *,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (1,),
+    max_num_seqs: int = 64,
+    library: bool = False,
 ) -> TorchSampler:
+    """With `library`, every step is a pass of the library's model, as for families that have no fast decoder."""
     device = Device(torch.device("cpu"), torch.float32)
-    made = TorchSampler(device=device, seed=seed, stop_ids=frozenset(stop_ids), pad_id=0, max_num_seqs=max_num_seqs)
+    made = TorchSampler(device=device, seed=seed, stop_ids=frozenset(stop_ids), max_num_seqs=max_num_seqs)
     made.load(Weights(model, version=7))
+    made._fast = made._fast and not library
     return made
 
 
@@ -87,15 +97,35 @@ def flat(answers: Sequence[Sequence[Completion]]) -> list[Completion]:
     return [c for group in answers for c in group]
 
 
-def rows_per_pass(model: PreTrainedModel) -> list[int]:
-    """Filled with the number of rows of each forward pass from now on."""
-    rows: list[int] = []
+class Noting:
+    """A decoder that notes how many rows each prefill and each step has."""
 
-    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        rows.append(kwargs["input_ids"].shape[0])
+    def __init__(self, decoder: Decoder, entered: list[int], stepped: list[int]) -> None:
+        self.decoder, self.entered, self.stepped = decoder, entered, stepped
+        self.enters_running = decoder.enters_running
+        self.rows = 0
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    return rows
+    def enter(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        self.rows += len(prompts) * copies
+        self.entered.append(len(prompts) * copies)
+        return self.decoder.enter(prompts, copies)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.stepped.append(len(tokens))
+        return self.decoder.step(tokens)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows = len(rows)
+        self.decoder.keep(rows)
+
+
+def rows_per_pass(made: TorchSampler) -> tuple[list[int], list[int]]:
+    """Filled with the rows of each prefill and of each step from now on."""
+    entered: list[int] = []
+    stepped: list[int] = []
+    own = made._decoder
+    made._decoder = lambda model: Noting(own(model), entered, stepped)  # type: ignore[method-assign]
+    return entered, stepped
 
 
 # --- the distribution
@@ -107,6 +137,11 @@ def plain_logp(model: PreTrainedModel, prompt: Sequence[int], answer: Completion
         logits = model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
     logp = torch.log_softmax(logits.double() / temperature, -1)
     return logp.gather(1, torch.tensor(answer.token_ids).unsqueeze(1)).squeeze(1).tolist()
+
+
+def test_the_common_families_have_a_fast_decoder_and_others_the_librarys() -> None:
+    fast = {name: FastDecoder.supports(AutoModelForCausalLM.from_config(c)) for name, c in FAMILIES.items()}
+    assert fast == {name: name not in ("gpt2", "qwen3 with a sliding window") for name in FAMILIES}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
@@ -197,23 +232,67 @@ def test_which_other_prompts_are_there_does_not_matter(policy: PreTrainedModel) 
     assert [ids(sampler(policy).generate([request], params()))[0] for request in REQUESTS] == together
 
 
+@pytest.mark.parametrize("library", [False, True], ids=["fast", "library"])
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 7])
 def test_the_number_of_sequences_side_by_side_changes_nothing_and_is_kept(
-    policy: PreTrainedModel, max_num_seqs: int
+    policy: PreTrainedModel, max_num_seqs: int, library: bool
 ) -> None:
     together = ids(sampler(policy).generate(REQUESTS, params()))
-    rows = rows_per_pass(policy)
-    assert ids(sampler(policy, max_num_seqs=max_num_seqs).generate(REQUESTS, params())) == together
-    assert max(rows) <= max_num_seqs
+    few = sampler(policy, max_num_seqs=max_num_seqs, library=library)
+    entered, stepped = rows_per_pass(few)
+    assert ids(few.generate(REQUESTS, params())) == together
+    assert max(entered + stepped) <= max_num_seqs
+    assert sum(entered) == 12
 
 
-def test_finished_rows_leave_and_nothing_changes(policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_prompts_enter_while_others_run_and_nothing_changes(policy: PreTrainedModel) -> None:
+    """Six places for 4 prompts with 3 answers: the third prompt enters when three answers have ended, not all six."""
+    stop_ids = (1, 5, 9, 14, 20, 25)
+    together = sampler(policy, stop_ids=stop_ids).generate(REQUESTS, params())
+    few, by_library = (sampler(policy, stop_ids=stop_ids, max_num_seqs=6, library=x) for x in (False, True))
+    (entered, stepped), (_, in_turns) = rows_per_pass(few), rows_per_pass(by_library)
+    answers = few.generate(REQUESTS, params())
+    assert ids(answers) == ids(together) == ids(by_library.generate(REQUESTS, params()))
+    for got, expected in zip(flat(answers), flat(together), strict=True):
+        assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    assert entered == [6, 3, 3]
+    assert len(stepped) < len(in_turns)
+
+
+def test_columns_that_nobody_needs_any_more_are_given_up(
+    policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty prompts one after another in two places: the cache holds what two rows need and not what forty did."""
+    requests = [SampleRequest(PROMPTS[i % 4], key=i) for i in range(40)]
+    expected = ids(sampler(policy, library=True, max_num_seqs=200).generate(requests, params(n=1)))
+    monkeypatch.setattr(fast_decoder, "GROWTH", 4)
+    monkeypatch.setattr(torch_sampler, "ENTER_ABOVE", 0.5)
+    widths = []
+    step = fast_decoder.FastDecoder.step
+
+    def noting(self: fast_decoder.FastDecoder, tokens: Tensor) -> Tensor:
+        logits = step(self, tokens)
+        widths.append(self.cache[0].shape[3])
+        return logits
+
+    monkeypatch.setattr(fast_decoder.FastDecoder, "step", noting)
+    assert ids(sampler(policy, max_num_seqs=2).generate(requests, params(n=1))) == expected
+    longest = max(map(len, PROMPTS)) + 24
+    assert len(widths) > 3 * longest
+    assert max(widths) <= 4 * longest
+
+
+@pytest.mark.parametrize("library", [False, True], ids=["fast", "library"])
+def test_finished_rows_leave_and_nothing_changes(
+    policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, library: bool
+) -> None:
     stop_ids = (1, 5, 9, 14, 20)
     outcomes, rows = {}, {}
     for share in (0.0, 0.8, 1.1):  # never, at times, as soon as one has finished
         monkeypatch.setattr(torch_sampler, "COMPACT_BELOW", share)
-        rows[share] = rows_per_pass(policy)
-        outcomes[share] = sampler(policy, stop_ids=stop_ids).generate(REQUESTS, params(n=6))
+        made = sampler(policy, stop_ids=stop_ids, library=library)
+        _, rows[share] = rows_per_pass(made)
+        outcomes[share] = made.generate(REQUESTS, params(n=6))
     kept = ids(outcomes[0.0])
     assert ids(outcomes[0.8]) == ids(outcomes[1.1]) == kept
     for share in (0.8, 1.1):
@@ -222,8 +301,9 @@ def test_finished_rows_leave_and_nothing_changes(policy: PreTrainedModel, monkey
     lengths = sorted(len(answer) for group in kept for answer in group)
     assert lengths[0] < lengths[-1]
     # with immediate leaving, the t-th decoding pass holds just the answers longer than t
-    passes = rows[1.1][1:]
+    passes = rows[1.1]
     assert passes == [sum(length > t for length in lengths) for t in range(1, len(passes) + 1)]
+    assert set(rows[0.0]) == {24}
 
 
 def test_sampling_leaves_the_weights_alone_and_needs_no_gradient(policy: PreTrainedModel) -> None:
@@ -302,7 +382,8 @@ def test_running_out_of_memory_names_the_settings_to_lower(policy: PreTrainedMod
     def fail(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
+    made = sampler(policy)
     policy.register_forward_pre_hook(fail)
     with pytest.raises(BackendError, match="out of memory while sampling") as raised:
-        sampler(policy).generate(REQUESTS, params())
+        made.generate(REQUESTS, params())
     assert "actor_rollout_ref.rollout.max_num_seqs" in str(raised.value)

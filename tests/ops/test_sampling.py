@@ -11,7 +11,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.ops.sampling import draw, truncated_logprobs
+from gmpo.ops import sampling
+from gmpo.ops.sampling import draw, sample, truncate
 
 LARGEST = 1.0 - 2.0**-53
 """Largest double below 1."""
@@ -21,6 +22,15 @@ def probabilities(probs: list[float], *, temperature: float = 1.0, top_k: int = 
     logits = torch.tensor([probs], dtype=torch.float64).log().float()
     got = truncated_logprobs(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     return got.exp()[0].tolist()
+
+
+def truncated_logprobs(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Of the distribution that is drawn from."""
+    return torch.log_softmax(truncate(logits.clone() / temperature, top_k=top_k, top_p=top_p), -1)
+
+
+def drawn_from(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    return draw(logprobs.exp(), uniform)[0]
 
 
 def inverse(logprobs: Tensor, uniform: float) -> tuple[int, Fraction]:
@@ -62,7 +72,7 @@ def test_the_drawn_token_is_the_one_whose_share_holds_the_uniform_number(
         logits[torch.rand(logits.shape, generator=generator) < 0.5] = -torch.inf
         logits[:, seed % vocabulary] = 0.0
     logprobs = torch.log_softmax(logits, -1)
-    drawn = draw(logprobs, torch.tensor(uniforms, dtype=torch.float64)).tolist()
+    drawn = drawn_from(logprobs, torch.tensor(uniforms, dtype=torch.float64)).tolist()
     for row, uniform, token in zip(logprobs, uniforms, drawn, strict=True):
         expected, distance = inverse(row, uniform)
         assume(uniform == 0.0 or distance > 1e-12)
@@ -72,7 +82,7 @@ def test_the_drawn_token_is_the_one_whose_share_holds_the_uniform_number(
 def test_shares_of_a_half_a_quarter_and_a_quarter() -> None:
     logprobs = torch.tensor([0.5, 0.25, 0.25]).log().expand(6, 3)
     uniform = torch.tensor([0.0, 0.4999, 0.5001, 0.7499, 0.7501, 0.9999])
-    assert draw(logprobs, uniform).tolist() == [0, 0, 1, 1, 2, 2]
+    assert drawn_from(logprobs, uniform).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("possible", [[0], [9], [0, 9], [4, 5], [3], [2, 3, 7]])
@@ -80,7 +90,7 @@ def test_shares_of_a_half_a_quarter_and_a_quarter() -> None:
 def test_a_token_of_probability_zero_is_never_drawn(possible: list[int], uniform: float) -> None:
     logits = torch.full((1, 10), -torch.inf)
     logits[0, possible] = torch.linspace(0.0, 1.0, len(possible))
-    token = draw(torch.log_softmax(logits, -1), torch.tensor([uniform], dtype=torch.float64)).item()
+    token = drawn_from(torch.log_softmax(logits, -1), torch.tensor([uniform], dtype=torch.float64)).item()
     assert token in possible
     if uniform in (0.0, LARGEST):
         assert token == (possible[0] if uniform == 0.0 else possible[-1])
@@ -89,14 +99,14 @@ def test_a_token_of_probability_zero_is_never_drawn(possible: list[int], uniform
 def test_a_vanishing_tail_is_not_drawn_by_rounding() -> None:
     # e^-110 is zero in float32: the tokens after the first are impossible.
     logprobs = torch.tensor([[0.0] + [-110.0] * 99])
-    assert draw(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() == 0
+    assert drawn_from(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() == 0
 
 
 def test_sums_that_round_differently_do_not_lead_behind_the_last_possible_token() -> None:
     # Added one by one, 1e-16 vanishes beside 1; added up first, 49 of them do not: the block's two sums differ.
     logprobs = torch.full((1, 10_000), -torch.inf)
     logprobs[0, 0], logprobs[0, 1:50] = 0.0, math.log(2.0**-53)
-    assert draw(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() < 50
+    assert drawn_from(logprobs, torch.tensor([LARGEST], dtype=torch.float64)).item() < 50
 
 
 def test_a_vocabulary_of_152_thousand_equal_tokens_is_divided_equally() -> None:
@@ -105,9 +115,9 @@ def test_a_vocabulary_of_152_thousand_equal_tokens_is_divided_equally() -> None:
     tokens = torch.tensor([0, 1, 389, 390, 75_967, 75_968, 151_000, 151_934, 151_935])
     logprobs = torch.full((1, vocabulary), -math.log(vocabulary)).expand(len(tokens), -1)
     middle = (tokens.double() + 0.5) / vocabulary
-    assert draw(logprobs, middle).tolist() == tokens.tolist()
-    assert draw(logprobs, tokens.double() / vocabulary + 1e-9).tolist() == tokens.tolist()
-    assert draw(logprobs, (tokens.double() + 1) / vocabulary - 1e-9).tolist() == tokens.tolist()
+    assert drawn_from(logprobs, middle).tolist() == tokens.tolist()
+    assert drawn_from(logprobs, tokens.double() / vocabulary + 1e-9).tolist() == tokens.tolist()
+    assert drawn_from(logprobs, (tokens.double() + 1) / vocabulary - 1e-9).tolist() == tokens.tolist()
 
 
 def test_rare_tokens_behind_a_likely_one_keep_their_share() -> None:
@@ -118,14 +128,14 @@ def test_rare_tokens_behind_a_likely_one_keep_their_share() -> None:
     logprobs = torch.log_softmax(logits, -1).expand(4, -1)
     share = 0.5 / (vocabulary - 1)
     uniform = torch.tensor([0.5 * share, 100_000.5 * share, 0.5 - 0.5 * share, 0.5 + 0.5 * share], dtype=torch.float64)
-    assert draw(logprobs, uniform).tolist() == [0, 100_000, vocabulary - 2, vocabulary - 1]
+    assert drawn_from(logprobs, uniform).tolist() == [0, 100_000, vocabulary - 2, vocabulary - 1]
 
 
 def test_frequencies_pass_a_chi_square_test() -> None:
     draws = 40_000
     probs = torch.tensor([0.3, 0.05, 0.0, 0.25, 0.01, 0.14, 0.2, 0.05])
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    counts = torch.bincount(draw(probs.log().expand(draws, -1), uniform), minlength=8).double()
+    counts = torch.bincount(drawn_from(probs.log().expand(draws, -1), uniform), minlength=8).double()
     expected = probs.double() * draws
     possible = probs > 0
     assert counts[~possible].sum() == 0
@@ -136,12 +146,65 @@ def test_frequencies_pass_a_chi_square_test() -> None:
 def test_each_row_depends_on_its_own_number_only() -> None:
     logprobs = torch.log_softmax(torch.randn(5, 50, generator=torch.Generator().manual_seed(3)), -1)
     uniform = torch.rand(5, generator=torch.Generator().manual_seed(4))
-    together = draw(logprobs, uniform)
-    alone = [draw(logprobs[i : i + 1], uniform[i : i + 1]).item() for i in range(5)]
+    together = drawn_from(logprobs, uniform)
+    alone = [drawn_from(logprobs[i : i + 1], uniform[i : i + 1]).item() for i in range(5)]
     assert together.tolist() == alone
 
 
+# --- the whole
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    vocabulary=st.integers(2, 400),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    top_k=st.sampled_from([-1, 1, 5, 50]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+)
+def test_a_sampled_token_has_its_log_prob_under_the_truncated_distribution(
+    seed: int, vocabulary: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(6, vocabulary, generator=generator)
+    uniform = torch.rand(6, generator=generator, dtype=torch.float64)
+    distribution = truncated_logprobs(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    token, logprob = sample(logits.clone(), uniform, temperature=temperature, top_k=top_k, top_p=top_p)
+    assert logprob.tolist() == pytest.approx(distribution.gather(1, token.unsqueeze(1)).flatten().tolist(), abs=2e-6)
+    for row, number, got in zip(distribution, uniform.tolist(), token.tolist(), strict=True):
+        expected, distance = inverse(row, number)
+        assert got == expected or distance < 1e-6
+
+
+def test_logits_of_any_size_do_not_overflow() -> None:
+    token, logprob = sample(
+        torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0, top_k=-1, top_p=1.0
+    )
+    assert (token.item(), logprob.item()) == (0, 0.0)
+
+
+def test_nan_logits_give_a_log_prob_that_is_not_finite() -> None:
+    _, logprob = sample(
+        torch.full((1, 5), math.nan), torch.tensor([0.5], dtype=torch.float64), temperature=1.0, top_k=-1, top_p=1.0
+    )
+    assert not logprob.isfinite().item()
+
+
 # --- truncation
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 64])
+@given(seed=st.integers(0, 10**6), top_p=st.floats(0.01, 0.999), spread=st.sampled_from([0.1, 2.0, 6.0]))
+def test_top_p_from_a_few_candidates_is_that_of_the_whole_order(
+    candidates: int, seed: int, top_p: float, spread: float
+) -> None:
+    logits = spread * torch.randn(4, 100, generator=torch.Generator().manual_seed(seed))
+    probs, order = torch.softmax(logits.double(), -1).sort(descending=True)
+    before = probs.cumsum(-1) - probs
+    assume(bool(((before - top_p).abs() > 1e-6).all()))
+    kept = torch.zeros(4, 100, dtype=torch.bool).scatter(1, order, before < top_p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "CANDIDATES", candidates)
+        assert torch.equal(truncate(logits.clone(), top_k=-1, top_p=top_p).isfinite(), kept)
 
 
 def test_nothing_is_left_out_by_default() -> None:

@@ -42,7 +42,7 @@ def why_separate(model: PreTrainedModel, device: Device) -> str | None:
     library = type(model).__module__.startswith("transformers.models.")
     if not library or config.model_type not in FAMILIES:
         return f"{type(model).__name__} (model_type {config.model_type!r}) is none of {', '.join(sorted(FAMILIES))}"
-    if _has_other_layers(config):
+    if not only_full_attention(config):
         return "some of its layers do not attend to the whole context (sliding window)"
     if config._attn_implementation not in (PLAIN, NAME):
         return f"its attention implementation is {config._attn_implementation!r} and not {PLAIN!r}"
@@ -51,11 +51,12 @@ def why_separate(model: PreTrainedModel, device: Device) -> str | None:
     return None
 
 
-def _has_other_layers(config: Any) -> bool:
+def only_full_attention(config: Any) -> bool:
+    """Every layer attends to the whole context."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
-        return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None or not getattr(config, "use_sliding_window", True)
 
 
 def packs(model: PreTrainedModel) -> bool:

@@ -1,29 +1,33 @@
 """The embedded sampler: answers drawn from a `transformers` model in this process, with a key-value cache.
 
-The n answers to a prompt share one prefill; finished answers leave the batch; every answer draws from a random stream
-of its own, so what is sampled does not depend on what else is in the batch.
+The n answers to a prompt share one prefill; finished answers leave and waiting prompts enter; every answer draws from a
+random stream of its own, so what is sampled does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gmpo.backends.decoding import Decoder, LibraryDecoder
 from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.kv_cache import growing_cache
-from gmpo.batch import pad_left
+from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.errors import BackendError
-from gmpo.ops.sampling import draw, truncated_logprobs
+from gmpo.ops.sampling import sample
 from gmpo.ports import SampleRequest, SamplingParams, Weights
 from gmpo.rollout import Completion
 from gmpo.streams import uniform
 
 COMPACT_BELOW = 0.8
 """Rows are dropped from the cache when fewer than this share is still running: dropping copies the cache once."""
+ENTER_ABOVE = 0.25
+"""Waiting prompts enter when this share of the places is free: one prefill of several is cheaper than several."""
 
 
 class TorchSampler:
@@ -32,22 +36,23 @@ class TorchSampler:
     Args:
         seed: root of the random streams.
         stop_ids: drawing one of these ends an answer; it belongs to the answer.
-        pad_id: any id of the vocabulary, for the left padding of prompts.
         max_num_seqs: answers sampled side by side, a bound on the memory of the cache.
     """
 
-    def __init__(self, *, device: Device, seed: int, stop_ids: frozenset[int], pad_id: int, max_num_seqs: int) -> None:
+    def __init__(self, *, device: Device, seed: int, stop_ids: frozenset[int], max_num_seqs: int) -> None:
         self.device = device
         self.seed = seed
         self.stop_ids = torch.tensor(sorted(stop_ids), device=device.torch)
-        self.pad_id = pad_id
         self.max_num_seqs = max_num_seqs
         self._model: PreTrainedModel | None = None
+        self._fast = False
         self._version = 0
 
     def load(self, weights: Weights) -> None:
-        """Sample from `weights.module` from now on. It is the learner's own module: nothing is copied."""
-        self._model = weights.module
+        """Sample from `weights.module` from now on. It is the learner's own module, read in each rollout."""
+        if weights.module is not self._model:
+            self._model = weights.module
+            self._fast = FastDecoder.supports(self._model)
         self._version = weights.version
 
     def generate(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
@@ -56,109 +61,160 @@ class TorchSampler:
         Raises:
             BackendError: the device ran out of memory; the message names the settings to lower.
         """
-        # Prompts of like length together, so that little padding is computed.
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        width = max(1, self.max_num_seqs // params.n)
-        answers: list[list[Completion]] = [[] for _ in requests]
         assert self._model is not None, "load() comes before generate()"
         self._model.eval()
-        for start in range(0, len(order), width):
-            chunk = order[start : start + width]
-            for first in range(0, params.n, self.max_num_seqs):  # once, unless n alone passes the bound
-                numbers = range(first, min(first + self.max_num_seqs, params.n))
-                with torch.inference_mode(), self.device.autocast(), out_of_memory_hint("sampling"):
-                    sampled = self._sample(self._model, [requests[i] for i in chunk], numbers, params)
-                for i, completions in zip(chunk, sampled, strict=True):
-                    answers[i] += completions
-        return answers
+        answers: list[dict[int, Completion]] = [{} for _ in requests]
+        with torch.inference_mode(), self.device.autocast(), out_of_memory_hint("sampling"):
+            self._sample(self._decoder(self._model), requests, params, answers)
+        return [[found[j] for j in range(params.n)] for found in answers]
+
+    def _decoder(self, model: PreTrainedModel) -> Decoder:
+        return FastDecoder(model, self.device) if self._fast else LibraryDecoder(model, self.device.torch)
 
     def _sample(
-        self, model: PreTrainedModel, requests: Sequence[SampleRequest], numbers: range, params: SamplingParams
-    ) -> list[list[Completion]]:
-        """The answers `numbers` (of 0 to n - 1) to each request."""
-        n, rows = len(numbers), len(requests) * len(numbers)
-        where = self.device.torch
-        chances = torch.from_numpy(_uniform_numbers(self.seed, requests, numbers, params)).to(where)
-        tokens = torch.full((rows, params.max_tokens), self.pad_id, device=where)
-        logprobs = torch.zeros((rows, params.max_tokens), device=where)
-        lengths = torch.full((rows,), params.max_tokens, device=where)
-        stopped = torch.zeros(rows, dtype=torch.bool, device=where)
-
-        prompt_ids, prompt_mask = (x.to(where) for x in pad_left([r.prompt_ids for r in requests], self.pad_id))
-        position = (prompt_mask.long().cumsum(1) - 1).clamp(min=0)
-        cache = growing_cache(model.config)
-        out = model(
-            input_ids=prompt_ids,
-            attention_mask=prompt_mask.long(),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        self,
+        decoder: Decoder,
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        answers: list[dict[int, Completion]],
+    ) -> None:
+        # The longest prompts first: one that enters later then has room before the column where all rows end.
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+        copies = min(params.n, self.max_num_seqs)
+        waiting = deque(
+            (i, range(first, min(first + copies, params.n))) for i in order for first in range(0, params.n, copies)
         )
-        group = torch.arange(len(requests), device=where).repeat_interleave(n)
-        cache.batch_select_indices(group)
-        logits, position = out.logits[group, -1], position[group, -1:]
-        attention = torch.ones((rows, prompt_mask.shape[1] + params.max_tokens), dtype=torch.long, device=where)
-        attention[:, : prompt_mask.shape[1]] = prompt_mask[group]
+        rows: _Rows | None = None
+        logits: Tensor | None = None
+        while waiting or rows is not None:
+            running = 0 if rows is None else int(rows.running.sum())
+            free = self.max_num_seqs - running
+            enough = free >= max(copies, ENTER_ABOVE * self.max_num_seqs)
+            enters = bool(waiting) and (running == 0 or (decoder.enters_running and enough))
+            if rows is not None and (enters or running == 0 or running < COMPACT_BELOW * len(rows.running)):
+                self._collect(rows, answers)
+                rows = rows.take(rows.running)
+                decoder.keep(rows.kept)
+                rows = rows if running else None
+            if rows is not None:
+                logits = decoder.step(rows.newest)
+            if enters:
+                entering = _entering(waiting, free)
+                prompts = [requests[i].prompt_ids for i, _ in entering]
+                new_logits = decoder.enter(prompts, len(entering[0][1]))
+                new = self._new_rows(requests, entering, params)
+                logits = new_logits if rows is None or logits is None else torch.cat([logits, new_logits])
+                rows = new if rows is None else rows.join(new)
+            if rows is not None and logits is not None:
+                self._draw(rows, logits, params)
 
-        alive = torch.arange(rows, device=where)  # cache row -> answer
-        running = torch.ones(rows, dtype=torch.bool, device=where)  # by cache row
-        for t in range(params.max_tokens):
-            token, logprob = _choose(logits, chances[alive, t], params)
-            tokens[alive, t] = token
-            logprobs[alive, t] = logprob
-            ends = running & torch.isin(token, self.stop_ids)
-            lengths[alive[ends]] = t + 1
-            stopped[alive[ends]] = True
-            running = running & ~ends
-            still = int(running.sum())
-            if still == 0 or t + 1 == params.max_tokens:
-                break
-            if still < COMPACT_BELOW * len(running):
-                keep = running.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                alive, token, position, running = alive[keep], token[keep], position[keep], running[keep]
-                attention = attention[keep]
-            position = position + 1
-            logits = model(
-                input_ids=token.unsqueeze(1),
-                attention_mask=attention[:, : prompt_mask.shape[1] + t + 1],
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-        if not bool(logprobs.isfinite().all()):
+    def _draw(self, rows: _Rows, logits: Tensor, params: SamplingParams) -> None:
+        """The next token of every row. A finished row that is still there draws into a spare column."""
+        place = torch.where(rows.running, rows.length, params.max_tokens).unsqueeze(1)
+        if params.temperature == 0.0:  # greedy decoding draws from a point mass, whose log-prob is 0
+            token = logits.argmax(dim=-1)
+            logprob = torch.zeros(token.shape, device=token.device)
+        else:
+            token, logprob = sample(
+                logits,
+                rows.chances.gather(1, place).squeeze(1),
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+            )
+        rows.newest = token
+        rows.tokens.scatter_(1, place, token.unsqueeze(1))
+        rows.logprobs.scatter_(1, place, logprob.unsqueeze(1))
+        rows.length += rows.running
+        ended = torch.isin(token, self.stop_ids) & rows.running
+        rows.stopped |= ended
+        rows.running &= ~ended & (rows.length < params.max_tokens)
+
+    def _new_rows(
+        self, requests: Sequence[SampleRequest], entering: Sequence[tuple[int, range]], params: SamplingParams
+    ) -> _Rows:
+        where = self.device.torch
+        owners = [(i, j) for i, numbers in entering for j in numbers]
+        width = params.max_tokens + 1
+        return _Rows(
+            owners=owners,
+            chances=torch.from_numpy(_uniform_numbers(self.seed, requests, owners, params)).to(where),
+            tokens=torch.zeros((len(owners), width), dtype=torch.long, device=where),
+            logprobs=torch.zeros((len(owners), width), device=where),
+            length=torch.zeros(len(owners), dtype=torch.long, device=where),
+            running=torch.ones(len(owners), dtype=torch.bool, device=where),
+            stopped=torch.zeros(len(owners), dtype=torch.bool, device=where),
+            newest=torch.zeros(len(owners), dtype=torch.long, device=where),
+            kept=torch.arange(len(owners), device=where),
+        )
+
+    def _collect(self, rows: _Rows, answers: list[dict[int, Completion]]) -> None:
+        """Hand over the finished rows."""
+        done = (~rows.running).nonzero().squeeze(1)
+        if not bool(rows.logprobs[done].isfinite().all()):
             raise BackendError(
                 f"the policy's probabilities are not finite (weights of step {self._version}): its weights hold NaN or "
                 "infinity. Resume from an earlier checkpoint with a lower learning rate."
             )
-        return self._completions(tokens, logprobs, lengths, stopped, n)
+        columns = zip(
+            done.tolist(),
+            rows.tokens[done].tolist(),
+            rows.logprobs[done].tolist(),
+            rows.length[done].tolist(),
+            rows.stopped[done].tolist(),
+            strict=True,
+        )
+        for row, ids, logprobs, length, stopped in columns:
+            i, j = rows.owners[row]
+            answers[i][j] = Completion(
+                tuple(ids[:length]), tuple(logprobs[:length]), "stop" if stopped else "length", self._version
+            )
 
-    def _completions(
-        self, tokens: Tensor, logprobs: Tensor, lengths: Tensor, stopped: Tensor, n: int
-    ) -> list[list[Completion]]:
-        rows = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
-        flat = [
-            Completion(tuple(ids[:length]), tuple(logp[:length]), "stop" if stop else "length", self._version)
-            for ids, logp, length, stop in rows
-        ]
-        return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+@dataclass(slots=True)
+class _Rows:
+    """The answers in the decoder, in its order of rows."""
+
+    owners: list[tuple[int, int]]
+    """Request, and number of the answer to it."""
+    chances: Tensor
+    """`[R, max_tokens + 1]` numbers in [0, 1), float64."""
+    tokens: Tensor
+    """`[R, max_tokens + 1]`; the last column takes what finished rows draw."""
+    logprobs: Tensor
+    length: Tensor
+    running: Tensor
+    stopped: Tensor
+    newest: Tensor
+    """The token of the last draw."""
+    kept: Tensor
+    """The rows' numbers before the last `take`."""
+
+    def take(self, running: Tensor) -> _Rows:
+        kept = running.nonzero().squeeze(1)
+        names = ("chances", "tokens", "logprobs", "length", "running", "stopped", "newest")
+        return _Rows([self.owners[i] for i in kept.tolist()], **{n: getattr(self, n)[kept] for n in names}, kept=kept)
+
+    def join(self, other: _Rows) -> _Rows:
+        names = ("chances", "tokens", "logprobs", "length", "running", "stopped", "newest", "kept")
+        joined = {n: torch.cat([getattr(self, n), getattr(other, n)]) for n in names}
+        return _Rows(self.owners + other.owners, **joined)
 
 
-def _choose(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Next tokens `[B]` and their log-probs; greedy decoding draws from a point mass, whose log-prob is 0."""
-    if params.temperature == 0.0:
-        token = logits.argmax(dim=-1)
-        return token, torch.zeros(token.shape, device=token.device)
-    distribution = truncated_logprobs(logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p)
-    token = draw(distribution, uniform)
-    return token, distribution.gather(1, token.unsqueeze(1)).squeeze(1)
+def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, range]]:
+    """The first of those who wait, as many as there is room for, all with as many answers."""
+    taken = [waiting.popleft()]
+    each = len(taken[0][1])
+    while waiting and len(waiting[0][1]) == each and (len(taken) + 1) * each <= free:
+        taken.append(waiting.popleft())
+    return taken
 
 
 def _uniform_numbers(
-    seed: int, requests: Sequence[SampleRequest], numbers: range, params: SamplingParams
+    seed: int, requests: Sequence[SampleRequest], owners: Sequence[tuple[int, int]], params: SamplingParams
 ) -> np.ndarray:
-    """[rows, max_tokens] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
+    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
     if params.temperature == 0.0:
-        return np.zeros((len(requests) * len(numbers), params.max_tokens))
-    return np.stack([uniform(params.max_tokens, seed, request.key, j) for request in requests for j in numbers])
+        return np.zeros((len(owners), params.max_tokens + 1))
+    drawn = np.stack([uniform(params.max_tokens, seed, requests[i].key, j) for i, j in owners])
+    return np.pad(drawn, ((0, 0), (0, 1)))

@@ -1,7 +1,8 @@
 """Drawing a token from logits by one uniform number per row.
 
 One number per token, drawn from the answer's own stream, is what makes an answer independent of its neighbours in the
-batch; `torch.multinomial` shares one generator among all rows and is slower on large vocabularies.
+batch; `torch.multinomial` shares one generator among all rows and is slower on large vocabularies. Temperature first,
+then top-k, then top-p on what top-k left, as in vLLM.
 """
 
 from __future__ import annotations
@@ -12,49 +13,76 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+CANDIDATES = 64
+"""So many of the most probable tokens are looked at first for top-p; eight times as many while they do not suffice."""
 
-def truncated_logprobs(
-    logits: Float[Tensor, "B V"], *, temperature: float, top_k: int, top_p: float
-) -> Float[Tensor, "B V"]:
-    """Log-probs of the distribution that is sampled from; -inf on what top-k and top-p leave out.
 
-    Temperature first, then top-k, then top-p on what top-k left, as in vLLM. Ties at the k-th place are all kept; top-p
-    keeps the fewest most probable tokens whose probability reaches `top_p`, always at least one.
+def sample(
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], *, temperature: float, top_k: int, top_p: float
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """Tokens, and their log-probs under the distribution they are drawn from. The logits are overwritten.
 
     Args:
         temperature: > 0.
-        top_k: -1 keeps all.
-        top_p: in (0, 1]; 1 keeps all.
+        top_k: -1 keeps all. Ties at the k-th place are all kept.
+        top_p: in (0, 1]; 1 keeps all. The fewest most probable tokens whose probability reaches it, at least one.
     """
-    scaled = logits.float() / temperature
-    if 0 < top_k < scaled.shape[-1]:
-        threshold = scaled.topk(top_k, dim=-1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
+    z = logits if temperature == 1.0 else logits.div_(temperature)
+    truncate(z, top_k=top_k, top_p=top_p)
+    peak = z.amax(dim=-1, keepdim=True)
+    weights = z.sub_(peak).exp_()
+    token, chosen, total = draw(weights, uniform)
+    return token, chosen.log() - total.log().to(chosen.dtype)
+
+
+def truncate(z: Float[Tensor, "B V"], *, top_k: int, top_p: float) -> Float[Tensor, "B V"]:
+    """Minus infinity, in place, on what top-k and top-p leave out: no full sort of the vocabulary."""
+    vocabulary = z.shape[-1]
+    if 0 < top_k < vocabulary:
+        threshold = z.topk(top_k, dim=-1).values[:, -1:]
+        z.masked_fill_(z < threshold, -torch.inf)
     if top_p < 1.0:
-        ordered, order = scaled.sort(dim=-1, descending=True)
-        probs = torch.softmax(ordered, dim=-1)
-        before = probs.cumsum(dim=-1) - probs
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
-        scaled = scaled.masked_fill(dropped, -torch.inf)
-    return torch.log_softmax(scaled, dim=-1)
+        total = torch.logsumexp(z, dim=-1, keepdim=True)
+        count = min(CANDIDATES, vocabulary)
+        while True:
+            best, order = z.topk(count, dim=-1)
+            probs = (best - total).exp()
+            reach = probs.cumsum(dim=-1)
+            if count == vocabulary or bool((reach[:, -1] >= top_p).all()):
+                break
+            count = min(8 * count, vocabulary)
+        kept = reach - probs < top_p
+        chosen = best.masked_fill(~kept, -torch.inf)
+        z.fill_(-torch.inf).scatter_(1, order, chosen)
+    return z
 
 
-def draw(logprobs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The token at which the cumulative probability passes `uniform` (in [0, 1)), by inversion.
+def draw(
+    weights: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """The token at which the running sum of `weights` passes `uniform` (in [0, 1)) of their total, by inversion.
 
-    A cumulative sum over a whole vocabulary in float32 loses small probabilities, so the vocabulary is cut into about
-    sqrt(V) blocks: the block is drawn first, then the token within it, with running sums in float64. A token of
-    probability 0 is never drawn.
+    A running sum over a whole vocabulary in float32 loses small weights, so the vocabulary is cut into about sqrt(V)
+    blocks: the block is drawn first, then the token within it, with running sums in float64. A token of weight 0 is
+    never drawn.
+
+    Returns:
+        tokens, their weights, and the total of each row (float64).
     """
-    rows, vocabulary = logprobs.shape
+    vocabulary = weights.shape[1]
     size = math.isqrt(vocabulary - 1) + 1
-    blocks = torch.nn.functional.pad(logprobs.exp(), (0, -vocabulary % size)).view(rows, -1, size)
-    reach = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    whole = vocabulary // size * size
+    sums = weights[:, :whole].unflatten(1, (-1, size)).sum(dim=-1)
+    if whole < vocabulary:
+        sums = torch.cat([sums, weights[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    reach = sums.cumsum(dim=-1, dtype=torch.float64)
     target = uniform.double().unsqueeze(1) * reach[:, -1:]
     block = torch.searchsorted(reach, target, right=True).clamp(max=reach.shape[1] - 1)
     start = torch.where(block > 0, reach.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, size)).squeeze(1).cumsum(dim=-1, dtype=torch.float64)
+    places = block * size + torch.arange(size, device=weights.device)
+    own = weights.gather(1, places.clamp(max=vocabulary - 1)).masked_fill(places >= vocabulary, 0.0)
+    inside = own.cumsum(dim=-1, dtype=torch.float64)
     # Rounding may leave the target at or above the block's sum: then the block's last possible token is meant.
     target = torch.minimum(target - start, inside[:, -1:] * (1.0 - 1e-15))
     offset = torch.searchsorted(inside, target, right=True).clamp(max=size - 1)
-    return (block * size + offset).squeeze(1)
+    return places.gather(1, offset).squeeze(1), own.gather(1, offset).squeeze(1), reach[:, -1]
