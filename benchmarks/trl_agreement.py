@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TRL = "1.16.0"
-ROOT = Path(__file__).resolve().parents[1]
+import peers
+
 LENGTHS, WIDTH, PROMPT, TEMPERATURE = (7, 3, 5, 7, 1, 6), 7, 4, 1.0
 ADVANTAGES = (1.2, -0.7, 0.4, -1.3, 0.9, 0.0)
 
@@ -82,16 +82,6 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "differs": "TRL divides by all rows and gives the empty one the loss -A; here it counts nowhere",
     },
 }
-
-
-def environment(folder: Path) -> Path:
-    """Python of a virtual environment with TRL and this checkout."""
-    python = folder / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "torch>=2.11,<2.14", f"trl=={TRL}", "--editable", str(ROOT)], check=True)
-    return python
 
 
 def compare(work: Path) -> list[dict[str, Any]]:
@@ -217,7 +207,7 @@ def compare(work: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", type=Path)
+    peers.add_option(parser)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -225,10 +215,10 @@ def main() -> None:
         (a.inside / "found.json").write_text(json.dumps(compare(a.inside)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        python = environment(a.env or Path(folder) / "env")
+        python = peers.trl(a.env)
         subprocess.run([str(python), __file__, "--inside", folder], check=True)
         found = json.loads((Path(folder) / "found.json").read_text())
-    print(f"{'case':38} {'TRL ' + TRL:>12} {'gmpo':>12} {'gradient':>9}")
+    print(f"{'case':38} {'TRL ' + peers.TRL:>12} {'gmpo':>12} {'gradient':>9}")
     for row in found:
         verdict = "agrees" if row["agrees"] else row["why"] or "DIFFERS"
         print(f"{row['case']:38} {row['trl']:12.7f} {row['gmpo']:12.7f} {row['gradient_error']:9.1e}  {verdict}")

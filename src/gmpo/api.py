@@ -321,7 +321,7 @@ def _sinks(
     trainer: Trainer | SftTrainer = resolved.config.trainer
     info = RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
     sinks: list[Sink] = [
-        RunFolder(folder, config=resolved.to_yaml(), device=describe(policy.device)),
+        RunFolder(folder, config=resolved.to_yaml(), device=f"{describe(policy.device)}; {policy.product}"),
         JsonLines(folder / METRICS),
         *own,
         *(SINKS[name](info) for name in trainer.logger if name != "console"),

@@ -24,6 +24,7 @@ from gmpo.backends.models import (
     pad_token_id,
     stop_token_ids,
 )
+from gmpo.backends.products import Product, use_product
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.build_objective import (
@@ -64,6 +65,8 @@ class Policy:
     device: Device
     stop_ids: frozenset[int]
     pad_id: int
+    product: Product
+    """The float32 matrix product in effect."""
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -82,6 +85,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, *, longest_
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
     device = pick_device(config.trainer.device, precision.dtype)
+    product = use_product(config.trainer.matmul_precision, device.torch)
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
     model = load_model(source, device.torch, DTYPES[precision.model_dtype])
     if settings.enable_gradient_checkpointing:
@@ -89,7 +93,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, *, longest_
     check_vocabulary(model, tokenizer)
     check_positions(model, longest_prompt, config.data.max_response_length)
     stop_ids = stop_token_ids(model, tokenizer)
-    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
+    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids), product)
 
 
 def build_problems(
@@ -287,6 +291,7 @@ def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[Local
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
     tokenizer = load_tokenizer(source)
     device = pick_device(config.trainer.device, None)
+    product = use_product(config.trainer.matmul_precision, device.torch)
     model = load_model(source, device.torch)
     if settings.enable_gradient_checkpointing:
         checkpoint_activations(model)
@@ -316,7 +321,7 @@ def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[Local
         update_split=split,
         score_split=split,
     )
-    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
+    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids), product)
 
 
 def longest_prompt(*sets: EncodedProblems | None) -> int:

