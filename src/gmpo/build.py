@@ -128,7 +128,7 @@ def build_sampler(config: Config, policy: Policy) -> TorchSampler:
     return TorchSampler(
         device=policy.device,
         seed=rollout.seed,
-        stop_ids=policy.stop_ids,
+        stop_ids=frozenset() if rollout.ignore_eos else policy.stop_ids,
         max_num_seqs=rollout.max_num_seqs,
     )
 

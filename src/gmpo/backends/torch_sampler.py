@@ -35,14 +35,14 @@ class TorchSampler:
 
     Args:
         seed: root of the random streams.
-        stop_ids: drawing one of these ends an answer; it belongs to the answer.
+        stop_ids: drawing one of these ends an answer; it belongs to the answer. Without any, answers have full length.
         max_num_seqs: answers sampled side by side, a bound on the memory of the cache.
     """
 
     def __init__(self, *, device: Device, seed: int, stop_ids: frozenset[int], max_num_seqs: int) -> None:
         self.device = device
         self.seed = seed
-        self.stop_ids = torch.tensor(sorted(stop_ids), device=device.torch)
+        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
         self._model: PreTrainedModel | None = None
         self._fast = False

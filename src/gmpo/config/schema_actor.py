@@ -269,7 +269,9 @@ class Rollout(Section):
     free_cache_engine: bool = setting(True, "Free the engine's memory while training.", inert=VLLM_ONLY)
     load_format: str = setting("dummy", "How the engine gets its first weights.", inert=VLLM_ONLY)
     dtype: Literal["bfloat16", "float16", "float32"] = setting("bfloat16", "Engine precision.", inert=VLLM_ONLY)
-    ignore_eos: bool = setting(False, "Sample on after the stop token.", inert="a stop token always ends an answer")
+    ignore_eos: bool = setting(
+        False, "Sample on after the stop token: every answer has max_response_length tokens. For measuring speed."
+    )
     disable_log_stats: bool = setting(True, "Hide the engine's statistics.", inert=VLLM_ONLY)
     engine_kwargs: dict[str, Any] = setting({}, "Further arguments of the engine, by engine.", inert=VLLM_ONLY)
     val_kwargs: ValKwargs = Field(default_factory=ValKwargs)
