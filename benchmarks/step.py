@@ -37,12 +37,12 @@ ROLLOUTS = {"small": 8, "large": 3}
 """Measured, after one that is not."""
 MICRO = (16, 8, 4)
 WORDS = [f"w{i}" for i in range(28)]
-REWARD = '''"""Any reward will do."""
-import hashlib
+REWARD = '''"""Any reward that tells answers apart will do: without differences there would be nothing to learn from."""
+import random
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info):
-    return hashlib.sha256(solution_str.encode()).digest()[0] / 255
+    return random.random()
 '''
 
 

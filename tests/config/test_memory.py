@@ -152,7 +152,8 @@ def test_offloaded_parts_take_nothing_of_the_device() -> None:
 def test_logits_and_activations_are_those_of_one_micro_batch() -> None:
     found = items()
     tokens = 16 * 2048
-    assert found["logits"].gigabytes == pytest.approx(16 * 1024 * 152064 * 4 * 4 / 1e9)  # 39.9
+    assert found["logits"].gigabytes == 0.25
+    assert f"{16 * 1024 * 152064 * 4 / 1e9:.1f}" in found["logits"].formula, "what all logits would take"
     kept = 4 * 3584 + 2 * 28 * 128 + 2 * 4 * 128 + 3 * 18944
     assert found["activations"].gigabytes == pytest.approx(tokens * 2 * (28 * 3584 + kept) / 1e9)
     stored = items("actor_rollout_ref.model.enable_gradient_checkpointing=False")

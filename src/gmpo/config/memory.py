@@ -19,8 +19,9 @@ CARD_GB = 80.0
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 ADAM_BYTES = 8
 """Two moments in float32."""
-LOGIT_COPIES = 4
-"""Logits in float32, divided by the temperature, their softmax, their gradient: measured, see docs/scaling.md."""
+LOGITS_GB = 0.25
+"""Most that the head holds of the logits at a time, whatever the answers and the vocabulary: measured, see
+docs/scaling.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +134,10 @@ def _activations(config: Config, shape: ModelShape, devices: Devices, compute: i
     else:
         size = tokens * compute * shape.layers * kept
         formula = f"{tokens:,} tokens x {compute} B x {shape.layers} layers x {kept:,}"
-    logits = answers * shape.vocabulary * 4 * LOGIT_COPIES
-    logit_formula = f"{answers:,} answer tokens x {shape.vocabulary:,} x 4 B x {LOGIT_COPIES}"
+    whole = answers * shape.vocabulary * 4 / GB
     return [
         Item("activations", size / GB, f"{formula}; tokens: {why}"),
-        Item("logits", logits / GB, f"{logit_formula} (logits, scaled, softmax, gradient)"),
+        Item("logits", min(LOGITS_GB, whole), f"a tile; all of {answers:,} x {shape.vocabulary:,}: {whole:,.1f}"),
     ]
 
 

@@ -62,7 +62,8 @@ class Numbers:
     """Answers behind one optimizer update."""
     updates_per_step: int
     micro_batches_per_update: int | None
-    """None with a token budget, where it depends on the lengths."""
+    """On each device, or on each group of devices that share sequences. None with a token budget, where
+    it depends on the lengths."""
     max_tokens_per_step: int
     """Prompts and answers at their longest."""
     steps_per_epoch: int | None
@@ -77,11 +78,13 @@ class Numbers:
         """All of them with their formulas, for display."""
         data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
         n, mini = rollout.n, actor.ppo_mini_batch_size
+        groups = _replicas(config)
         micro = (
             f"by a budget of {actor.ppo_max_token_len_per_gpu} tokens each"
             if self.micro_batches_per_update is None
-            else f"{self.mini_batch_responses} answers / ppo_micro_batch_size_per_gpu "
-            f"{actor.ppo_micro_batch_size_per_gpu}"
+            else f"{self.mini_batch_responses} answers / "
+            + (f"{groups} devices / " if groups > 1 else "")
+            + f"ppo_micro_batch_size_per_gpu {actor.ppo_micro_batch_size_per_gpu}"
         )
         longest = f"(max_prompt_length {data.max_prompt_length} + max_response_length {data.max_response_length})"
         trainer = config.trainer
@@ -145,7 +148,7 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         responses_per_step=responses,
         mini_batch_responses=mini_rows,
         updates_per_step=-(-prompts // mini) * actor.ppo_epochs,
-        micro_batches_per_update=None if size is None else -(-mini_rows // size),
+        micro_batches_per_update=None if size is None else -(-mini_rows // (size * _replicas(config))),
         max_tokens_per_step=responses * longest,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -153,6 +156,12 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         validation_responses=None if val_problems is None else val_problems * rollout.val_kwargs.n,
         critic_updates_per_step=-(-prompts // critic.ppo_mini_batch_size) * critic.ppo_epochs if critic.enable else 0,
     )
+
+
+def _replicas(config: Config) -> int:
+    """Devices, or groups of devices that share sequences, between which a mini-batch is divided."""
+    world = config.trainer.nnodes * max(1, config.trainer.n_gpus_per_node or 1)
+    return max(1, world // max(1, config.actor_rollout_ref.actor.ulysses_sequence_parallel_size))
 
 
 def _capped(rows: int | None, limit: int) -> int | None:
