@@ -23,16 +23,6 @@ def stream_key(namespace: int, step: int, position: int) -> int:
     return (namespace << 96) | (step << 48) | position
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The answers to one problem before grading."""
-
-    problem: EncodedProblem
-    completions: Sequence[Completion]
-    greedy: Completion | None = None
-    """The greedy answer, where it was asked for."""
-
-
 class Collector:
     """Samples answers with `sampler` and grades them with `rewards`.
 
@@ -51,40 +41,74 @@ class Collector:
         self.rewards = rewards
         self.decode = decode
 
-    def sample(
-        self,
-        problems: Sequence[EncodedProblem],
-        params: SamplingParams,
-        *,
-        namespace: int,
-        step: int,
-        first: int = 0,
-        greedy_baseline: bool = False,
-    ) -> list[Sampled]:
-        """`params.n` answers to each problem.
+    def begin(self, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool = False) -> Collection:
+        """A phase of sampling.
 
         Args:
             namespace, step: name the random streams of the phase.
-            first: position of `problems[0]` within the phase.
             greedy_baseline: also draw the greedy answer to each problem.
         """
-        requests = [SampleRequest(p.prompt_ids, stream_key(namespace, step, first + i)) for i, p in enumerate(problems)]
-        answers = self.sampler.generate(requests, params)
-        if not greedy_baseline:
-            return [Sampled(problem, completions) for problem, completions in zip(problems, answers, strict=True)]
-        greedy = self.sampler.generate(requests, replace(params, n=1, temperature=0.0))
-        return [Sampled(p, c, g) for p, c, (g,) in zip(problems, answers, greedy, strict=True)]
+        return Collection(self, params, namespace=namespace, step=step, greedy_baseline=greedy_baseline)
 
-    def grade(self, sampled: Sequence[Sampled]) -> list[Group]:
-        """Decode and grade every answer.
 
-        Raises:
-            BackendError: too many gradings ended without a judgement.
+@dataclass(slots=True)
+class _Answered:
+    """A problem of the phase and, one by one, what comes of it."""
+
+    problem: EncodedProblem
+    completions: Sequence[Completion] = ()
+    texts: Sequence[str] = ()
+    places: Sequence[int] = ()
+    """Of its answers among all that are graded."""
+
+
+class Collection:
+    """`sample` as often as wanted, then `groups`. The answers to a problem are graded as soon as all are there, while
+    the sampler works on others."""
+
+    def __init__(
+        self, collector: Collector, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool
+    ) -> None:
+        self._collector = collector
+        self._params = params
+        self._namespace, self._step = namespace, step
+        self._greedy = replace(params, n=1, temperature=0.0) if greedy_baseline else None
+        self._judging = collector.rewards.begin()
+        self._graded = 0
+        self._answered: list[_Answered] = []
+        self._baselines: list[_Answered] = []
+
+    def sample(self, problems: Sequence[EncodedProblem], *, first: int = 0) -> None:
+        """`params.n` answers to each problem.
+
+        Args:
+            first: position of `problems[0]` within the phase.
         """
-        flat = [(index, s.problem.problem, c) for index, s in enumerate(sampled) for c in s.completions]
-        # A greedy answer is a group of its own: reward functions that compare answers must not see it among the others.
-        flat += [(len(sampled) + i, s.problem.problem, s.greedy) for i, s in enumerate(sampled) if s.greedy is not None]
-        texts = self.decode([list(completion.token_ids) for _, _, completion in flat])
+        requests = [
+            SampleRequest(p.prompt_ids, stream_key(self._namespace, self._step, first + i))
+            for i, p in enumerate(problems)
+        ]
+        self._draw(requests, problems, self._params, self._answered)
+        if self._greedy is not None:
+            # A greedy answer is a group of its own: functions that compare answers must not see it among the others.
+            self._draw(requests, problems, self._greedy, self._baselines)
+
+    def _draw(
+        self,
+        requests: Sequence[SampleRequest],
+        problems: Sequence[EncodedProblem],
+        params: SamplingParams,
+        into: list[_Answered],
+    ) -> None:
+        new = [_Answered(problem) for problem in problems]
+        into += new
+        self._collector.sampler.generate(requests, params, lambda i, found: self._grade(new[i], found))
+
+    def _grade(self, answered: _Answered, completions: Sequence[Completion]) -> None:
+        problem = answered.problem.problem
+        answered.completions = completions
+        answered.texts = self._collector.decode([list(c.token_ids) for c in completions])
+        answered.places = range(self._graded, self._graded + len(completions))
         requests = [
             GradeRequest(
                 data_source=problem.data_source,
@@ -92,20 +116,30 @@ class Collector:
                 text=text,
                 ground_truth=problem.ground_truth,
                 extra_info=problem.extra,
-                group=index,
+                group=self._graded,
             )
-            for (index, problem, _), text in zip(flat, texts, strict=True)
+            for text in answered.texts
         ]
-        rewards = self.rewards.grade(requests, [len(completion.token_ids) for _, _, completion in flat])
-        graded: dict[int, list[Graded]] = {}
-        for (index, _, completion), text, reward in zip(flat, texts, rewards, strict=True):
-            graded.setdefault(index, []).append(Graded(completion, text, reward.grade, reward.total, reward.parts))
-        return [
-            Group(
-                s.problem.problem,
-                s.problem.prompt_ids,
-                tuple(graded[index]),
-                baseline=graded[len(sampled) + index][0] if s.greedy is not None else None,
+        self._graded += len(completions)
+        self._judging.add(requests, [len(c.token_ids) for c in completions])
+
+    def groups(self) -> list[Group]:
+        """Every problem with its graded answers, in the order of the problems.
+
+        Raises:
+            BackendError: too many gradings ended without a judgement.
+        """
+        rewards = self._judging.finish()
+
+        def graded(answered: _Answered) -> tuple[Graded, ...]:
+            return tuple(
+                Graded(completion, text, rewards[place].grade, rewards[place].total, rewards[place].parts)
+                for completion, text, place in zip(answered.completions, answered.texts, answered.places, strict=True)
             )
-            for index, s in enumerate(sampled)
+
+        nothing: list[Graded | None] = [None] * len(self._answered)
+        baselines = [graded(b)[0] for b in self._baselines] if self._baselines else nothing
+        return [
+            Group(a.problem.problem, a.problem.prompt_ids, graded(a), baseline=baseline)
+            for a, baseline in zip(self._answered, baselines, strict=True)
         ]

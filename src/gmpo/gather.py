@@ -109,16 +109,12 @@ class Gather:
 
     def _round(self, problems: Sequence[EncodedProblem], step: int, *, first: int, rec: Step) -> list[Group]:
         with rec.time("gen"):
-            answers = self.collector.sample(
-                problems,
-                self.params,
-                namespace=TRAINING,
-                step=step,
-                first=first,
-                greedy_baseline=self.greedy_baseline,
+            phase = self.collector.begin(
+                self.params, namespace=TRAINING, step=step, greedy_baseline=self.greedy_baseline
             )
+            phase.sample(problems, first=first)
         with rec.time("reward"):
-            return self.collector.grade(answers)
+            return phase.groups()
 
     def _fresh(self, group: Group, step: int) -> bool:
         """Whether a waiting group may be learned from in the step after `step`."""

@@ -5,7 +5,7 @@ A backend fulfils these protocols; the loop, evaluation and checkpoints use noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,18 @@ class Sampler(Protocol):
         """Take over weights; completions sampled from now on carry their version."""
         ...
 
-    def generate(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        """`params.n` completions for each request, in the order of the requests."""
+    def generate(
+        self,
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        finished: Callable[[int, Sequence[Completion]], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions for each request, in the order of the requests.
+
+        Args:
+            finished: is called with a request's place and its completions, once for each request, when all are there
+                and while others may still be sampled.
+        """
         ...
 
 

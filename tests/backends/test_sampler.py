@@ -259,6 +259,20 @@ def test_waiting_prompts_enter_while_others_run_and_nothing_changes(policy: PreT
     assert len(stepped) < len(in_turns)
 
 
+def test_each_requests_answers_are_handed_over_once_while_others_are_still_sampled(policy: PreTrainedModel) -> None:
+    few = sampler(policy, stop_ids=(1, 5, 9, 14, 20, 25), max_num_seqs=6)
+    _, stepped = rows_per_pass(few)
+    handed: dict[int, tuple[int, Sequence[Completion]]] = {}
+
+    def finished(place: int, completions: Sequence[Completion]) -> None:
+        assert place not in handed
+        handed[place] = (len(stepped), completions)
+
+    answers = few.generate(REQUESTS, params(), finished)
+    assert [list(handed[i][1]) for i in range(len(REQUESTS))] == answers
+    assert min(steps for steps, _ in handed.values()) < len(stepped), "the first did not wait for the last"
+
+
 def test_columns_that_nobody_needs_any_more_are_given_up(
     policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmpo.errors import BackendError
-from gmpo.rewards.combined import MAIN, Component, Rewards
+from gmpo.rewards.combined import MAIN, Component, Reward, Rewards
 from gmpo.rewards.grader import Grader, GradeRequest, GraderSpec
 from gmpo.rewards.portable import FunctionFile
 from gmpo.rewards.shaping import OverlongPenalty
@@ -36,6 +36,12 @@ def extra(tmp_path: Path) -> Path:
     file = tmp_path / "extra.py"
     file.write_text(EXTRA)
     return file
+
+
+def graded(rewards: Rewards, asked: Sequence[GradeRequest], lengths: Sequence[int]) -> list[Reward]:
+    judging = rewards.begin()
+    judging.add(asked, lengths)
+    return judging.finish()
 
 
 def requests(texts: Sequence[str]) -> list[GradeRequest]:
@@ -69,7 +75,7 @@ def test_the_reward_is_the_weighted_sum_and_the_grade_is_that_of_the_main_reward
         max_failed_share=0.0,
     )
     with rewards:
-        right, wrong = rewards.grade(requests(["I say\nAnswer: 7", "Answer: 8"]), [8, 3])
+        right, wrong = graded(rewards, requests(["I say\nAnswer: 7", "Answer: 8"]), [8, 3])
     assert (right.grade.verdict, right.grade.score, right.grade.extra["acc"]) == (Verdict.CORRECT, 1.0, 1)
     assert right.parts == {"main": 1.0, "brevity": 0.6, "overlong_penalty": -0.5}
     assert right.total == pytest.approx(2.0 * 1.0 + 0.5 * 0.6 - 0.5)
@@ -79,7 +85,7 @@ def test_the_reward_is_the_weighted_sum_and_the_grade_is_that_of_the_main_reward
 
 def test_where_the_score_is_the_reward_there_are_no_parts() -> None:
     with Rewards(Component(MAIN, 1.0, grader()), max_failed_share=0.0) as rewards:
-        (reward,) = rewards.grade(requests(["Answer: 7"]), [3])
+        (reward,) = graded(rewards, requests(["Answer: 7"]), [3])
     assert (reward.total, reward.parts) == (1.0, {})
 
 
@@ -87,4 +93,4 @@ def test_a_further_reward_that_fails_too_often_stops_the_run_as_the_main_one_doe
     slow = Component("slow", 1.0, grader(extra, "slow", timeout_s=0.2))
     stopped = pytest.raises(BackendError, match=r"1 of 2 answers \(50%, limit 30%\) could not be graded")
     with Rewards(Component(MAIN, 1.0, grader()), [slow], max_failed_share=0.3) as rewards, stopped:
-        rewards.grade(requests(["Answer: 7", "slow Answer: 7"]), [3, 4])
+        graded(rewards, requests(["Answer: 7", "slow Answer: 7"]), [3, 4])

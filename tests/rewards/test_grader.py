@@ -470,3 +470,55 @@ def test_hostile_mathematics_neither_hangs_nor_counts_as_correct() -> None:
     assert CORRECT not in verdicts(grades[1:-1])
     assert grades[1].verdict is TIMEOUT
     assert grades[2].verdict is TIMEOUT
+
+
+# --- gradings beside other work
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_answers_added_bit_by_bit_get_the_grades_of_one_call(size: int) -> None:
+    texts = [f"so it is #### {n}" if n % 3 else "no idea" for n in range(36, 48)]
+    with Grader(GraderSpec(workers=2)) as grader:
+        asked = requests(texts)
+        grading = grader.begin()
+        for start in range(0, len(asked), size):
+            grading.add(asked[start : start + size])
+        bit_by_bit = grading.finish()
+        assert bit_by_bit == grader.grade(asked)
+    assert len(set(verdicts(bit_by_bit))) > 1
+
+
+def test_grading_goes_on_while_the_caller_does_something_else(tmp_path: Path) -> None:
+    """Nobody waits for the grades, and they are made: each leaves a file."""
+
+    def note(data_source: str, solution_str: str, ground_truth: str, extra_info: Any) -> float:
+        (tmp_path / solution_str).touch()
+        return 1.0
+
+    with Grader(GraderSpec(function=note, workers=2)) as grader:
+        grader.start()
+        grading = grader.begin()
+        grading.add(requests(list("abcd")))
+        assert wait_until(lambda: len(list(tmp_path.iterdir())) == 4)
+        assert [g.score for g in grading.finish()] == [1.0] * 4
+
+
+def test_answers_to_one_problem_stay_together_for_a_function_that_compares_them() -> None:
+    def most_frequent(completions: list[str], **columns: Any) -> list[float]:
+        return [float(completions.count(c) > 1) for c in completions]
+
+    with Grader(GraderSpec(function=most_frequent, workers=2)) as grader:
+        grading = grader.begin()
+        grading.add(requests(["a", "a", "b"], group_size=3))
+        grading.add(requests(["b", "b", "a"], group_size=3))
+        assert [g.score for g in grading.finish()] == [1, 1, 0, 1, 1, 0]
+
+
+def test_a_batch_that_was_given_up_owes_nothing_to_the_next() -> None:
+    def slow(data_source: str, solution_str: str, ground_truth: str, extra_info: Any) -> float:
+        time.sleep(30 if solution_str == "given up" else 0)
+        return float(solution_str == "next")
+
+    with Grader(GraderSpec(function=slow, workers=1)) as grader:
+        grader.begin().add(requests(["given up"] * 5))
+        assert [g.score for g in grader.grade(requests(["next"]))] == [1.0]

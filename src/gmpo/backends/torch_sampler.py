@@ -7,8 +7,9 @@ random stream of its own, so what is sampled does not depend on what else is in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,18 +56,27 @@ class TorchSampler:
             self._fast = FastDecoder.supports(self._model)
         self._version = weights.version
 
-    def generate(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+    def generate(
+        self,
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        finished: Callable[[int, Sequence[Completion]], None] | None = None,
+    ) -> list[list[Completion]]:
         """`params.n` completions for each request, in the order of the requests.
+
+        Args:
+            finished: is called with a request's place and its completions as soon as the last of them has been taken
+                out of the batch.
 
         Raises:
             BackendError: the device ran out of memory; the message names the settings to lower.
         """
         assert self._model is not None, "load() comes before generate()"
         self._model.eval()
-        answers: list[dict[int, Completion]] = [{} for _ in requests]
+        found = _Answers(len(requests), params.n, finished)
         with torch.inference_mode(), self.device.autocast(), out_of_memory_hint("sampling"):
-            self._sample(self._decoder(self._model), requests, params, answers)
-        return [[found[j] for j in range(params.n)] for found in answers]
+            self._sample(self._decoder(self._model), requests, params, found)
+        return found.complete
 
     def _decoder(self, model: PreTrainedModel) -> Decoder:
         return FastDecoder(model, self.device) if self._fast else LibraryDecoder(model, self.device.torch)
@@ -76,7 +86,7 @@ class TorchSampler:
         decoder: Decoder,
         requests: Sequence[SampleRequest],
         params: SamplingParams,
-        answers: list[dict[int, Completion]],
+        answers: _Answers,
     ) -> None:
         # The longest prompts first: one that enters later then has room before the column where all rows end.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
@@ -148,7 +158,7 @@ class TorchSampler:
             kept=torch.arange(len(owners), device=where),
         )
 
-    def _collect(self, rows: _Rows, answers: list[dict[int, Completion]]) -> None:
+    def _collect(self, rows: _Rows, answers: _Answers) -> None:
         """Hand over the finished rows."""
         done = (~rows.running).nonzero().squeeze(1)
         if not bool(rows.logprobs[done].isfinite().all()):
@@ -166,9 +176,30 @@ class TorchSampler:
         )
         for row, ids, logprobs, length, stopped in columns:
             i, j = rows.owners[row]
-            answers[i][j] = Completion(
-                tuple(ids[:length]), tuple(logprobs[:length]), "stop" if stopped else "length", self._version
-            )
+            reason: Literal["stop", "length"] = "stop" if stopped else "length"
+            answers.add(i, j, Completion(tuple(ids[:length]), tuple(logprobs[:length]), reason, self._version))
+
+
+class _Answers:
+    """What has been sampled, by request."""
+
+    def __init__(self, requests: int, n: int, finished: Callable[[int, Sequence[Completion]], None] | None) -> None:
+        self._found: list[dict[int, Completion]] = [{} for _ in range(requests)]
+        self._n = n
+        self._finished = finished
+
+    def add(self, request: int, number: int, completion: Completion) -> None:
+        found = self._found[request]
+        found[number] = completion
+        if len(found) == self._n and self._finished is not None:
+            self._finished(request, self._of(request))
+
+    def _of(self, request: int) -> list[Completion]:
+        return [self._found[request][j] for j in range(self._n)]
+
+    @property
+    def complete(self) -> list[list[Completion]]:
+        return [self._of(i) for i in range(len(self._found))]
 
 
 @dataclass(slots=True)

@@ -74,24 +74,12 @@ class Rewards:
         for component in (self.main, *self.extra):
             component.grader.start(data_sources)
 
-    def grade(self, requests: Sequence[GradeRequest], lengths: Sequence[int]) -> list[Reward]:
-        """The rewards of the requests, in their order.
+    def begin(self) -> Judging:
+        """Gradings that go on in the workers while the caller samples."""
+        return Judging(self)
 
-        Args:
-            lengths: tokens of the answers.
-
-        Raises:
-            BackendError: too many gradings of one reward ended without a judgement.
-        """
-        texts = [request.text for request in requests]
-        graded: dict[str, list[Grade]] = {}
-        for component in (self.main, *self.extra):
-            grades = component.grader.grade(requests)
-            check_failed_share(grades, self.max_failed_share, texts)
-            graded[component.name] = grades
-        return [self._reward({name: grades[i] for name, grades in graded.items()}, n) for i, n in enumerate(lengths)]
-
-    def _reward(self, grades: Mapping[str, Grade], length: int) -> Reward:
+    def reward(self, grades: Mapping[str, Grade], length: int) -> Reward:
+        """What an answer of `length` tokens gets for its grades, by name of the reward."""
         main = grades[self.main.name]
         total = sum(c.weight * grades[c.name].score for c in (self.main, *self.extra))
         if not self.extra and self.penalty is None:
@@ -101,3 +89,39 @@ class Rewards:
             parts[OVERLONG] = self.penalty(length)
             total += parts[OVERLONG]
         return Reward(main, total, parts)
+
+
+class Judging:
+    """Answers being graded by all rewards: `add` returns at once, `finish` waits."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self._rewards = rewards
+        self._gradings = [(component, component.grader.begin()) for component in (rewards.main, *rewards.extra)]
+        self._texts: list[str] = []
+        self._lengths: list[int] = []
+
+    def add(self, requests: Sequence[GradeRequest], lengths: Sequence[int]) -> None:
+        """Hand over answers.
+
+        Args:
+            lengths: tokens of the answers.
+        """
+        self._texts += [request.text for request in requests]
+        self._lengths += lengths
+        for _, grading in self._gradings:
+            grading.add(requests)
+
+    def finish(self) -> list[Reward]:
+        """The rewards of all answers, in the order in which they were handed over.
+
+        Raises:
+            BackendError: too many gradings of one reward ended without a judgement.
+        """
+        graded: dict[str, list[Grade]] = {}
+        for component, grading in self._gradings:
+            graded[component.name] = grading.finish()
+            check_failed_share(graded[component.name], self._rewards.max_failed_share, self._texts)
+        return [
+            self._rewards.reward({name: grades[i] for name, grades in graded.items()}, length)
+            for i, length in enumerate(self._lengths)
+        ]

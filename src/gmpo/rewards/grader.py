@@ -83,15 +83,17 @@ class GradeRequest:
 
 @dataclass(slots=True)
 class _Call:
-    """The state of one call of `Grader.grade`."""
+    """The state of one batch of gradings."""
 
-    units: Sequence[Sequence[int]]
+    units: list[Sequence[int]] = field(default_factory=list)
     """What a worker grades in one go: positions of requests, several only for TRL's signature."""
-    tasks: Sequence[Task]
-    pending: deque[int]
+    tasks: list[Task] = field(default_factory=list)
+    pending: deque[int] = field(default_factory=deque)
     """Units that no worker holds and that have no grades."""
-    grades: dict[int, Grade]
+    grades: dict[int, Grade] = field(default_factory=dict)
     """Position of the request -> its grade."""
+    asked: int = 0
+    """Requests so far."""
 
 
 class Grader:
@@ -105,6 +107,7 @@ class Grader:
         self._selector = selectors.PollSelector()  # Unlike epoll it holds no descriptor that would have to be closed.
         self._workers: list[WorkerProcess] = []
         self._sources: tuple[str, ...] = ()
+        self._unfinished = False
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +119,7 @@ class Grader:
 
     def close(self) -> None:
         """End all workers and what they started. The grader stays usable: a later call starts new ones."""
+        self._unfinished = False
         for worker in list(self._workers):
             self._drop(worker)
 
@@ -125,18 +129,10 @@ class Grader:
         Raises DataError for a data source without scorer, and ConfigError or BackendError, with the user's own
         traceback lines, when a worker does not start.
         """
-        new: tuple[str, ...] = ()
-        if self._spec.function is None:
-            new = tuple(source for source in dict.fromkeys(data_sources) if source not in self._sources)
-            for source in new:
-                scorer_for(source)
-        nothing = _Call((), (), deque(), {})
+        nothing = _Call()
         try:
             self._drop_dead()
-            self._sources += new
-            if new:
-                for worker in self._workers:
-                    worker.assign([self._preparation(new)])
+            self._prepare(data_sources)
             self._staff()
             while any(worker.owed for worker in self._workers):
                 self._step(nothing)
@@ -149,22 +145,32 @@ class Grader:
 
         Raises what `start` raises, and DataError when an `extra_info` cannot be sent to a worker.
         """
-        if not requests:
-            return []
-        self.start([request.data_source for request in requests])
-        by_group = self._workers[0].runs == Signature.TRL
-        units = _by_group(requests) if by_group else [[i] for i in range(len(requests))]
-        tasks = [_task([requests[i] for i in unit], unit[0]) for unit in units]
-        call = _Call(units, tasks, deque(range(len(units))), {})
-        try:
-            while len(call.grades) < len(requests):
-                self._staff()
-                self._feed(call)
-                self._step(call)
-        except BaseException:
-            self.close()  # What the workers still owe belongs to a call that is over.
-            raise
-        return [call.grades[i] for i in range(len(requests))]
+        grading = self.begin()
+        grading.add(requests)
+        return grading.finish()
+
+    def begin(self) -> Grading:
+        """Gradings that go on while the caller does something else. What an earlier batch still owed is given up."""
+        if self._unfinished:
+            self.close()
+        return Grading(self)
+
+    @property
+    def by_group(self) -> bool:
+        """The function gets all answers of a group at once. Known when the workers have started."""
+        return self._workers[0].runs == Signature.TRL
+
+    def _prepare(self, data_sources: Sequence[str]) -> None:
+        """Have the workers load the scorers of new data sources. Raises DataError for one without scorer."""
+        if self._spec.function is not None:
+            return
+        new = tuple(source for source in dict.fromkeys(data_sources) if source not in self._sources)
+        for source in new:
+            scorer_for(source)
+        self._sources += new
+        if new:
+            for worker in self._workers:
+                worker.assign([self._preparation(new)])
 
     def _preparation(self, data_sources: tuple[str, ...]) -> Assignment:
         return Assignment(Prepare(data_sources), -1, self._spec.start_timeout_s)
@@ -177,10 +183,15 @@ class Grader:
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
             worker.assign([self._preparation(self._sources)])
 
-    def _feed(self, call: _Call) -> None:
-        """Keep every ready worker busy, with less and less in hand as the end of the call comes near."""
-        for worker in self._workers:
-            share = min(_MAX_OWED, math.ceil(len(call.pending) / (2 * len(self._workers))))
+    def _feed(self, call: _Call, *, ahead: bool = False) -> None:
+        """Keep every ready worker busy, with less and less in hand as the end of the call comes near.
+
+        Args:
+            ahead: nobody will be here for a while, so all is handed out.
+        """
+        for position, worker in enumerate(self._workers):
+            others = len(self._workers) - position if ahead else 2 * len(self._workers)
+            share = min(_MAX_OWED, math.ceil(len(call.pending) / others))
             if worker.runs is None or len(worker.owed) > share // 2:
                 continue
             taken = [call.pending.popleft() for _ in range(min(share - len(worker.owed), len(call.pending)))]
@@ -188,14 +199,14 @@ class Grader:
             if taken:
                 worker.assign([Assignment(call.tasks[u], u, s) for u, s in zip(taken, allowances, strict=True)])
 
-    def _step(self, call: _Call) -> None:
-        """Wait until a worker can be read or written or is over its time, and act on it."""
+    def _step(self, call: _Call, *, wait: bool = True) -> bool:
+        """Wait until a worker can be read or written or is over its time, and act on it. Returns whether one could."""
         for worker in self._workers:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.has_unsent else 0)
             if self._selector.get_key(worker.socket).events != wanted:
                 self._selector.modify(worker.socket, wanted, worker)
         soonest = min(worker.deadline for worker in self._workers) - time.monotonic()
-        events = self._selector.select(max(0.0, min(soonest, _POLL_S)))
+        events = self._selector.select(max(0.0, min(soonest, _POLL_S)) if wait else 0.0)
         for key, mask in events:
             if mask & selectors.EVENT_WRITE:
                 key.data.flush()
@@ -206,6 +217,7 @@ class Grader:
             ending = None if events else worker.ending()
             if ending is not None or worker.deadline <= time.monotonic():
                 self._lose(worker, call, ending)
+        return bool(events)
 
     def _read(self, worker: WorkerProcess, call: _Call) -> None:
         try:
@@ -270,6 +282,62 @@ class Grader:
     def _drop_dead(self) -> None:
         for worker in [worker for worker in self._workers if worker.ending() is not None]:
             self._drop(worker)
+
+
+class Grading:
+    """A batch of gradings: `add` hands requests to the workers and returns, `finish` waits for the grades."""
+
+    def __init__(self, grader: Grader) -> None:
+        self._grader = grader
+        self._call = _Call()
+
+    def add(self, requests: Sequence[GradeRequest]) -> None:
+        """Ask for more grades. A group of requests with the same number must come in one call.
+
+        Raises what `Grader.grade` raises.
+        """
+        if not requests:
+            return
+        grader, call = self._grader, self._call
+        sources = [request.data_source for request in requests]
+        if not grader._unfinished:
+            grader.start(sources)
+            grader._unfinished = True
+        try:
+            grader._prepare(sources)
+            units = _by_group(requests) if grader.by_group else [[i] for i in range(len(requests))]
+            tasks = [_task([requests[i] for i in unit], unit[0]) for unit in units]
+            call.pending.extend(range(len(call.units), len(call.units) + len(units)))
+            call.units += [[call.asked + i for i in unit] for unit in units]
+            call.tasks += tasks
+            call.asked += len(requests)
+            self._advance()
+        except BaseException:
+            grader.close()
+            raise
+
+    def finish(self) -> list[Grade]:
+        """The grades of all requests, in the order in which they were asked for."""
+        grader, call = self._grader, self._call
+        try:
+            while len(call.grades) < call.asked:
+                grader._staff()
+                grader._feed(call)
+                grader._step(call)
+        except BaseException:
+            grader.close()  # What the workers still owe belongs to a batch that is over.
+            raise
+        grader._unfinished = False
+        return [call.grades[i] for i in range(call.asked)]
+
+    def _advance(self) -> None:
+        """Take what has come and keep the workers busy, without waiting."""
+        grader, call = self._grader, self._call
+        grader._staff()
+        grader._feed(call, ahead=True)
+        while grader._step(call, wait=False) and len(call.grades) < call.asked:
+            grader._staff()
+            grader._feed(call, ahead=True)
 
 
 def _by_group(requests: Sequence[GradeRequest]) -> list[list[int]]:
