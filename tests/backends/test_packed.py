@@ -168,6 +168,24 @@ def test_in_float64_only_the_models_own_float32_steps_remain(
     assert (got - wanted).abs().median() < 1e-12
 
 
+def test_a_gradient_of_the_embedding_is_added_to_a_dense_one_as_it_is_made_without(
+    cpu: Device, sharpened: Callable[[PreTrainedModel], PreTrainedModel]
+) -> None:
+    """Into a `.grad` that is there the lookup adds the rows of its tokens only."""
+    batch, found = batch_of([(6, [5, 3]), (4, [2])]), []
+    for prepared in (False, True):
+        model = make("Qwen3", sharpened)
+        share_prefixes(model, cpu)
+        weight = model.get_input_embeddings().weight
+        if prepared:
+            weight.grad = torch.full_like(weight, 2.0**-14)
+        response_hidden(model, batch, cpu, mask=batch.response_mask).square().sum().backward()
+        found.append(weight.grad - 2.0**-14 * prepared)
+        assert not weight.grad.is_sparse
+    assert found[0].any()
+    assert torch.allclose(found[0], found[1], atol=1e-5 * float(found[0].abs().max()))
+
+
 def test_a_prompt_is_computed_once_and_a_last_token_never(
     cpu: Device, sharpened: Callable[[PreTrainedModel], PreTrainedModel]
 ) -> None:
@@ -175,7 +193,7 @@ def test_a_prompt_is_computed_once_and_a_last_token_never(
     model = make("Qwen3", sharpened)
     share_prefixes(model, cpu)
     seen: list[int] = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
+    model.base_model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
     batch = batch_of([(10, [4, 2, 1])])
     response_hidden(model, batch, cpu, mask=batch.response_mask)
     assert seen == [14]

@@ -26,7 +26,8 @@ class Decoder(Protocol):
         """
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append a token to every row; returns logits `[rows, V]`, which the caller may overwrite."""
+        """Append a token to every row; returns logits `[rows, V]`, which the caller may overwrite and the next step
+        does."""
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, in this order."""

@@ -71,6 +71,7 @@ class FastDecoder:
         self.first = torch.zeros(0, dtype=torch.long, device=device.torch)  # each row's first column
         self.position = self.first  # of each row's newest token
         self.end = 0
+        self.logits = torch.empty(0, self.head.shape[0], device=device.torch)
         self.cosine = self.sine = torch.zeros(0, self.width, device=device.torch)
 
     @staticmethod
@@ -178,7 +179,16 @@ class FastDecoder:
             else:
                 gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=1)
                 hidden = hidden + F.linear(F.silu(gate) * up, layer.down)  # type: ignore[arg-type]
-        return F.linear(self._normed(hidden, self.norm), self.head).float()
+        return self._logits(self._normed(hidden, self.norm))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """In one buffer for all steps: for a large vocabulary, fresh memory would cost a third of the product."""
+        if hidden.dtype != torch.float32:
+            return F.linear(hidden, self.head).float()
+        rows, vocabulary = len(hidden), self.head.shape[0]
+        if self.logits.shape[0] < rows:
+            self.logits = torch.empty(rows, vocabulary, device=hidden.device)
+        return torch.mm(hidden, self.head.T, out=self.logits[:rows])
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Root-mean-square norm in float32, then the products' dtype."""
@@ -228,7 +238,7 @@ def _agrees(model: PreTrainedModel) -> bool:
         own = torch.log_softmax(model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float(), -1)
         decoder = FastDecoder(model, Device(where, torch.float32))
         steps = [decoder.enter([ids[:4].tolist(), ids[:2].tolist()], 1)]
-        steps += [decoder.step(ids[t].repeat(2)) for t in (4, 5, 6)]
+        steps += [decoder.step(ids[t].repeat(2)).clone() for t in (4, 5, 6)]
         got = torch.log_softmax(torch.stack([logits[0] for logits in steps]), -1)
     model.train(training)
     return bool(((got - own[3:]).abs() <= PROBE_TOLERANCE).all())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -89,13 +90,25 @@ def _packed(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) 
     nothing = torch.empty(1, 1, 0, 0, device=device.torch)
     with device.autocast():
         hidden: Tensor = model.base_model(
-            input_ids=layout.ids.unsqueeze(0),
+            inputs_embeds=_embedded(model, layout.ids).unsqueeze(0),
             position_ids=layout.positions.unsqueeze(0),
             attention_mask=nothing,
             use_cache=False,
             **{LAYOUT: layout},
         ).last_hidden_state
     return hidden[0].index_select(0, layout.predictors)
+
+
+def _embedded(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Embeddings whose gradient has the rows of these tokens only.
+
+    torch's own is as large as the vocabulary, made anew and added in every pass. A sparse one is added to a dense
+    `.grad` alike; where there is none yet it would stay sparse, so then it is torch's own.
+    """
+    layer: Any = model.get_input_embeddings()
+    sparse = layer.weight.grad is not None
+    found: Tensor = F.embedding(ids, layer.weight, layer.padding_idx, sparse=sparse)
+    return found
 
 
 def _padded(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) -> Tensor:
