@@ -141,9 +141,9 @@ def train(
         )
         history = build_history(c, folder, problems)
         sinks = _sinks(resolved, folder, policy, console, label, length, history)
-        with _tracker(sinks, writer) as tracker, Stop(say) as stop:
+        checkpoints = build_store(c, folder, data_sources(problems), say)
+        with _tracker(sinks, writer) as tracker, checkpoints as store, Stop(say) as stop:
             evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
-            store = build_store(c, folder, data_sources(problems), say)
             if c.trainer.val_only:
                 done = validate(
                     sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker

@@ -245,6 +245,7 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
         load_contents=checkpoint.load_contents,
         resume=Path(trainer.resume_from_path or "") if trainer.resume_mode == "resume_path" else trainer.resume_mode,
         keep=trainer.max_actor_ckpt_to_keep,
+        behind=checkpoint.async_save,
         data={
             "problems": len(problems),
             "content of the problems": content_hash(problems),

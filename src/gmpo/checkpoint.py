@@ -4,8 +4,9 @@
     <root>/global_step_<N>/state.json            step, KL coefficient, position in the data and what that depends on
     <root>/global_step_<N>/actor/, critic/       what the learner wrote
 
-A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Random streams and
-the order of problems are functions of seed and step, so there is nothing of them to save.
+A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Training goes on
+from a copy meanwhile, if so set. Random streams and the order of problems are functions of seed and step, so there is
+nothing of them to save.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -47,13 +50,15 @@ class State:
 
 
 class Store:
-    """Checkpoints below `root`.
+    """Checkpoints below `root`. A context manager: when it ends, what was begun is written.
 
     Args:
         save_contents, load_contents: of model, optimizer, extra, hf_model.
         resume: `auto` takes the newest checkpoint below root if there is one, `disable` starts anew, a path takes that
             `global_step_N` folder.
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
+        behind: write while training goes on. It costs the memory of a copy, and a failure is told, not raised: the next
+            checkpoint is then written before training goes on. Files are written without Python's lock.
         data: what the position in the data means depends on these (rows, batch size, seed ..); a checkpoint made under
             other values is refused, because it would mean other problems.
         tell: receives a line for the user: where the run goes on, and what is missing for an exact continuation.
@@ -67,6 +72,7 @@ class Store:
         load_contents: Sequence[str],
         resume: Path | str,
         keep: int | None,
+        behind: bool,
         data: Mapping[str, int | bool | str],
         tell: Callable[[str], None],
     ) -> None:
@@ -75,17 +81,54 @@ class Store:
         self.load_contents = load_contents
         self.resume = resume
         self.keep = keep
+        self.behind = behind
         self.data = dict(data)
         self.tell = tell
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._begun: Future[None] | None = None
 
-    def save(self, learner: Learner, state: State) -> Path:
-        """Write a checkpoint of `state`; the newest-step file points at it afterwards."""
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        failure = self._failure()
+        if failure is not None and error is None:
+            raise failure
+
+    def save(self, learner: Learner, state: State) -> None:
+        """Write a checkpoint of `state`, or begin to, once the one before is written.
+
+        Raises:
+            CheckpointError: it could not be written, and neither could the one before if that was written behind.
+        """
+        behind = self.behind and self._failure() is None
+        write = learner.snapshot(self.save_contents, copy=behind)
+        if behind:
+            self._begun = self._thread.submit(self._write, write, state)
+            self._begun.add_done_callback(self._tell_failure)
+        else:
+            self._begun = None
+            self._write(write, state)
+
+    def _failure(self) -> BaseException | None:
+        """What the last write behind the training failed with; waits for its end."""
+        return None if self._begun is None else self._begun.exception()
+
+    def _tell_failure(self, done: Future[None]) -> None:
+        if (failure := done.exception()) is not None:
+            self.tell(f"warning: {failure} Training goes on, and the next checkpoint tries once more.")
+
+    def _write(self, write: Callable[[Path], None], state: State) -> None:
+        """The newest-step file points at the checkpoint afterwards."""
         target = self.root / f"{PREFIX}{state.step}"
         unfinished = self.root / f"{UNFINISHED}{target.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
-            learner.save(unfinished, self.save_contents)
+            write(unfinished)
             _write_json(unfinished / "state.json", {**asdict(state), "data": self.data})
             _exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
@@ -100,7 +143,6 @@ class Store:
         for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
             shutil.rmtree(leftover, ignore_errors=True)
         self._rotate(state.step)
-        return target
 
     def restore(self, learner: Learner) -> State | None:
         """Load the checkpoint that `resume` names into `learner`; None where the run starts anew.

@@ -120,8 +120,9 @@ class Learner(Protocol):
         """The current policy for a sampler."""
         ...
 
-    def save(self, folder: Path, contents: Sequence[str]) -> None:
-        """Write `contents` (of model, optimizer, extra, hf_model) to `folder/actor` (and `folder/critic`)."""
+    def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
+        """`contents` (of model, optimizer, extra, hf_model) as they are now, as a function that writes them to
+        `actor/` (and `critic/`) below a folder. With `copy` it may be called while training goes on."""
         ...
 
     def export(self, folder: Path) -> None:
@@ -129,7 +130,7 @@ class Learner(Protocol):
         ...
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
-        """Read what `save` wrote."""
+        """Read what was written."""
         ...
 
 

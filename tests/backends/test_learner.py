@@ -207,7 +207,7 @@ def test_the_count_of_bad_gradients_survives_a_checkpoint(make: Make, tmp_path: 
     learner, resumed = make(), make()
     learner.update(BROKEN, step=0)
     learner.update(BROKEN, step=0)
-    learner.save(tmp_path, EVERYTHING)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
     resumed.load(tmp_path, EVERYTHING)
     with pytest.raises(BackendError, match="3 updates in a row"):
         resumed.update(BROKEN, step=1)
@@ -285,7 +285,7 @@ def test_after_a_checkpoint_the_next_update_gives_the_same_bits(
     learner, resumed = make(), make()
     for step in range(3):
         learner.update(batch_of([1.0, -1.0, 0.3], seed=step), step=step)
-    learner.save(tmp_path, contents)
+    learner.snapshot(contents, copy=False)(tmp_path)
     saved = weights(learner)
     resumed.load(tmp_path, contents)
     assert equal(weights(resumed), saved)
@@ -298,7 +298,7 @@ def test_after_a_checkpoint_the_next_update_gives_the_same_bits(
 
 def test_a_checkpoint_before_the_first_update_is_a_checkpoint(make: Make, tmp_path: Path) -> None:
     learner, resumed = make(), make()
-    learner.save(tmp_path, EVERYTHING)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
     resumed.update(batch_of([1.0, 2.0]), step=0)  # to be undone by loading, moments included
     resumed.load(tmp_path, EVERYTHING)
     for x in (learner, resumed):
@@ -311,7 +311,7 @@ def test_the_hugging_face_folder_is_an_ordinary_model_folder(
 ) -> None:
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
-    learner.save(tmp_path, ("hf_model",))
+    learner.snapshot(("hf_model",), copy=False)(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "actor" / "huggingface")
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
@@ -321,16 +321,32 @@ def test_the_hugging_face_folder_is_an_ordinary_model_folder(
 
 
 def test_without_hf_model_the_folder_holds_configuration_and_tokenizer_only(make: Make, tmp_path: Path) -> None:
-    make().save(tmp_path, ("model",))
+    make().snapshot(("model",), copy=False)(tmp_path)
     names = {path.name for path in (tmp_path / "actor" / "huggingface").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
     assert not any(name.endswith(".safetensors") for name in names)
 
 
+def test_a_copied_snapshot_is_of_its_moment_however_training_goes_on(make: Make, tmp_path: Path) -> None:
+    learner = make()
+    learner.update(batch_of([1.0, -1.0]), step=0)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path / "at once")
+    later = learner.snapshot(EVERYTHING, copy=True)
+    learner.update(batch_of([-1.0, 2.0]), step=1)
+    learner.update(BROKEN, step=1)
+    later(tmp_path / "later")
+    files = [p.relative_to(tmp_path / "at once") for p in (tmp_path / "at once").rglob("*") if p.is_file()]
+    assert {f.name for f in files} >= {"model.safetensors", "optimizer.safetensors", "optimizer.json", "config.json"}
+    assert all((tmp_path / "later" / f).read_bytes() == (tmp_path / "at once" / f).read_bytes() for f in files)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path / "now")
+    changed = {f.name for f in files if (tmp_path / "now" / f).read_bytes() != (tmp_path / "later" / f).read_bytes()}
+    assert changed == {"model.safetensors", "optimizer.safetensors", "optimizer.json"}
+
+
 def test_nothing_in_a_checkpoint_is_a_pickle(make: Make, tmp_path: Path) -> None:
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
-    learner.save(tmp_path, EVERYTHING)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jinja"}
 
@@ -347,7 +363,7 @@ def test_a_missing_or_damaged_file_is_named(
 ) -> None:
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
-    learner.save(tmp_path, EVERYTHING)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
     harm(tmp_path / "actor", name)
     with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
         make().load(tmp_path, EVERYTHING)
@@ -387,7 +403,7 @@ def test_what_does_not_fit_the_model_is_refused(
 ) -> None:
     learner = make()
     learner.update(batch_of([1.0, -1.0]), step=0)
-    learner.save(tmp_path, EVERYTHING)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
     rewritten(tmp_path / "actor" / file, change)
     contents = ("hf_model",) if file.startswith("huggingface") else ("model", "optimizer")
     with pytest.raises(CheckpointError, match=message):
@@ -424,7 +440,7 @@ def test_a_mixture_of_experts_is_read_back_from_its_hugging_face_folder(
 
     trained, resumed = learner(), learner()
     trained.update(batch_of([1.0, -1.0]), step=0)
-    trained.save(tmp_path, ("hf_model", "optimizer"))
+    trained.snapshot(("hf_model", "optimizer"), copy=False)(tmp_path)
     resumed.load(tmp_path, ("hf_model", "optimizer"))
     assert equal(weights(trained), weights(resumed))
     for x in (trained, resumed):

@@ -239,14 +239,32 @@ def _room(size: int) -> Iterator[None]:
 def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_there(bench: Any, copy: Path) -> None:
     before = {p: p.read_bytes() for p in copy.rglob("global_step_*/**/*") if p.is_file()}
     model = (copy / "huggingface" / "model.safetensors").read_bytes()
+    waits = {f"{CHECKPOINT}.async_save": False}
     with _room(20_000), pytest.raises(CheckpointError, match=r"cannot write checkpoint .*global_step_5"):
-        bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})
+        bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1, **waits})
     with _room(20_000), pytest.raises(CheckpointError, match="cannot write the model"):
         bench.train({"trainer.total_training_steps": 5})
     assert {p: p.read_bytes() for p in copy.rglob("global_step_*/**/*") if p.is_file()} == before
     assert (copy / "huggingface" / "model.safetensors").read_bytes() == model
     assert [p.name for p in copy.glob(".unfinished*")] == []
     assert _steps(bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})) == [5]
+
+
+def test_a_checkpoint_that_fails_behind_the_training_costs_neither_the_steps_nor_the_model(
+    bench: Any, weights: Weights
+) -> None:
+    console = Console(file=io.StringIO(), width=1000)
+    two = {"trainer.total_training_steps": 2, "trainer.save_freq": 2}
+    enough_for_the_model_alone = (bench.model / "model.safetensors").stat().st_size * 3 // 2
+    with _room(enough_for_the_model_alone), pytest.raises(CheckpointError, match=r"cannot write .*global_step_2"):
+        bench.train(two, console=console)
+    folder = bench.folder / "run"
+    assert "global_step_2: " in console.file.getvalue()
+    assert _checkpoints(folder) == []
+    trained = weights(folder / "huggingface")
+    run = bench.train(two)
+    assert _steps(run) == [1, 2]
+    assert all(torch.equal(trained[name], tensor) for name, tensor in weights(run.model).items())
 
 
 def test_records_that_cannot_be_written_stop_the_run_with_their_place(bench: Any) -> None:

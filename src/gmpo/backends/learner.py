@@ -19,7 +19,7 @@ from gmpo.algo.masks import Counts, aggregate
 from gmpo.backends.critic import Critic
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.forward import TokenModel
-from gmpo.backends.storage import save_huggingface
+from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.batch import Batch
 from gmpo.ops.linear_logprob import Entropies
@@ -251,14 +251,19 @@ class LocalLearner:
             scalars=scalars,
         )
 
-    def save(self, folder: Path, contents: Sequence[str]) -> None:
-        """`actor/` and, with a critic, `critic/` below `folder`: see `Trainable.save`."""
-        self.policy.save(folder / "actor", contents)
-        if self.critic is not None:
-            self.critic.trainable.save(folder / "critic", contents)
+    def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
+        """`actor/` and, with a critic, `critic/` below a folder: see `Trainable.snapshot`."""
+        parts = {"actor": self.policy} | ({} if self.critic is None else {"critic": self.critic.trainable})
+        writers = {name: part.snapshot(contents, copy=copy) for name, part in parts.items()}
+
+        def write(folder: Path) -> None:
+            for name, writer in writers.items():
+                writer(folder / name)
+
+        return write
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
-        """Read what `save` wrote.
+        """Read what was written.
 
         Raises:
             CheckpointError: a file is missing or does not fit the model.
@@ -269,7 +274,7 @@ class LocalLearner:
 
     def export(self, folder: Path) -> None:
         """The policy as a Hugging Face folder."""
-        save_huggingface(self.model, self.tokenizer, folder, weights=True)
+        save_huggingface(self.model, self.tokenizer, folder, held_weights(self.model, copy=False))
 
 
 @dataclass(frozen=True, slots=True)

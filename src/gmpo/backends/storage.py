@@ -21,29 +21,51 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 OPTIMIZER_STATE_FILE = "optimizer.json"
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Every parameter once (tied ones under their first name), in the dtype it is trained in."""
-    save_file({name: p.detach().contiguous().cpu() for name, p in model.named_parameters()}, folder / MODEL_FILE)
+def held_weights(model: PreTrainedModel, *, copy: bool) -> dict[str, Tensor]:
+    """The model's state on the CPU under its names; tied parameters share memory.
+
+    Args:
+        copy: into memory of its own, which further training does not change.
+    """
+    held = {id(p): _held(p, copy=copy) for p in model.parameters()}
+    state = model.state_dict(keep_vars=True)
+    return {name: held[id(t)] if id(t) in held else _held(t, copy=copy) for name, t in state.items()}
 
 
-def save_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path, extra: Mapping[str, Any]) -> None:
-    """AdamW's moments under `<moment>.<parameter>` and its step counts; `extra` is any JSON the learner wants back."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().contiguous().cpu()
-    save_file(tensors, folder / OPTIMIZER_FILE)
+def held_moments(model: PreTrainedModel, optimizer: Optimizer, *, copy: bool) -> dict[str, Tensor]:
+    """AdamW's moments on the CPU under `<moment>.<parameter>`, and its step counts; `copy` as for the weights."""
+    named = model.named_parameters()
+    states = ((f"{key}.{name}", value) for name, p in named for key, value in optimizer.state.get(p, {}).items())
+    return {name: _held(torch.as_tensor(value), copy=copy) for name, value in states}
+
+
+def _held(tensor: Tensor, *, copy: bool) -> Tensor:
+    return tensor.detach().to("cpu", copy=copy).contiguous()
+
+
+def save_model(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Of held weights every parameter once (tied ones under their first name), in the dtype it is trained in."""
+    save_file({name: weights[name] for name, _ in model.named_parameters()}, folder / MODEL_FILE)
+
+
+def save_optimizer(moments: Mapping[str, Tensor], extra: Mapping[str, Any], folder: Path) -> None:
+    """Held moments; `extra` is any JSON the learner wants back."""
+    save_file(dict(moments), folder / OPTIMIZER_FILE)
     (folder / OPTIMIZER_STATE_FILE).write_text(json.dumps(dict(extra)))
 
 
 def save_huggingface(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, weights: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """A Hugging Face folder: configuration, generation configuration and tokenizer, with weights if asked for."""
+    """A Hugging Face folder: configuration, generation configuration, tokenizer and, if given, weights under the
+    names of the model's state."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    if weights:
-        model.save_pretrained(folder)
+    if weights is not None:
+        model.save_pretrained(folder, state_dict=dict(weights))
         return
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:

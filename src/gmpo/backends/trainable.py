@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmpo.backends.storage import load_model, load_optimizer, save_huggingface, save_model, save_optimizer
+from gmpo.backends.storage import (
+    held_moments,
+    held_weights,
+    load_model,
+    load_optimizer,
+    save_huggingface,
+    save_model,
+    save_optimizer,
+)
 from gmpo.errors import BackendError
 
 
@@ -113,18 +121,32 @@ class Trainable:
             )
         return Stepped(norm, rate, skipped=True)
 
-    def save(self, folder: Path, contents: Sequence[str]) -> None:
-        """`model` and `optimizer` become safetensors and JSON below `folder`; `hf_model` a loadable folder
-        `huggingface/`, which without it holds configuration and tokenizer only."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if "model" in contents:
-            save_model(self.model, folder)
-        if "optimizer" in contents:
-            save_optimizer(self.model, self.optimizer, folder, {"nonfinite_in_a_row": self.nonfinite_in_a_row})
-        save_huggingface(self.model, self.tokenizer, folder / "huggingface", weights="hf_model" in contents)
+    def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
+        """What training has come to, as a function that writes it to a folder.
+
+        `model` and `optimizer` become safetensors and JSON; `hf_model` a loadable folder `huggingface/`, which without
+        it holds configuration and tokenizer only.
+
+        Args:
+            copy: keep a copy, so that training may go on before it is written.
+        """
+        weights = held_weights(self.model, copy=copy) if {"model", "hf_model"} & set(contents) else {}
+        moments = held_moments(self.model, self.optimizer, copy=copy) if "optimizer" in contents else {}
+        extra = {"nonfinite_in_a_row": self.nonfinite_in_a_row}
+
+        def write(folder: Path) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if "model" in contents:
+                save_model(self.model, weights, folder)
+            if "optimizer" in contents:
+                save_optimizer(moments, extra, folder)
+            exported = weights if "hf_model" in contents else None
+            save_huggingface(self.model, self.tokenizer, folder / "huggingface", exported)
+
+        return write
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
-        """Read what `save` wrote: weights from `model`, else from `hf_model`.
+        """Read what was written: weights from `model`, else from `hf_model`.
 
         Raises:
             CheckpointError: a file is missing or does not fit the model.

@@ -138,7 +138,7 @@ SFT_UNSUPPORTED: Mapping[str, str] = {
     "model.fsdp_config": "this version trains in one process, so there is nothing to shard; remove the key",
     "model.strategy": "this version trains in one process, so there is nothing to shard; remove the key",
     "ulysses_sequence_parallel_size": "this version trains in one process; remove the key",
-    "use_remove_padding": "micro-batches are padded; the results are the same; remove the key",
+    "use_remove_padding": "packed wherever the model and device allow; same results; remove the key",
     "trainer.default_hdfs_dir": "HDFS is not supported; trainer.default_local_dir may be a mounted folder",
 }
 
@@ -157,7 +157,7 @@ NO_COUNTERPART: Mapping[str, str] = {
     "critic.model.fsdp_config": "this version trains in one process, so there is nothing to shard or to move",
     "critic.model.enable_activation_offload": "activations are not moved; enable_gradient_checkpointing saves more",
     "critic.model.use_shm": "a matter of loading",
-    "critic.model.use_remove_padding": "micro-batches are padded; the results are the same",
+    "critic.model.use_remove_padding": "packed wherever the model and device allow; same results",
     "critic.profiler": "verl's profiler has no counterpart here; gmpo train --profile profiles a step",
     f"{_ACTOR}.profiler": "verl's profiler has no counterpart here; gmpo train --profile profiles a step",
     f"{_REF}.profiler": "verl's profiler has no counterpart here; gmpo train --profile profiles a step",

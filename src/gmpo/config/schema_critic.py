@@ -47,7 +47,7 @@ class CriticModel(Section):
         True, "Recompute activations in the backward pass: less memory, about a third more compute."
     )
     use_remove_padding: bool = setting(
-        False, "Pack sequences without padding.", inert="micro-batches are padded; the results are the same"
+        False, "Pack sequences without padding.", inert="packed wherever the model and device allow; same results"
     )
     fsdp_config: CriticFsdpConfig = Field(default_factory=CriticFsdpConfig)
 
@@ -65,6 +65,7 @@ class CriticCheckpoint(Section):
         ("model", "optimizer", "extra"), "What is written of the critic.", inert=WITH_THE_ACTOR
     )
     load_contents: Contents | None = setting(None, "What is restored of the critic.", inert=WITH_THE_ACTOR)
+    async_save: bool = setting(True, "Write while training goes on.", inert=WITH_THE_ACTOR)
 
 
 class Critic(Section):
