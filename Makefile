@@ -29,7 +29,7 @@ OLDEST = .venv-oldest
 
 $(OLDEST)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet "transformers==5.19.0" --editable ".[dev]"
+	$(OLDEST)/bin/pip install --quiet "transformers==5.19.0" --editable ".[test]"
 	touch $@
 
 test-oldest: $(OLDEST)/.installed

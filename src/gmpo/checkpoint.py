@@ -105,6 +105,8 @@ class Store:
             CheckpointError: it could not be written, and neither could the one before if that was written behind.
         """
         behind = self.behind and self._failure() is None
+        for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
+            shutil.rmtree(leftover, ignore_errors=True)
         write = learner.snapshot(self.save_contents, copy=behind)
         if behind:
             self._begun = self._thread.submit(self._write, write, state)
@@ -140,8 +142,6 @@ class Store:
                 f"cannot write checkpoint {target}: {error}. Earlier checkpoints are intact: make room, and the same "
                 "command goes on from the newest."
             ) from error
-        for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
-            shutil.rmtree(leftover, ignore_errors=True)
         self._rotate(state.step)
 
     def restore(self, learner: Learner) -> State | None:

@@ -26,7 +26,14 @@ LAYERS = {
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS_APART = {("data", "rewards"), ("rewards", "data"), ("data", "algo"), ("rewards", "algo"), ("algo", "ops")}
-LATE_IMPORTS_ALLOWED = {"cli.py", "__init__.py", "tracking/sinks.py", "data/prepare.py", "rewards/algebra.py"}
+LATE_IMPORTS_ALLOWED = {
+    "cli.py",
+    "__init__.py",
+    "tracking/sinks.py",
+    "data/prepare.py",
+    "rewards/algebra.py",
+    "ops/kernels.py",
+}
 """Modules that import by name when they run: optional packages, and what would make `gmpo --help` slow."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.ops import linear_logprob
+from gmpo.ops import blocks, linear_logprob
+from gmpo.ops.blocks import Blocks, TorchBlocks
+from gmpo.ops.kernels import blocks_for
 from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
 from gmpo.ops.logprob import entropy, token_logprobs
+
+KINDS: dict[str, type[Blocks]] = {"torch": TorchBlocks}
+if sys.platform == "linux":  # Triton exists for no other; its kernels run in its interpreter, see conftest.py
+    from gmpo.ops.blocks_triton import TritonBlocks
+
+    KINDS["triton"] = TritonBlocks
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def made_of(request: pytest.FixtureRequest) -> type[Blocks]:
+    return KINDS[request.param]
 
 
 @dataclass
@@ -28,6 +43,7 @@ class Case:
     lengths: Sequence[int]
     temperature: float = 1.0
     softcap: float | None = None
+    made_of: type[Blocks] = TorchBlocks
 
     @property
     def factors(self) -> Tensor:
@@ -43,6 +59,7 @@ class Case:
             next(rest) if self.bias is not None else None,
             self.temperature,
             self.softcap,
+            self.made_of(),
         )
         edges = torch.tensor([0, *self.lengths]).cumsum(0).tolist()
 
@@ -86,6 +103,7 @@ def case(
     identity: bool = False,
     temperature: float = 1.0,
     softcap: float | None = None,
+    made_of: type[Blocks] = TorchBlocks,
 ) -> Case:
     g = torch.Generator().manual_seed(seed)
     tokens = sum(lengths)
@@ -101,6 +119,7 @@ def case(
         lengths,
         temperature,
         softcap,
+        made_of,
     )
 
 
@@ -111,72 +130,76 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance:
         assert (a.double() - b.double()).abs().max().item() <= tolerance * scale if b.numel() else a.numel() == 0
 
 
-@settings(deadline=None, max_examples=150)
-@given(
-    st.lists(st.integers(0, 7), min_size=1, max_size=6),
-    st.integers(2, 40),
-    st.integers(1, 9),
-    st.floats(0.1, 4.0),
-    st.integers(1, 6000),
-    st.integers(1, 40),
-    st.sampled_from(["none", "value", "gradient"]),
-    st.booleans(),
-    st.sampled_from(["plain", "capped", "logits"]),
-    st.integers(0, 2**20),
+CASES = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(0, 7), min_size=1, max_size=6),
+        "vocabulary": st.integers(2, 40),
+        "width": st.integers(1, 9),
+        "temperature": st.floats(0.1, 4.0),
+        "bias": st.booleans(),
+        "seed": st.integers(0, 2**20),
+    }
 )
-def test_tiles_and_blocks_of_any_size_give_the_gradients_of_the_whole_logits(
-    lengths: list[int],
-    vocabulary: int,
-    width: int,
-    temperature: float,
-    tile_bytes: int,
-    columns: int,
-    mode: Entropies,
-    bias: bool,
-    kind: str,
-    seed: int,
+MODES = st.sampled_from(["none", "value", "gradient"])
+HEADS = st.sampled_from(["plain", "capped", "logits"])
+
+
+def check_against_the_whole_logits(
+    made_of: type[Blocks], sizes: dict[str, Any], kind: str, mode: Entropies, tile_bytes: int, columns: int
 ) -> None:
-    c = case(
-        lengths,
-        vocabulary,
-        width,
-        seed=seed,
-        bias=bias and kind != "logits",
-        identity=kind == "logits",
-        temperature=temperature,
-        softcap=1.5 if kind == "capped" else None,
-    )
+    sizes["bias"] &= kind != "logits"
+    c = case(**sizes, identity=kind == "logits", softcap=1.5 if kind == "capped" else None, made_of=made_of)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_logprob, "BLOCK_COLUMNS", columns)
         patch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
-        patch.setattr(linear_logprob, "CACHED_ELEMENTS", 2 * columns)
+        patch.setattr(blocks, "CACHED_ELEMENTS", 2 * columns)
         found = c.tiled(mode, tile_bytes)
     assert_close(found, c.whole(mode), 1e-10)
 
 
+@settings(deadline=None, max_examples=150)
+@given(CASES, HEADS, MODES, st.integers(1, 6000), st.integers(1, 40))
+def test_tiles_and_blocks_of_any_size_give_the_gradients_of_the_whole_logits(
+    sizes: dict[str, Any], kind: str, mode: Entropies, tile_bytes: int, columns: int
+) -> None:
+    check_against_the_whole_logits(TorchBlocks, sizes, kind, mode, tile_bytes, columns)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux alone")
+@settings(deadline=None, max_examples=25)
+@given(CASES, HEADS, MODES, st.sampled_from([1, 1500, 6000]), st.sampled_from([7, 16, 40]))
+def test_so_do_those_of_triton(
+    sizes: dict[str, Any], kind: str, mode: Entropies, tile_bytes: int, columns: int
+) -> None:
+    """Fewer of them: its interpreter takes milliseconds for each row of a block."""
+    check_against_the_whole_logits(KINDS["triton"], sizes, kind, mode, tile_bytes, columns)
+
+
 @pytest.mark.parametrize("columns", [3, 4096])
-def test_values_without_gradient_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_values_without_gradient_are_those_of_the_whole_logits(
+    made_of: type[Blocks], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     monkeypatch.setattr(linear_logprob, "BLOCK_COLUMNS", columns)
     monkeypatch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
-    c = case([5, 6], 29, 4, temperature=0.7)
+    c = case([5, 6], 29, 4, temperature=0.7, made_of=made_of)
     assert c.weight is not None
     logits = c.hidden @ c.weight.T
-    logp, ent = token_values(Head(c.weight, temperature=0.7), c.hidden, c.targets, with_entropy=True)
+    logp, ent = token_values(Head(c.weight, temperature=0.7, blocks=made_of()), c.hidden, c.targets, with_entropy=True)
     assert ent is not None
     assert torch.allclose(logp, token_logprobs(logits, c.targets, temperature=0.7), atol=1e-12)
     assert torch.allclose(ent, entropy(logits, temperature=0.7), atol=1e-12)
-    assert token_values(Head(c.weight), c.hidden, c.targets)[1] is None
+    assert token_values(Head(c.weight, blocks=made_of()), c.hidden, c.targets)[1] is None
 
 
 @pytest.mark.parametrize("mode", ["none", "value", "gradient"])
-def test_the_gradient_is_the_derivative(mode: Entropies) -> None:
+def test_the_gradient_is_the_derivative(made_of: type[Blocks], mode: Entropies) -> None:
     """Against differences of the loss, independent of autograd's opinion of the whole logits."""
-    c = case([2, 1], 6, 2, temperature=1.3, bias=True)
+    c = case([2, 1], 6, 2, temperature=1.3, bias=True, made_of=made_of)
     assert c.weight is not None
     assert c.bias is not None
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> float:
-        logp, ent = token_values(Head(weight, bias, 1.3), hidden, c.targets, with_entropy=True)
+        logp, ent = token_values(Head(weight, bias, 1.3, blocks=made_of()), hidden, c.targets, with_entropy=True)
         assert ent is not None
         a, b, d = c.factors
         return float((a * logp**2 + b * logp).sum() + ((d * ent).sum() if mode == "gradient" else 0.0))
@@ -192,8 +215,8 @@ def test_the_gradient_is_the_derivative(mode: Entropies) -> None:
             assert float(gradient.flatten()[place]) == pytest.approx((loss(*up) - loss(*down)) / 2e-6, abs=1e-7)
 
 
-def test_the_loss_is_called_with_whole_answers_each_once() -> None:
-    c = case([3, 0, 2, 4], 10, 3)
+def test_the_loss_is_called_with_whole_answers_each_once(made_of: type[Blocks]) -> None:
+    c = case([3, 0, 2, 4], 10, 3, made_of=made_of)
     seen: list[int] = []
     sizes: list[int] = []
 
@@ -203,15 +226,17 @@ def test_the_loss_is_called_with_whole_answers_each_once() -> None:
         return logp.sum()
 
     assert c.weight is not None
-    backward(Head(c.weight), c.hidden, c.targets, c.lengths, loss, tile_bytes=5 * 10 * 8)
+    backward(Head(c.weight, blocks=made_of()), c.hidden, c.targets, c.lengths, loss, tile_bytes=5 * 10 * 8)
     assert seen == [0, 1, 2, 3]
     assert sizes == [5, 4]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 @pytest.mark.parametrize("tile_bytes", [1, 10**7], ids=["two sweeps", "one sweep"])
-def test_float32_is_as_exact_as_the_whole_logits_in_float32(scale: float, tile_bytes: int) -> None:
-    c = case([16] * 4, 500, 32, dtype=torch.float32)
+def test_float32_is_as_exact_as_the_whole_logits_in_float32(
+    made_of: type[Blocks], scale: float, tile_bytes: int
+) -> None:
+    c = case([16] * 4, 500, 32, dtype=torch.float32, made_of=made_of)
     c.hidden *= scale
     exact = c.whole("value")
     plain = c.whole("value", torch.float32)
@@ -222,22 +247,22 @@ def test_float32_is_as_exact_as_the_whole_logits_in_float32(scale: float, tile_b
         assert (tile.double() - true).abs().max() <= allowed
 
 
-def test_a_token_that_is_all_but_certain_keeps_its_small_gradient_in_bfloat16() -> None:
+def test_a_token_that_is_all_but_certain_keeps_its_small_gradient_in_bfloat16(made_of: type[Blocks]) -> None:
     """1 - p is 1e-3, below bfloat16's resolution at 1: computed as p - 1 in that dtype it would be 0 or 4e-3."""
     gap = math.log(999.0)
     hidden = torch.tensor([[1.0]], dtype=torch.bfloat16)
     weight = torch.tensor([[gap], [0.0]], dtype=torch.float32, requires_grad=True)
     rounded = float(weight.detach()[0].to(torch.bfloat16))
     left = 1.0 / (1.0 + math.exp(rounded))
-    backward(Head(weight), hidden, torch.tensor([0]), [1], lambda rows, logp, _: logp.sum())
+    backward(Head(weight, blocks=made_of()), hidden, torch.tensor([0]), [1], lambda rows, logp, _: logp.sum())
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == pytest.approx([left, -left], rel=5e-3)
 
 
-def test_bfloat16_hidden_states_have_bfloat16_products_and_float32_everything_else() -> None:
-    c = case([8] * 4, 200, 16, dtype=torch.bfloat16)
+def test_bfloat16_hidden_states_have_bfloat16_products_and_float32_everything_else(made_of: type[Blocks]) -> None:
+    c = case([8] * 4, 200, 16, dtype=torch.bfloat16, made_of=made_of)
     assert c.weight is not None
-    logp, ent = token_values(Head(c.weight.float()), c.hidden, c.targets, with_entropy=True)
+    logp, ent = token_values(Head(c.weight.float(), blocks=made_of()), c.hidden, c.targets, with_entropy=True)
     assert ent is not None
     assert logp.dtype == ent.dtype == torch.float32
     exact = Case(c.hidden.double(), c.weight.double(), None, c.targets, c.lengths).whole("value")
@@ -248,36 +273,38 @@ def test_bfloat16_hidden_states_have_bfloat16_products_and_float32_everything_el
         assert (a.double() - b).norm() <= 0.02 * b.norm()
 
 
-def test_gradients_are_added_to_what_is_there_as_a_tied_head_needs() -> None:
+def test_gradients_are_added_to_what_is_there_as_a_tied_head_needs(made_of: type[Blocks]) -> None:
     embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     tokens, targets = torch.tensor([1, 5, 8]), torch.tensor([2, 2, 0])
     whole = token_logprobs(embedding[tokens] @ embedding.T, targets, temperature=1.0).sum()
     (expected,) = torch.autograd.grad(whole, embedding)
     hidden = embedding[tokens]
-    gradient, _ = backward(Head(embedding), hidden, targets, [3], lambda rows, logp, _: logp.sum())
+    gradient, _ = backward(Head(embedding, blocks=made_of()), hidden, targets, [3], lambda rows, logp, _: logp.sum())
     hidden.backward(gradient)
     assert embedding.grad is not None
     assert torch.allclose(embedding.grad, expected, atol=1e-12)
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
-    c = case([2], 5, 3)
+def test_a_frozen_head_gets_no_gradient(made_of: type[Blocks]) -> None:
+    c = case([2], 5, 3, made_of=made_of)
     assert c.weight is not None
-    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [2], lambda rows, logp, _: logp.sum())
+    gradient, _ = backward(Head(c.weight, blocks=made_of()), c.hidden, c.targets, [2], lambda rows, logp, _: logp.sum())
     assert gradient.any()
     assert c.weight.grad is None
 
 
-def test_a_loss_that_ignores_its_tokens_has_no_gradient() -> None:
-    c = case([2, 3], 5, 3)
+def test_a_loss_that_ignores_its_tokens_has_no_gradient(made_of: type[Blocks]) -> None:
+    c = case([2, 3], 5, 3, made_of=made_of)
     assert c.weight is not None
-    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [2, 3], lambda rows, logp, _: torch.tensor(1.0))
+    gradient, _ = backward(
+        Head(c.weight, blocks=made_of()), c.hidden, c.targets, [2, 3], lambda rows, logp, _: torch.tensor(1.0)
+    )
     assert not gradient.any()
 
 
-def test_an_impossible_token_of_the_vocabulary_makes_no_nan() -> None:
+def test_an_impossible_token_of_the_vocabulary_makes_no_nan(made_of: type[Blocks]) -> None:
     bias = torch.tensor([0.0, 1.0, -math.inf], dtype=torch.float64)
-    head = Head(torch.zeros(3, 1, dtype=torch.float64), bias)
+    head = Head(torch.zeros(3, 1, dtype=torch.float64), bias, blocks=made_of())
     logp, ent = token_values(head, torch.ones(2, 1, dtype=torch.float64), torch.tensor([0, 1]), with_entropy=True)
     assert ent is not None
     p = 1 / (1 + math.e)
@@ -285,13 +312,20 @@ def test_an_impossible_token_of_the_vocabulary_makes_no_nan() -> None:
     assert ent.tolist() == pytest.approx([-(p * math.log(p) + (1 - p) * math.log(1 - p))] * 2)
 
 
-def test_a_token_infinitely_behind_its_neighbours_block_makes_no_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_infinitely_behind_its_neighbours_block_makes_no_nan(
+    made_of: type[Blocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its block's share of the sum is 0 in float32."""
     monkeypatch.setattr(linear_logprob, "BLOCK_COLUMNS", 2)
     monkeypatch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
     weight = torch.tensor([[1.0], [0.0], [-500.0], [-500.0]], requires_grad=True)
     gradient, ent = backward(
-        Head(weight), torch.ones(1, 1), torch.tensor([3]), [1], lambda rows, logp, _: logp.sum(), entropy="value"
+        Head(weight, blocks=made_of()),
+        torch.ones(1, 1),
+        torch.tensor([3]),
+        [1],
+        lambda rows, logp, _: logp.sum(),
+        entropy="value",
     )
     assert ent is not None
     p = 1 / (1 + math.exp(-1.0))
@@ -302,11 +336,18 @@ def test_a_token_infinitely_behind_its_neighbours_block_makes_no_nan(monkeypatch
     assert ent.item() == pytest.approx(-(p * math.log(p) + (1 - p) * math.log(1 - p)), abs=1e-5)
 
 
-def test_no_tokens_are_no_work() -> None:
-    c = case([0, 0], 5, 3)
+def test_no_tokens_are_no_work(made_of: type[Blocks]) -> None:
+    c = case([0, 0], 5, 3, made_of=made_of)
     assert c.weight is not None
-    logp, ent = token_values(Head(c.weight), c.hidden, c.targets, with_entropy=True)
+    logp, ent = token_values(Head(c.weight, blocks=made_of()), c.hidden, c.targets, with_entropy=True)
     assert ent is not None
     assert logp.shape == ent.shape == (0,)
-    gradient, _ = backward(Head(c.weight), c.hidden, c.targets, [0, 0], lambda rows, logp, _: logp.sum())
+    gradient, _ = backward(
+        Head(c.weight, blocks=made_of()), c.hidden, c.targets, [0, 0], lambda rows, logp, _: logp.sum()
+    )
     assert gradient.shape == (0, 3)
+
+
+def test_a_gpu_gets_the_kernels_and_a_cpu_torchs_operations() -> None:
+    assert type(blocks_for(torch.device("cpu"))) is TorchBlocks
+    assert type(blocks_for(torch.device("cuda"))) is KINDS.get("triton", TorchBlocks)

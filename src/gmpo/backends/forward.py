@@ -13,6 +13,8 @@ from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.prefix_batches import prefix_micro_batches
 from gmpo.backends.trainable import MicroBatching
 from gmpo.batch import Batch, micro_batches
+from gmpo.ops.blocks import Blocks
+from gmpo.ops.kernels import blocks_for
 from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
 from gmpo.ops.logprob import token_logprobs
 
@@ -37,7 +39,8 @@ class TokenModel:
     def __init__(self, model: PreTrainedModel, device: Device, *, temperature: float) -> None:
         self.model = model
         self.device = device
-        self.head = find_head(model, device, temperature)
+        self.blocks = blocks_for(device.torch)
+        self.head = find_head(model, device, temperature, self.blocks)
         self.temperature = temperature
         self.separate = "its head is not one of the usual kinds" if self.head is None else share_prefixes(model, device)
         """Why every answer computes its own prompt; None if the answers of a group share it."""
@@ -84,7 +87,7 @@ class TokenModel:
         if self.head is not None:
             hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
             return hidden.to(self.device.compute), self.head
-        return self._logits(batch), Head(None, temperature=self.temperature)
+        return self._logits(batch), Head(None, temperature=self.temperature, blocks=self.blocks)
 
     def _logits(self, batch: Batch) -> Tensor:
         where = self.device.torch
@@ -111,7 +114,7 @@ def split(batch: Batch, by: MicroBatching, *, share: bool) -> list[Tensor]:
     return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
 
 
-def find_head(model: PreTrainedModel, device: Device, temperature: float) -> Head | None:
+def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks: Blocks) -> Head | None:
     """The head of `model` as we compute it, or None if that is not what the model computes itself.
 
     Families multiply, bound and shift their logits in ways of their own, so the reading is compared with the model.
@@ -126,7 +129,7 @@ def find_head(model: PreTrainedModel, device: Device, temperature: float) -> Hea
         return None
 
     def head(t: float) -> Head:
-        return Head(layer.weight, layer.bias, t / scale, softcap)
+        return Head(layer.weight, layer.bias, t / scale, softcap, blocks)
 
     ids = torch.arange(1, 1 + min(8, layer.weight.shape[0] - 1), device=device.torch)
     training = model.training

@@ -22,34 +22,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gmpo.ops.blocks import Blocks, Curve, Memory, Sums, TorchBlocks, exact_dtype
+
 TILE_BYTES = 224 * 2**20
 """Of z that is kept from the forward product to the backward ones. Products of few tokens are slow; more is wasted."""
 BLOCK_COLUMNS, FEWEST_COLUMNS = 4096, 256
 """Part of the vocabulary in one product; it shrinks where the tokens are many."""
 BLOCK_BYTES = 64 * 2**20
 """Of z in one product, where the tokens are many."""
-CACHED_ELEMENTS = 64 * BLOCK_COLUMNS
-"""Of z between two element-wise operations on a CPU: 1 MiB, half of a core's second-level cache."""
-
 Entropies = Literal["none", "value", "gradient"]
-
-
-class _Memory:
-    """Buffers by their use, kept from call to call: fresh memory costs a page fault for every 4 KiB."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}
-
-    def take(self, use: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        kept = self.buffers.get(use)
-        if kept is None or kept.numel() < elements:
-            kept = self.buffers[use] = torch.empty(elements, dtype=dtype, device=device)
-        return kept[:elements]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`softcap(hidden weight^T + bias) / temperature`, where `softcap(x) = c tanh(x / c)`."""
+    """`softcap(hidden weight^T + bias) / temperature`, where `softcap(x) = s tanh(x / s)`."""
 
     weight: Float[Tensor, "V H"] | None
     """None where the hidden states are the logits themselves. Products run in the dtype of the hidden states,
@@ -58,11 +44,17 @@ class Head:
     """Only with a weight."""
     temperature: float = 1.0
     softcap: float | None = None
-    memory: _Memory = field(default_factory=_Memory, repr=False, compare=False)
+    blocks: Blocks = field(default_factory=TorchBlocks, repr=False, compare=False)
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def size(self, hidden: Tensor) -> int:
         """V."""
         return hidden.shape[1] if self.weight is None else self.weight.shape[0]
+
+    def curve(self, columns: slice) -> Curve:
+        """Of a block of the vocabulary."""
+        bias = None if self.bias is None else self.bias.detach()[columns]
+        return Curve(bias, self.temperature, self.softcap, bounded=self.weight is None or bias is not None)
 
 
 LossOfTokens = Callable[[slice, Tensor, Tensor | None], Tensor]
@@ -117,7 +109,9 @@ def backward(
     """
     hidden = hidden.detach()
     gradient = torch.zeros_like(hidden)
-    entropies = None if entropy == "none" else torch.zeros(len(targets), dtype=_exact(hidden), device=hidden.device)
+    entropies = (
+        None if entropy == "none" else torch.zeros(len(targets), dtype=exact_dtype(hidden), device=hidden.device)
+    )
     tokens_of_tile = tile_bytes // (head.size(hidden) * hidden.element_size())
     for rows, tokens in _tiles(lengths, tokens_of_tile):
         part = hidden[tokens], targets[tokens]
@@ -154,25 +148,21 @@ def _one_sweep(
 ) -> tuple[Tensor, Tensor | None]:
     """z of the whole tile is kept, as `exp(z - peak of the block)`, until the loss is known."""
     assert head.weight is not None
-    exact, n = _exact(hidden), len(targets)
+    exact, n = exact_dtype(hidden), len(targets)
     columns = _columns(head, hidden)
-    store = head.memory.take("tile", n * head.size(hidden), hidden.dtype, hidden.device)
-    blocks, peaks, totals = [], [], []
+    store = head.memory.take("tile", (n * head.size(hidden),), hidden.dtype, hidden.device)
     target_z = torch.empty(n, dtype=exact, device=hidden.device)
-    start = 0
+    blocks, sums = [], []
     for cols in columns:
-        block = store[start : start + n * (cols.stop - cols.start)].view(n, -1)
-        start += block.numel()
-        z = _logits(head, hidden, cols, into=block)
-        _pick(z, targets, cols, target_z)
-        peak, total, _ = _exponentials(z, head.memory, with_product=False)
-        if block.dtype != z.dtype:
-            block.copy_(z)
+        block = store[n * cols.start : n * cols.stop].view(n, -1)
+        _product(head, hidden, cols, into=block)
+        sums.append(
+            head.blocks.exponentials(
+                block, head.curve(cols), targets - cols.start, target_z, keep=True, with_product=False
+            )
+        )
         blocks.append(block)
-        peaks.append(peak)
-        totals.append(total)
-    peak, shares = _joint(peaks)
-    total = sum((s * t for s, t in zip(shares, totals, strict=True)), torch.zeros_like(peak))
+    peak, shares, total = _joint(sums, target_z)
     logp = (target_z - peak) - total.log()
     w, _ = _derivatives(loss, rows, logp, None)
 
@@ -181,7 +171,6 @@ def _one_sweep(
     left_out = w * -torch.expm1(logp)
     products = torch.zeros(hidden.shape, dtype=exact, device=hidden.device)
     for cols, block, share in zip(columns, blocks, shares, strict=True):
-        _zero_targets(block, targets, cols)
         products += (block @ head.weight[cols].to(hidden.dtype)).to(exact) * share.unsqueeze(1)
         _add_head_gradient(head, cols, block, hidden, scale * share)
     entropy = None
@@ -211,27 +200,20 @@ def _two_sweeps(
     """First the values, with every z let go; then z again, block by block, for the gradient."""
     values = _values(head, hidden, targets, with_entropy=entropy != "none")
     w, u = _derivatives(loss, rows, values.logp, values.entropy if entropy == "gradient" else None)
-    exact = _exact(hidden)
+    exact = exact_dtype(hidden)
     log_total = values.total.log()
     scale = 1.0 / values.total
     p = values.logp.exp()
-    left_out = w * -torch.expm1(values.logp)
+    left_out, constant = w * -torch.expm1(values.logp), -w
     if u is not None:
         assert values.entropy is not None
         left_out -= u * p * (values.logp + values.entropy)
-        offset = -w - u * (values.entropy - log_total)
+        constant = constant - u * (values.entropy - log_total)
     gradient = torch.zeros(hidden.shape, dtype=exact, device=hidden.device)
     target_z = values.logp + log_total + values.peak
     for cols in _columns(head, hidden):
-        z = _logits(head, hidden, cols)
-        slope = None if head.softcap is None else 1.0 - (z * (head.temperature / head.softcap)) ** 2
-        d = z.sub_(values.peak.unsqueeze(1))
-        by_row = -w.unsqueeze(1) if u is None else offset.unsqueeze(1) - u.unsqueeze(1) * d
-        g = d.exp_().mul_(by_row)
-        if slope is not None:
-            g *= slope
-        _zero_targets(g, targets, cols)
-        g = g.to(hidden.dtype)
+        g = _product(head, hidden, cols)
+        head.blocks.slopes(g, head.curve(cols), targets - cols.start, values.peak, constant, None if u is None else -u)
         if head.weight is None:
             gradient[:, cols] = g.to(exact) * (scale / head.temperature).unsqueeze(1)
         else:
@@ -244,82 +226,47 @@ def _two_sweeps(
 
 
 def _values(head: Head, hidden: Tensor, targets: Tensor, *, with_entropy: bool) -> _Values:
-    exact, n = _exact(hidden), len(targets)
+    exact, n = exact_dtype(hidden), len(targets)
     columns = _columns(head, hidden)
     target_z = torch.empty(n, dtype=exact, device=hidden.device)
-    peaks, totals, products = [], [], []
-    for cols in columns:
-        z = _logits(head, hidden, cols)
-        _pick(z, targets, cols, target_z)
-        peak, total, product = _exponentials(z, head.memory, with_product=with_entropy)
-        peaks.append(peak)
-        totals.append(total)
-        products.append(product)
-    peak, shares = _joint(peaks)
-    total = sum((s * t for s, t in zip(shares, totals, strict=True)), torch.zeros_like(peak))
+    sums = [
+        head.blocks.exponentials(
+            _product(head, hidden, cols),
+            head.curve(cols),
+            targets - cols.start,
+            target_z,
+            keep=False,
+            with_product=with_entropy,
+        )
+        for cols in columns
+    ]
+    peak, shares, total = _joint(sums, target_z)
     logp = (target_z - peak) - total.log()
     if not with_entropy:
         return _Values(logp, None, peak, total)
     # sum_v p_v (z_v - peak), each block's own peak taken into account
     mean = torch.zeros_like(peak)
-    for share, own, t, product in zip(shares, peaks, totals, products, strict=True):
-        assert product is not None
-        mean += share * (product + t * (own - peak))
+    for share, own in zip(shares, sums, strict=True):
+        assert own.product is not None
+        mean += share * (own.product + own.total * (own.peak - peak))
     return _Values(logp, total.log() - mean / total, peak, total)
 
 
-def _logits(head: Head, hidden: Tensor, cols: slice, *, into: Tensor | None = None) -> Tensor:
-    """z `[n, c]` of a block of the vocabulary, in float32 or better; in the memory of `into` if its dtype is that."""
-    exact, n, width = _exact(hidden), len(hidden), cols.stop - cols.start
-    if into is None or into.dtype != exact:
-        z = head.memory.take("block", n * width, exact, hidden.device).view(n, width)
-    else:
-        z = into
+def _product(head: Head, hidden: Tensor, cols: slice, *, into: Tensor | None = None) -> Tensor:
+    """x `[n, c]` of a block of the vocabulary, in the dtype of the hidden states; in `into`, or in memory that the next
+    block will use again."""
+    shape = len(hidden), cols.stop - cols.start
+    x = head.memory.take("block", shape, hidden.dtype, hidden.device) if into is None else into
     if head.weight is None:
-        z.copy_(hidden[:, cols])
-    else:
-        weight = head.weight[cols].to(hidden.dtype).T
-        if z.dtype == hidden.dtype:
-            torch.mm(hidden, weight, out=z)
-        else:
-            low = head.memory.take("product", n * width, hidden.dtype, hidden.device).view(n, width)
-            z.copy_(torch.mm(hidden, weight, out=low))
-    if head.bias is not None:
-        z += head.bias[cols].to(exact)
-    if head.softcap is not None:
-        z.div_(head.softcap).tanh_().mul_(head.softcap)
-    if head.temperature != 1.0:
-        z.div_(head.temperature)
-    if head.weight is None or head.bias is not None:
-        # An impossible token may have minus infinity: its probability is 0, and 0 times its z must be 0.
-        z.clamp_(min=torch.finfo(exact).min / 4)
-    return z
+        return x.copy_(hidden[:, cols])
+    return torch.mm(hidden, head.weight[cols].to(hidden.dtype).T, out=x)
 
 
-def _exponentials(z: Tensor, memory: _Memory, *, with_product: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """z becomes `exp(z - peak)`; returns peak, the sum and, if asked for, the sum of `exp(z - peak) (z - peak)`."""
-    n, width = z.shape
-    peak, total = torch.empty(n, dtype=z.dtype, device=z.device), torch.empty(n, dtype=z.dtype, device=z.device)
-    product = torch.empty_like(total) if with_product else None
-    step = max(1, CACHED_ELEMENTS // width) if z.device.type == "cpu" else max(1, n)
-    differences = memory.take("differences", min(step, n) * width, z.dtype, z.device)
-    for first in range(0, n, step):
-        rows = slice(first, min(first + step, n))
-        part = z[rows]
-        d = differences[: part.numel()].view(part.shape)
-        torch.amax(part, dim=1, out=peak[rows])
-        torch.sub(part, peak[rows].unsqueeze(1), out=d)
-        torch.exp(d, out=part)
-        torch.sum(part, dim=1, out=total[rows])
-        if product is not None:
-            torch.linalg.vecdot(part, d, out=product[rows])
-    return peak, total, product
-
-
-def _joint(peaks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The peak over all blocks, and each block's `exp(its peak - the peak)`."""
-    peak = torch.stack(list(peaks)).amax(dim=0)
-    return peak, [(own - peak).exp() for own in peaks]
+def _joint(sums: Sequence[Sums], like: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The peak over all blocks, each block's `exp(its peak - the peak)`, and the sum over all."""
+    peak = torch.stack([own.peak for own in sums]).amax(dim=0)
+    shares = [(own.peak - peak).exp() for own in sums]
+    return peak, shares, sum((s * own.total for s, own in zip(shares, sums, strict=True)), torch.zeros_like(like))
 
 
 def _derivatives(loss: LossOfTokens, rows: slice, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -331,22 +278,6 @@ def _derivatives(loss: LossOfTokens, rows: slice, logp: Tensor, entropy: Tensor 
             return torch.zeros_like(logp), None if entropy is None else torch.zeros_like(entropy)
         found = torch.autograd.grad(value, leaves, materialize_grads=True)
     return found[0], found[1] if entropy is not None else None
-
-
-def _pick(z: Tensor, targets: Tensor, cols: slice, into: Tensor) -> None:
-    """z of the targets that lie in the block."""
-    here = _in_block(targets, cols)
-    into[here] = z[here, targets[here] - cols.start]
-
-
-def _zero_targets(block: Tensor, targets: Tensor, cols: slice) -> None:
-    here = _in_block(targets, cols)
-    block[here, targets[here] - cols.start] = 0.0
-
-
-def _in_block(targets: Tensor, cols: slice) -> Tensor:
-    here: Tensor = (targets >= cols.start) & (targets < cols.stop)
-    return here.nonzero().squeeze(1)
 
 
 def _add_head_gradient(head: Head, cols: slice, g: Tensor, hidden: Tensor, scale: Tensor) -> None:
@@ -386,13 +317,9 @@ def _grad(parameter: Tensor) -> Tensor:
     return grad
 
 
-def _exact(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
 def _columns(head: Head, hidden: Tensor) -> list[slice]:
     """Blocks of the vocabulary."""
     size = head.size(hidden)
-    fitting = BLOCK_BYTES // (max(1, len(hidden)) * _exact(hidden).itemsize)
+    fitting = BLOCK_BYTES // (max(1, len(hidden)) * exact_dtype(hidden).itemsize)
     width = min(size, max(FEWEST_COLUMNS, min(BLOCK_COLUMNS, fitting)))
     return [slice(start, min(start + width, size)) for start in range(0, size, width)]
