@@ -410,6 +410,10 @@ def test_a_machine_that_runs_out_of_memory_names_the_settings_to_lower(bench: An
 # Supervised learning
 
 
+def _sft(bench: Any) -> tuple[str, str]:
+    return f"model.path={bench.model}", f"trainer.default_local_dir={bench.folder / 'sft'}"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -425,14 +429,14 @@ def test_a_row_that_cannot_be_learned_is_named(
     rows[1] = change(rows[1])
     file = bench.folder / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    outcome = command("sft", f"model.path={bench.model}", f"data.train_files={file}", "data.train_batch_size=2")
+    outcome = command("sft", *_sft(bench), f"data.train_files={file}", "data.train_batch_size=2")
     assert outcome.code == OTHER
     assert words in outcome.err
 
 
 def test_a_batch_that_is_larger_than_the_demonstrations_is_refused(bench: Any, command: Callable[..., Any]) -> None:
     files = f"data.train_files={bench.write_rows(demonstration_rows(4, seed=0))}"
-    outcome = command("sft", f"model.path={bench.model}", files, "data.train_batch_size=8")
+    outcome = command("sft", *_sft(bench), files, "data.train_batch_size=8")
     assert outcome.code == CONFIG
     assert "data.train_batch_size = 8 is larger than the data set, which has 4 rows" in outcome.err
 
@@ -441,7 +445,7 @@ def test_a_prompt_longer_than_the_limit_names_a_setting_that_sft_has(bench: Any,
     files = f"data.train_files={bench.write_rows(demonstration_rows(4, seed=0))}"
     small = ("data.train_batch_size=2", "data.max_length=10")
     for truncation in ("error", "left", "right"):
-        outcome = command("sft", f"model.path={bench.model}", files, *small, f"data.truncation={truncation}")
+        outcome = command("sft", *_sft(bench), files, *small, f"data.truncation={truncation}")
         assert outcome.code == OTHER
         assert "data.max_length=10" in outcome.err
         assert "max_prompt_length" not in outcome.err
