@@ -410,7 +410,8 @@ def test_a_call_from_another_thread_works_after_the_first_thread_has_ended() -> 
 
 
 SPINNING_PROGRAM = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 from gmpo.rewards.grader import *
 def compute_score(solution_str):
     print(os.getpid(), file=sys.stderr, flush=True)
