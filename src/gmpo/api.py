@@ -51,7 +51,7 @@ from gmpo.loop import validate
 from gmpo.rollout import Group
 from gmpo.supervised import fine_tune
 from gmpo.tracking.console import ConsoleSink, sample_panel
-from gmpo.tracking.folder import METRICS, RunFolder
+from gmpo.tracking.folder import METRICS, RunFolder, claimed
 from gmpo.tracking.profile import Profiled
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
@@ -127,7 +127,7 @@ def train(
     length = _length(counts)
     asked = data_sources(problems, validation)
     functions = [] if reward is None else [reward] if callable(reward) else list(reward)
-    with build_rewards(c, functions, reward_weights, asked) as rewards:
+    with claimed(folder), build_rewards(c, functions, reward_weights, asked) as rewards:
         rewards.start([problem.data_source for problem in asked])
         policy = build_policy(c, tokenizer, longest_prompt=longest_prompt(problems, validation))
         learner = build_learner(c, policy, length.total_steps)
@@ -208,7 +208,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     )
     writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
     sinks = _sinks(resolved, folder, policy, console, label, length)
-    with _tracker(sinks, writer) as tracker, Stop(say) as stop:
+    with claimed(folder), _tracker(sinks, writer) as tracker, Stop(say) as stop:
         done = fine_tune(
             stream,
             total_steps=length.total_steps,

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import gmpo
+from gmpo.errors import BackendError
 
 STEPS, ANSWERS = 4, 16
 """Steps of the whole run, answers graded in each."""
@@ -76,6 +77,10 @@ class Process:
     def has_recorded(self, step: int) -> bool:
         file = self.folder / "metrics.jsonl"
         return file.is_file() and len(file.read_text().splitlines()) >= step
+
+    def has_saved(self, step: int) -> bool:
+        file = self.folder / "latest_checkpointed_iteration.txt"
+        return file.is_file() and file.read_text() == str(step)
 
     def workers(self) -> list[int]:
         """Process ids of its graders: their last argument is the id of the process that they grade for."""
@@ -185,7 +190,9 @@ def test_after_kill_9_the_run_goes_on_from_its_last_checkpoint_bit_for_bit(
     ends: Ends, same_run: Callable[[Path, Path, int], None]
 ) -> None:
     process = ends.killed
-    process.wait_until(lambda: process.has_recorded(3))
+    process.wait_until(lambda: process.has_recorded(3) and process.has_saved(2))
+    with pytest.raises(BackendError, match="another run writes there at this moment"):
+        gmpo.train(process.config)
     process.started.kill()
     process.end()
     assert process.workers() == []

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from gmpo.errors import BackendError
 from gmpo.tracking.environment import write_environment
 
 METRICS, CONFIG, PASS_RATES = "metrics.jsonl", "config.yaml", "pass_rates.jsonl"
 RECORDS = (METRICS, CONFIG, "environment.json", "samples", "validation", "tensorboard", PASS_RATES)
 """What a run records beside its checkpoints and its model."""
 EARLIER = "earlier-"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Nobody else writes to the run folder meanwhile. The claim ends with the process, however it ends.
+
+    Raises:
+        BackendError: another process has it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BackendError(
+            f"trainer.default_local_dir={folder}: another run writes there at this moment. Wait for its end, or name "
+            "another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunFolder:
