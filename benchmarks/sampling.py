@@ -91,8 +91,8 @@ def here(case: str, folder: Path, prompts: list[list[int]], threads: int) -> dic
 
     from gmpo.backends.devices import Device
     from gmpo.backends.torch_sampler import TorchSampler
-    from gmpo.batch import pad_left
     from gmpo.ports import SampleRequest, SamplingParams, Weights
+    from gmpo.records.batch import pad_left
 
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from gmpo.backends.devices import Device
 from gmpo.backends.packed import response_hidden, share_prefixes
-from gmpo.batch import Batch
 from gmpo.ops.logprob import token_logprobs
+from gmpo.records.batch import Batch
 
 CPU = Device(torch.device("cpu"), torch.float32)
 VOCABULARY = 2048

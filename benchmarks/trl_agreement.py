@@ -97,7 +97,7 @@ def compare(work: Path) -> list[dict[str, Any]]:
     from gmpo.backends.learner import LocalLearner, Objective
     from gmpo.backends.tiny_model import make_model, word_tokenizer
     from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-    from gmpo.batch import Batch
+    from gmpo.records.batch import Batch
 
     make_model(work / "model", word_tokenizer(list("abcdefgh")), seed=0, hidden=32, layers=2, heads=2, intermediate=64)
     tokenizer = AutoTokenizer.from_pretrained(work / "model")

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from gmpo.backends.devices import Device
 from gmpo.backends.models import ModelSource, load_model
 from gmpo.backends.tiny_model import make_model, word_tokenizer
-from gmpo.batch import Batch, collate
 from gmpo.data.problems import Problem
+from gmpo.records.batch import Batch, collate
+from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rollout import Completion, Graded, Group
 
 torch.set_num_threads(1)
 settings.register_profile("gmpo", deadline=None, derandomize=True, database=None, max_examples=60)

@@ -14,7 +14,9 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
-from gmpo.build import (
+from gmpo.build.objective import build_credit
+from gmpo.build.rewards import RewardFunction, build_rewards
+from gmpo.build.run import (
     Policy,
     Rows,
     build_collector,
@@ -32,9 +34,6 @@ from gmpo.build import (
     data_sources,
     longest_prompt,
 )
-from gmpo.build_objective import build_credit
-from gmpo.build_rewards import RewardFunction, build_rewards
-from gmpo.checkpoint import export
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
 from gmpo.config.numbers import Length, Numbers, numbers, run_length
@@ -45,16 +44,17 @@ from gmpo.data.demonstrations import demonstrations_from_rows, encode_demonstrat
 from gmpo.data.problems import ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
-from gmpo.interrupt import Stop
-from gmpo.loop import train as run_loop
-from gmpo.loop import validate
-from gmpo.rollout import Group
-from gmpo.supervised import fine_tune
+from gmpo.records.rollout import Group
 from gmpo.tracking.console import ConsoleSink, sample_panel
 from gmpo.tracking.folder import METRICS, RunFolder, claimed
 from gmpo.tracking.profile import Profiled
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
+from gmpo.training.checkpoint import export
+from gmpo.training.interrupt import Stop
+from gmpo.training.loop import train as run_loop
+from gmpo.training.loop import validate
+from gmpo.training.supervised import fine_tune
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 Settings = Mapping[str, Any] | Sequence[str] | str | Path | Resolved[Any]

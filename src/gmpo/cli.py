@@ -106,7 +106,7 @@ def check(context: typer.Context, settings: Settings = None, config: ConfigFile 
     keys are honoured, derived, without effect and why. Exit code 0 if the settings make sense.
     """
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
-    Console().print(_late("gmpo.check", "check_report")(resolved, _rows_if_known))
+    Console().print(_late("gmpo.check.report", "check_report")(resolved, _rows_if_known))
 
 
 @app.command()

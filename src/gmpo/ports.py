@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gmpo.batch import Batch
-from gmpo.rollout import Completion, Group
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Completion, Group
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from gmpo.config.tree import leaves
 from gmpo.errors import ConfigError
 
 PACKAGE = Path(gmpo.__file__).parent
-NOT_READERS = ("config/schema", "config/rules", "config/reference", "check.py")
+NOT_READERS = ("config/schema", "config/rules", "config/reference", "check/")
 CONSUMED_BY_LOADING = {
     "trainer.seed",
     "trainer.project_name",

@@ -14,14 +14,11 @@ SOURCE = Path(__file__).parents[2] / "src" / "gmpo"
 LAYERS = {
     0: ("errors", "version", "streams", "objectives", "config"),
     1: ("algo", "ops", "data", "rewards"),
-    2: ("rollout", "batch", "estimates", "correction_stats"),
+    2: ("records",),
     3: ("ports",),
-    4: ("stats", "backends", "tracking"),
-    5: (
-        *("collect", "gather", "pass_rates", "scoring", "credit", "interrupt", "checkpoint", "evaluation"),
-        *("loop", "supervised"),
-    ),
-    6: ("build", "build_objective", "build_rewards", "api", "quickstart", "check"),
+    4: ("metrics", "backends", "tracking"),
+    5: ("training",),
+    6: ("build", "api", "quickstart", "check"),
     7: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -111,7 +108,15 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["gmpo", "gmpo.config", "gmpo.data.prepare", "gmpo.rewards.grader", "gmpo.rollout", "gmpo.cli", "gmpo.check"],
+    [
+        "gmpo",
+        "gmpo.config",
+        "gmpo.data.prepare",
+        "gmpo.rewards.grader",
+        "gmpo.records.rollout",
+        "gmpo.cli",
+        "gmpo.check.report",
+    ],
 )
 def test_the_light_layers_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'ray', 'vllm') if m in sys.modules])"

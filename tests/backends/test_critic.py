@@ -18,7 +18,7 @@ from gmpo.backends.critic import Critic, CriticSettings, load_value_model, value
 from gmpo.backends.devices import Device
 from gmpo.backends.models import ModelSource
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
-from gmpo.batch import Batch, pad_left, pad_right
+from gmpo.records.batch import Batch, pad_left, pad_right
 
 SETTINGS = CriticSettings(
     gamma=1.0, lam=1.0, clip=10.0, aggregation="token-mean", loss_scale=4.0, mini_batch_problems=2, epochs=1,

@@ -25,8 +25,8 @@ from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner, Objective
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.errors import BackendError, CheckpointError
+from gmpo.records.batch import Batch, pad_left, pad_right
 
 OBJECTIVE = Objective(
     POLICY_LOSSES["geo_mean"], {"clip_low": 0.4, "clip_high": 0.4}, "token-mean", loss_scale=8.0, temperature=1.0

@@ -18,8 +18,8 @@ from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner, Objective
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.ports import Update
+from gmpo.records.batch import Batch, pad_left, pad_right
 
 TEMPERATURE = 0.8
 GEO = Objective(

@@ -17,7 +17,7 @@ from gmpo.backends.devices import Device
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.packed import packs, response_hidden, scatter_tokens, share_prefixes, why_separate
 from gmpo.backends.prefix_attention import LAYOUT, shared_prefix_attention
-from gmpo.batch import Batch, pad_left, pad_right
+from gmpo.records.batch import Batch, pad_left, pad_right
 
 VOCABULARY = 40
 SHAPE = {

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gmpo.backends.prefix_attention import LAYOUT, shared_prefix_attention
 from gmpo.backends.prefix_layout import PADDING_SHARE, PADDING_TOKENS, PrefixLayout, prefix_layout
-from gmpo.batch import pad_left, pad_right
 from gmpo.errors import BackendError
+from gmpo.records.batch import pad_left, pad_right
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 """Prompt ids and mask, response ids and mask, as in `Batch`."""

@@ -26,10 +26,10 @@ from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.backends.forward import TokenModel
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.torch_sampler import TorchSampler
-from gmpo.batch import Batch
 from gmpo.errors import BackendError
 from gmpo.ports import SampleRequest, SamplingParams, Weights
-from gmpo.rollout import Completion
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Completion
 
 Collated = Callable[[Sequence[tuple[Sequence[int], Sequence[Completion]]]], Batch]
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from gmpo.check import check_report
+from gmpo.check.report import check_report
 from gmpo.config import load
 from gmpo.config.numbers import Length, numbers, run_length
 from gmpo.errors import ConfigError

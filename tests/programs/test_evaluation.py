@@ -11,9 +11,9 @@ import pytest
 
 from gmpo.data.problems import Problem
 from gmpo.data.stories import story_rows
-from gmpo.evaluation import validation_metrics
+from gmpo.metrics.validation import validation_metrics
+from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rollout import Completion, Graded, Group
 
 R = "actor_rollout_ref.rollout"
 Lines = Callable[[Path], list[dict[str, Any]]]

@@ -11,9 +11,9 @@ import pytest
 
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError, DataError
-from gmpo.gather import histogram
+from gmpo.records.rollout import Completion, Graded, Group, group_from_record, group_record
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rollout import Completion, Graded, Group, group_from_record, group_record
+from gmpo.training.gather import histogram
 
 TEACHES_IN_PART = '''"""Every second problem has answers that differ; all answers to the others are right."""
 

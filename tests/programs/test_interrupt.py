@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gmpo.interrupt import Stop
+from gmpo.training.interrupt import Stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,8 +20,8 @@ from gmpo.backends.forward import split
 from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.trainable import MicroBatching, Stepped, Trainable
-from gmpo.batch import Batch
 from gmpo.errors import BackendError
+from gmpo.records.batch import Batch
 
 
 def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gmpo.backends.kv_cache import growing_cache
-from gmpo.batch import pad_left
+from gmpo.records.batch import pad_left
 
 
 class Decoder(Protocol):

@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from gmpo.backends.devices import Device
 from gmpo.backends.packed import FAMILIES, only_full_attention
-from gmpo.batch import pad_left
+from gmpo.records.batch import pad_left
 
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotations that do not depend on the length of the sequence."""

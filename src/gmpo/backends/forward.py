@@ -12,11 +12,11 @@ from gmpo.backends.devices import Device
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.prefix_batches import prefix_micro_batches
 from gmpo.backends.trainable import MicroBatching
-from gmpo.batch import Batch, micro_batches
 from gmpo.ops.blocks import Blocks
 from gmpo.ops.kernels import blocks_for
 from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
 from gmpo.ops.logprob import token_logprobs
+from gmpo.records.batch import Batch, micro_batches
 
 PROBE_TOLERANCE = 1e-3
 """Nats by which our reading of a model's head may differ from the model's own log-probs, in float32."""

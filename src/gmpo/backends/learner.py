@@ -21,9 +21,9 @@ from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.forward import TokenModel
 from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
-from gmpo.batch import Batch
 from gmpo.ops.linear_logprob import Entropies
 from gmpo.ports import Update, Weights
+from gmpo.records.batch import Batch
 from gmpo.streams import uniform
 
 

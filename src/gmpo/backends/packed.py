@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from gmpo.backends.devices import Device
 from gmpo.backends.prefix_attention import LAYOUT, NAME, PLAIN
 from gmpo.backends.prefix_layout import prefix_layout
-from gmpo.batch import Batch
+from gmpo.records.batch import Batch
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
 """`model_type` of models whose tokens meet in full attention only, by the library's attention interface."""

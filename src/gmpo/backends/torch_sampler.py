@@ -22,7 +22,7 @@ from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
 from gmpo.ports import SampleRequest, SamplingParams, Weights
-from gmpo.rollout import Completion
+from gmpo.records.rollout import Completion
 from gmpo.streams import uniform
 
 COMPACT_BELOW = 0.8

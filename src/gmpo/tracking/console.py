@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gmpo.rollout import Group
+from gmpo.records.rollout import Group
 
 SHOWN = {
     "train/loss": "loss",

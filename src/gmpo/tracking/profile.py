@@ -19,9 +19,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gmpo.batch import Batch
 from gmpo.ports import Step, Tracker, Update
-from gmpo.rollout import Group
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Group
 
 PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 """Operations whose arithmetic is counted. Fused attention is not: its share is small beside the layers' products."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmpo.batch import Batch
 from gmpo.errors import BackendError
 from gmpo.ports import Update
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
-from gmpo.rollout import Graded, Group
 from gmpo.tracking.memory import peak_memory
 from gmpo.tracking.sinks import Sink
 

@@ -21,7 +21,7 @@ from gmpo.config import Config
 from gmpo.config.corrections import rejections
 from gmpo.config.schema_actor import Actor
 from gmpo.config.schema_training import Optim
-from gmpo.credit import Correction, Credit, LossMask, RewardKL
+from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
 
 
 def needs_reference(config: Config) -> bool:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
+from gmpo.check.memory import Devices, Item, estimate, micro_batch_tokens, totals
+from gmpo.check.model_shapes import SHAPES, ModelShape, shape_by_name, shape_of_folder
 from gmpo.config import load
-from gmpo.config.memory import Devices, Item, estimate, micro_batch_tokens, totals
-from gmpo.config.model_shapes import SHAPES, ModelShape, shape_by_name, shape_of_folder
 
 A, R = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gmpo.batch import Batch
-from gmpo.correction_stats import mismatch
+from gmpo.metrics.mismatch import mismatch
 from gmpo.ports import Learner
+from gmpo.records.batch import Batch
 from gmpo.streams import permutation
 
 PROBED_SHARE = 16

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gmpo.algo.advantages import ADVANTAGES
-from gmpo.batch import Batch
 from gmpo.config.corrections import Rejection
-from gmpo.credit import Correction, Credit, LossMask, RewardKL
+from gmpo.records.batch import Batch
+from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
 
 
 def batch_of(lengths: list[int], rewards: list[float], kl: float = 0.0) -> Batch:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gmpo.algo.masks import Counts
-from gmpo.batch import Batch, collate, micro_batches, pad_left, pad_right
 from gmpo.data.problems import Problem
+from gmpo.records.batch import Batch, collate, micro_batches, pad_left, pad_right
+from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rollout import Completion, Graded, Group
 
 PAD = 99
 

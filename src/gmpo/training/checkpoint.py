@@ -46,7 +46,7 @@ class State:
     position: int = 0
     """Position in the stream of problems."""
     surplus: tuple[Mapping[str, Any], ...] = ()
-    """Groups that wait for the next step, as `gmpo.rollout.group_record` writes them."""
+    """Groups that wait for the next step, as `gmpo.records.rollout.group_record` writes them."""
 
 
 class Store:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gmpo.checkpoint import content_hash
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import DataError
+from gmpo.records.rollout import Group
 from gmpo.rewards.verdict import Verdict
-from gmpo.rollout import Group
 from gmpo.tracking.folder import PASS_RATES
+from gmpo.training.checkpoint import content_hash
 
 
 class PassRates:

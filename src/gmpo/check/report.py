@@ -12,9 +12,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from gmpo.check.memory import CARD_GB, Devices, Item, estimate, totals
+from gmpo.check.model_shapes import ModelShape, shape_by_name, shape_of_folder
 from gmpo.config import Config, Resolved
-from gmpo.config.memory import CARD_GB, Devices, Item, estimate, totals
-from gmpo.config.model_shapes import ModelShape, shape_by_name, shape_of_folder
 from gmpo.config.numbers import Number, numbers
 from gmpo.config.resolved import Note
 from gmpo.config.tree import get

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gmpo.algo.masks import Counts, count
-from gmpo.rollout import Group
+from gmpo.records.rollout import Group
 from gmpo.streams import permutation
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gmpo.batch import Batch
-from gmpo.correction_stats import mismatch, rejection_stats, weight_stats
 from gmpo.data.problems import Problem
+from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
+from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
 from gmpo.ports import Update
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rollout import Completion, Graded, Group
-from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
 
 PROBLEM = Problem("p", ({"role": "user", "content": "?"},), "s", "1")
 

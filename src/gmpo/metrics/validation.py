@@ -1,56 +1,16 @@
-"""Validation: answers to held-out problems, graded, as verl's `val-core/` and `val-aux/` metrics and pass@k."""
+"""Metrics of a validation: verl's `val-core/` and `val-aux/` numbers, pass@k, and pass@1 with its interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 
-from gmpo.collect import VALIDATION, Collector
-from gmpo.data.prompts import EncodedProblem
-from gmpo.estimates import extreme_of, majority, mean_interval, pass_at_k
-from gmpo.ports import SamplingParams
+from gmpo.metrics.estimates import extreme_of, majority, mean_interval, pass_at_k
+from gmpo.records.rollout import Group
 from gmpo.rewards.verdict import Verdict
-from gmpo.rollout import Group
-
-
-class Evaluation:
-    """Validation of the policy that the collector's sampler holds.
-
-    Args:
-        batch_size: problems sampled at a time; None takes all at once.
-        keep: receives the step and the graded groups, for the run's records.
-    """
-
-    def __init__(
-        self,
-        collector: Collector,
-        problems: Sequence[EncodedProblem],
-        params: SamplingParams,
-        *,
-        batch_size: int | None,
-        keep: Callable[[int, Sequence[Group]], None],
-    ) -> None:
-        self.collector = collector
-        self.problems = problems
-        self.params = params
-        self.batch_size = batch_size or max(1, len(problems))
-        self.keep = keep
-
-    def __call__(self, step: int) -> dict[str, float]:
-        """Metrics of the policy after `step` training steps; nothing without validation problems."""
-        if not self.problems:
-            return {}
-        phase = self.collector.begin(self.params, namespace=VALIDATION, step=0)
-        for start in range(0, len(self.problems), self.batch_size):
-            chunk = self.problems[start : start + self.batch_size]
-            # The position in the whole set names the random streams, so the batch size plays no part.
-            phase.sample(chunk, first=start)
-        groups = phase.groups()
-        self.keep(step, groups)
-        return validation_metrics(groups)
 
 
 def validation_metrics(groups: Sequence[Group]) -> dict[str, float]:

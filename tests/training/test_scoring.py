@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gmpo.batch import Batch
-from gmpo.scoring import Scoring
+from gmpo.records.batch import Batch
+from gmpo.training.scoring import Scoring
 
 PROBLEMS, ANSWERS = 40, 2
 

@@ -13,9 +13,9 @@ from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import sequence_mean
-from gmpo.batch import Batch
 from gmpo.config.corrections import Rejection
-from gmpo.correction_stats import mismatch, rejection_stats, weight_stats
+from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
+from gmpo.records.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

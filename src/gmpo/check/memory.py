@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gmpo.config.model_shapes import ModelShape
+from gmpo.check.model_shapes import ModelShape
 from gmpo.config.schema import Config
 
 GB = 1e9

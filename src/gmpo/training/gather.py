@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gmpo.checkpoint import State
-from gmpo.collect import TRAINING, Collector
 from gmpo.data.problems import ProblemStream
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import CheckpointError, DataError
-from gmpo.pass_rates import PassRates
 from gmpo.ports import SamplingParams, Step
+from gmpo.records.rollout import Graded, Group, group_from_record, group_record
 from gmpo.rewards.verdict import Verdict
-from gmpo.rollout import Graded, Group, group_from_record, group_record
+from gmpo.training.checkpoint import State
+from gmpo.training.collect import TRAINING, Collector
+from gmpo.training.pass_rates import PassRates
 
 
 @dataclass(frozen=True, slots=True)

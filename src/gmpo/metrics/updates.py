@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gmpo.algo.advantages import group_moments
-from gmpo.batch import Batch
-from gmpo.correction_stats import mismatch
+from gmpo.metrics.mismatch import mismatch
 from gmpo.ports import Update
+from gmpo.records.batch import Batch
+from gmpo.records.rollout import Group
 from gmpo.rewards.verdict import Verdict
-from gmpo.rollout import Group
 
 QUANTILES = {"q0.1": 0.001, "q1": 0.01, "q50": 0.5, "q99": 0.99, "q99.9": 0.999}
 """Suffix -> probability of the log-ratio quantiles."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from gmpo.data.prompts import EncodedProblem
 from gmpo.ports import Sampler, SampleRequest, SamplingParams
+from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.combined import Rewards
 from gmpo.rewards.grader import GradeRequest
-from gmpo.rollout import Completion, Graded, Group
 
 TRAINING, VALIDATION = 0, 1
 """Namespaces of random streams."""

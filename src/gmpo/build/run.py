@@ -27,7 +27,7 @@ from gmpo.backends.models import (
 from gmpo.backends.products import Product, use_product
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.build_objective import (
+from gmpo.build.objective import (
     build_critic,
     build_objective,
     build_optimizer,
@@ -36,22 +36,22 @@ from gmpo.build_objective import (
     needs_reference,
     split_by,
 )
-from gmpo.checkpoint import Store, content_hash
-from gmpo.collect import Collector
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
-from gmpo.evaluation import Evaluation
-from gmpo.gather import Gather, GroupFilter
-from gmpo.loop import Plan
 from gmpo.objectives import ESTIMATORS
-from gmpo.pass_rates import PassRates
 from gmpo.ports import SamplingParams
 from gmpo.rewards.combined import Rewards
-from gmpo.scoring import Scoring
 from gmpo.tracking.folder import PASS_RATES
+from gmpo.training.checkpoint import Store, content_hash
+from gmpo.training.collect import Collector
+from gmpo.training.evaluation import Evaluation
+from gmpo.training.gather import Gather, GroupFilter
+from gmpo.training.loop import Plan
+from gmpo.training.pass_rates import PassRates
+from gmpo.training.scoring import Scoring
 
 Rows = Iterable[Mapping[str, Any]]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gmpo.batch import collate
-from gmpo.checkpoint import State, Store
-from gmpo.credit import Credit
-from gmpo.evaluation import Evaluation
-from gmpo.gather import Gather
-from gmpo.interrupt import Stop
+from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
 from gmpo.ports import Learner, Sampler, Tracker
-from gmpo.scoring import Scoring
-from gmpo.stats import batch_metrics, rollout_metrics, update_metrics
+from gmpo.records.batch import collate
+from gmpo.training.checkpoint import State, Store
+from gmpo.training.credit import Credit
+from gmpo.training.evaluation import Evaluation
+from gmpo.training.gather import Gather
+from gmpo.training.interrupt import Stop
+from gmpo.training.scoring import Scoring
 
 
 @dataclass(frozen=True, slots=True)

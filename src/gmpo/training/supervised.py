@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from gmpo.batch import Batch, pad_left, pad_right
 from gmpo.data.demonstrations import EncodedDemonstration
 from gmpo.data.problems import ProblemStream
-from gmpo.interrupt import Stop
 from gmpo.ports import Learner, Tracker
+from gmpo.records.batch import Batch, pad_left, pad_right
+from gmpo.training.interrupt import Stop
 
 
 def demonstration_batch(items: Sequence[EncodedDemonstration], *, pad_id: int) -> Batch:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gmpo.checkpoint import State, Store
 from gmpo.errors import CheckpointError
+from gmpo.training.checkpoint import State, Store
 
 WAIT_S = 30.0
 

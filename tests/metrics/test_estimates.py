@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmpo.estimates import extreme_of, majority, mean_interval, pass_at_k, wilson_interval
+from gmpo.metrics.estimates import extreme_of, majority, mean_interval, pass_at_k, wilson_interval
 
 
 @given(st.data())

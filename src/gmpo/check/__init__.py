@@ -1,0 +1,1 @@
+"""What `gmpo check` reports: the resolved configuration, derived numbers, memory."""
