@@ -90,7 +90,7 @@ def sampler(
 
 
 def ids(answers: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
-    return [[c.token_ids for c in group] for group in answers]
+    return [[tuple(c.token_ids.tolist()) for c in group] for group in answers]
 
 
 def flat(answers: Sequence[Sequence[Completion]]) -> list[Completion]:
@@ -134,7 +134,7 @@ def rows_per_pass(made: TorchSampler) -> tuple[list[int], list[int]]:
 def plain_logp(model: PreTrainedModel, prompt: Sequence[int], answer: Completion, temperature: float) -> list[float]:
     """Log-probs of one answer by a plain forward pass of its row alone, without padding, mask or positions."""
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([[*prompt, *answer.token_ids.tolist()]])).logits[0, len(prompt) - 1 : -1]
     logp = torch.log_softmax(logits.double() / temperature, -1)
     return logp.gather(1, torch.tensor(answer.token_ids).unsqueeze(1)).squeeze(1).tolist()
 
@@ -341,7 +341,7 @@ def test_every_stop_id_ends_an_answer_and_belongs_to_it(policy: PreTrainedModel)
         assert (c.finish_reason == "stop") == (c.token_ids[-1] in stop_ids)
         assert c.finish_reason == "stop" or len(c.token_ids) == 24
         assert len(c.logprobs) == len(c.token_ids)
-        assert c.weight_version == 7
+        assert c.weight_versions == (7, 7)
 
 
 def test_an_answer_that_stops_on_its_last_position_is_stopped_and_not_cut(policy: PreTrainedModel) -> None:
@@ -353,7 +353,7 @@ def test_an_answer_that_stops_on_its_last_position_is_stopped_and_not_cut(policy
     )
     position = whole.index(stopped)
     assert exact[position] == stopped
-    assert shorter[position].token_ids == stopped.token_ids[:-1]
+    assert shorter[position].token_ids.tolist() == stopped.token_ids[:-1].tolist()
     assert shorter[position].finish_reason == "length"
 
 

@@ -257,7 +257,7 @@ def test_the_share_of_groups_without_variance() -> None:
 
 
 def graded(length: int, verdict: Verdict, score: float, *, cut: bool = False) -> Graded:
-    completion = Completion((5,) * length, (-1.0,) * length, "length" if cut else "stop", 0)
+    completion = Completion((5,) * length, (-1.0,) * length, "length" if cut else "stop", (0, 0))
     return Graded(completion, "", Grade(verdict, score), score)
 
 

@@ -28,7 +28,7 @@ def _group(*answers: tuple[Verdict, str | None], source: str = "s", length: int 
         correct = verdict is Verdict.CORRECT
         extra = {"acc": int(correct), "style": "terse"} if verdict is not Verdict.TIMEOUT else {}
         grade = Grade(verdict, float(correct), pred, extra, "too slow" if verdict is Verdict.TIMEOUT else None)
-        completion = Completion((7,) * length, (0.0,) * length, "stop", 0)
+        completion = Completion((7,) * length, (0.0,) * length, "stop", (0, 0))
         graded.append(Graded(completion, "", grade, float(correct)))
     return Group(Problem("p", ({"role": "user", "content": "?"},), source, "42"), (5,), tuple(graded))
 

@@ -155,7 +155,7 @@ def test_settings_that_contradict_each_other_are_refused(bench: Any, changes: di
 
 def test_a_group_survives_its_record_bit_for_bit() -> None:
     answer = Graded(
-        Completion((3, 1, 2), (-0.1, -1e-17, -3.3333333333333335), "length", 7),
+        Completion((3, 1, 2), (-0.1, -1e-17, -3.3333333333333335), "length", (6, 7), sampled=(True, False, True)),
         'a "text"\n',
         Grade(Verdict.UNPARSED, 0.1 + 0.2, extra={"acc": 0, "words": [1, None]}),
         reward=1 / 3,
@@ -173,7 +173,7 @@ def sum_problem() -> Problem:
 def test_the_histogram_puts_each_pass_rate_into_its_range() -> None:
     def group(right: int, of: int) -> Group:
         verdicts = [Verdict.CORRECT] * right + [Verdict.WRONG] * (of - right)
-        answers = tuple(Graded(Completion((1,), (0.0,), "stop", 0), "", Grade(v, 0.0), 0.0) for v in verdicts)
+        answers = tuple(Graded(Completion((1,), (0.0,), "stop", (0, 0)), "", Grade(v, 0.0), 0.0) for v in verdicts)
         return Group(sum_problem(), (1,), answers)
 
     table = histogram([group(0, 8), group(0, 8), group(1, 8), group(2, 8), group(3, 8), group(7, 8), group(8, 8)])

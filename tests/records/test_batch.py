@@ -22,7 +22,7 @@ PAD = 99
 def answer(token_ids: tuple[int, ...], reward: float) -> Graded:
     logprobs = tuple(-0.5 * t for t in token_ids)
     grade = Grade(Verdict.CORRECT if reward > 0 else Verdict.WRONG, reward)
-    return Graded(Completion(token_ids, logprobs, "stop", 0), "", grade, reward)
+    return Graded(Completion(token_ids, logprobs, "stop", (0, 0)), "", grade, reward)
 
 
 def group(prompt_ids: tuple[int, ...], *answers: Graded) -> Group:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
 from gmpo.ports import SampleRequest, SamplingParams, Weights
-from gmpo.records.rollout import Completion
+from gmpo.records.rollout import Completion, FinishReason
 from gmpo.streams import uniform
 
 COMPACT_BELOW = 0.8
@@ -166,18 +165,13 @@ class TorchSampler:
                 f"the policy's probabilities are not finite (weights of step {self._version}): its weights hold NaN or "
                 "infinity. Resume from an earlier checkpoint with a lower learning rate."
             )
-        columns = zip(
-            done.tolist(),
-            rows.tokens[done].tolist(),
-            rows.logprobs[done].tolist(),
-            rows.length[done].tolist(),
-            rows.stopped[done].tolist(),
-            strict=True,
-        )
-        for row, ids, logprobs, length, stopped in columns:
+        tokens, logprobs = rows.tokens[done].cpu().numpy(), rows.logprobs[done].cpu().numpy()
+        ends = zip(done.tolist(), rows.length[done].tolist(), rows.stopped[done].tolist(), strict=True)
+        for place, (row, length, stopped) in enumerate(ends):
             i, j = rows.owners[row]
-            reason: Literal["stop", "length"] = "stop" if stopped else "length"
-            answers.add(i, j, Completion(tuple(ids[:length]), tuple(logprobs[:length]), reason, self._version))
+            reason: FinishReason = "stop" if stopped else "length"
+            versions = self._version, self._version
+            answers.add(i, j, Completion(tokens[place, :length], logprobs[place, :length], reason, versions))
 
 
 class _Answers:

@@ -37,7 +37,7 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
     """
     answers = [graded for group in groups for graded in group.graded]
     prompts = torch.tensor([len(group.prompt_ids) for group in groups for _ in group.graded])
-    responses = torch.tensor([len(a.completion.token_ids) for a in answers])
+    responses = torch.tensor([len(a.completion) for a in answers])
     cut = torch.tensor([a.completion.finish_reason == "length" for a in answers])
     verdicts = [a.grade.verdict for a in answers]
     metrics = {

@@ -32,7 +32,7 @@ def validation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "val/pass@1_low": low,
         "val/pass@1_high": high,
         "val/problems": float(len(groups)),
-        "val/response_length/mean": float(np.mean([len(a.completion.token_ids) for a in answers])),
+        "val/response_length/mean": float(np.mean([len(a.completion) for a in answers])),
         "val/response_length/clip_ratio": float(np.mean([a.completion.finish_reason == "length" for a in answers])),
     }
     for verdict in Verdict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch import Tensor
 from gmpo.algo.masks import Counts, count
 from gmpo.records.rollout import Group
 from gmpo.streams import permutation
+
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+"""Token ids of one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +170,26 @@ def _fits(members: int, width: int, rows: int | None, tokens: int | None) -> boo
     return members * width <= tokens
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+def pad_left(sequences: Sequence[Ids], pad_id: int) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
     """Ids `[B, P]` with padding in front, and the mask of real tokens."""
     width = max((len(s) for s in sequences), default=0)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.bool)
     for row, sequence in enumerate(sequences):
-        if sequence:
-            ids[row, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.long)
+        if len(sequence):
+            ids[row, width - len(sequence) :] = torch.as_tensor(np.asarray(sequence), dtype=torch.long)
             mask[row, width - len(sequence) :] = True
     return ids, mask
 
 
-def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+def pad_right(sequences: Sequence[Ids], pad_id: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Ids `[B, T]` with padding behind, and the mask of real tokens."""
     width = max((len(s) for s in sequences), default=0)
     lengths = torch.tensor([len(s) for s in sequences], dtype=torch.long)
     mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    ids[mask] = torch.tensor([t for s in sequences for t in s], dtype=torch.long)
+    if len(sequences):
+        ids[mask] = torch.from_numpy(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
     return ids, mask
 
 
@@ -198,7 +203,8 @@ def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
     prompt_ids, prompt_mask = pad_left([group.prompt_ids for _, group, _ in answers], pad_id)
     response_ids, response_mask = pad_right([g.completion.token_ids for _, _, g in answers], pad_id)
     rollout_logp = torch.zeros(response_ids.shape)
-    rollout_logp[response_mask] = torch.tensor([x for _, _, g in answers for x in g.completion.logprobs])
+    if answers:
+        rollout_logp[response_mask] = torch.from_numpy(np.concatenate([g.completion.logprobs for _, _, g in answers]))
     return Batch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,

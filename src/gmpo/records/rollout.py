@@ -6,26 +6,69 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from gmpo.data.problems import Problem
 from gmpo.rewards.verdict import Grade, Verdict
 
+FinishReason = Literal["stop", "length"]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Completion:
     """One sampled answer, token-in/token-out: these ids go to the learner as they are and are never re-encoded.
 
-    Example: `Completion((7, 9, 2), (-0.1, -1.2, -0.01), "stop", weight_version=3)`.
+    Sequences are accepted and kept as read-only arrays: 9 bytes a token, where tuples of Python numbers take 68.
+
+    Example: `Completion([7, 9, 2], [-0.1, -1.2, -0.01], "stop", (3, 3))`.
     """
 
-    token_ids: tuple[int, ...]
-    """[T] sampled ids, the stop token included."""
-    logprobs: tuple[float, ...]
+    token_ids: npt.NDArray[np.int32]
+    """[T] ids, the stop token included."""
+    logprobs: npt.NDArray[np.float32]
     """[T] natural-log probabilities under the distribution the tokens were drawn from (temperature, top-k and top-p
-    applied)."""
-    finish_reason: Literal["stop", "length"]
+    applied); without meaning where a token was not sampled."""
+    finish_reason: FinishReason
     """`stop`: a stop token was drawn. `length`: the answer was cut at the limit."""
-    weight_version: int
-    """Number of training steps behind the weights that sampled it."""
+    weight_versions: tuple[int, int]
+    """Training steps behind the weights that sampled its first and its last token."""
+    sampled: npt.NDArray[np.bool_] | None = None
+    """[T] the policy's own tokens; False where the id came from elsewhere, a tool for example. None: all of them."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the lengths differ."""
+        for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("sampled", np.bool_)):
+            value = getattr(self, name)
+            if value is not None:
+                array = np.array(value, dtype=dtype)
+                array.setflags(write=False)
+                object.__setattr__(self, name, array)
+        others = [self.logprobs] if self.sampled is None else [self.logprobs, self.sampled]
+        if any(other.shape != (len(self.token_ids),) for other in others):
+            raise ValueError(f"a completion of {len(self.token_ids)} tokens has {[len(o) for o in others]} values")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Completion):
+            return NotImplemented
+        return (self.finish_reason, self.weight_versions) == (other.finish_reason, other.weight_versions) and all(
+            np.array_equal(a, b)
+            for a, b in (
+                (self.token_ids, other.token_ids),
+                (self.logprobs, other.logprobs),
+                (self.sampled_mask, other.sampled_mask),
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def sampled_mask(self) -> npt.NDArray[np.bool_]:
+        """[T] `sampled`, written out."""
+        return np.ones(len(self), dtype=np.bool_) if self.sampled is None else self.sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +101,8 @@ def group_record(group: Group) -> dict[str, Any]:
     """The group as JSON values, the problem by its id alone. Floats survive JSON bit for bit."""
     return {
         "problem": group.problem.id,
-        "graded": [asdict(graded) for graded in group.graded],
-        "baseline": None if group.baseline is None else asdict(group.baseline),
+        "graded": [_record(graded) for graded in group.graded],
+        "baseline": None if group.baseline is None else _record(group.baseline),
     }
 
 
@@ -74,15 +117,28 @@ def group_from_record(record: Mapping[str, Any], problem: Problem, prompt_ids: t
     )
 
 
+def _record(graded: Graded) -> dict[str, Any]:
+    completion = graded.completion
+    return {
+        "completion": {
+            "token_ids": completion.token_ids.tolist(),
+            "logprobs": completion.logprobs.tolist(),
+            "finish_reason": completion.finish_reason,
+            "weight_versions": list(completion.weight_versions),
+            "sampled": None if completion.sampled is None else completion.sampled.tolist(),
+        },
+        "text": graded.text,
+        "grade": asdict(graded.grade),
+        "reward": graded.reward,
+        "parts": dict(graded.parts),
+    }
+
+
 def _graded(record: Mapping[str, Any]) -> Graded:
     completion, grade = record["completion"], record["grade"]
+    first, last = completion["weight_versions"]
     return Graded(
-        Completion(
-            tuple(completion["token_ids"]),
-            tuple(completion["logprobs"]),
-            completion["finish_reason"],
-            completion["weight_version"],
-        ),
+        Completion(**{**completion, "weight_versions": (int(first), int(last))}),
         record["text"],
         Grade(**{**grade, "verdict": Verdict(grade["verdict"])}),
         record["reward"],

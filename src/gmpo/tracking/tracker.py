@@ -114,7 +114,7 @@ def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, A
         "reason": graded.grade.reason,
         "extra": dict(graded.grade.extra),
         "finish_reason": graded.completion.finish_reason,
-        "tokens": len(graded.completion.token_ids),
+        "tokens": len(graded.completion),
     }
 
 

@@ -107,7 +107,7 @@ class Collection:
     def _grade(self, answered: _Answered, completions: Sequence[Completion]) -> None:
         problem = answered.problem.problem
         answered.completions = completions
-        answered.texts = self._collector.decode([list(c.token_ids) for c in completions])
+        answered.texts = self._collector.decode([c.token_ids.tolist() for c in completions])
         answered.places = range(self._graded, self._graded + len(completions))
         requests = [
             GradeRequest(
@@ -121,7 +121,7 @@ class Collection:
             for text in answered.texts
         ]
         self._graded += len(completions)
-        self._judging.add(requests, [len(c.token_ids) for c in completions])
+        self._judging.add(requests, [len(c) for c in completions])
 
     def groups(self) -> list[Group]:
         """Every problem with its graded answers, in the order of the problems.

@@ -119,7 +119,7 @@ class Gather:
     def _fresh(self, group: Group, step: int) -> bool:
         """Whether a waiting group may be learned from in the step after `step`."""
         assert self.filter is not None, "only a filter leaves a surplus"
-        return step - group.graded[0].completion.weight_version <= self.filter.max_staleness
+        return step - group.graded[0].completion.weight_versions[0] <= self.filter.max_staleness
 
     def _restore(self, records: Sequence[Mapping[str, Any]]) -> list[Group]:
         try:
