@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmpo.data.files import write_parquet
-from gmpo.data.problems import ProblemStream, load_problems, problems_from_rows, row_count, sample
+from gmpo.data.files import row_count, write_parquet
+from gmpo.data.problems import ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.errors import ConfigError, DataError
 
 

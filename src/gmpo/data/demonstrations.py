@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,14 +46,13 @@ def load_demonstrations(
 
 def demonstrations_from_rows(rows: Iterable[Mapping[str, Any]], *, prompt_key: str, response_key: str) -> list[Problem]:
     """The same for rows given in Python."""
-    found = [_demonstration(row, f"rows:{n}", f"rows, row {n}", prompt_key, response_key) for n, row in _numbered(rows)]
+    found = [
+        _demonstration(row, f"rows:{n}", f"rows, row {n}", prompt_key, response_key)
+        for n, row in enumerate(rows, start=1)
+    ]
     if not found:
         raise DataError("rows holds no demonstrations")
     return found
-
-
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    return enumerate(rows, start=1)
 
 
 def _demonstration(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, response_key: str) -> Problem:

@@ -15,11 +15,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gmpo.data.files import find_file, read_rows, row_count
+from gmpo.data.files import find_file, read_rows
 from gmpo.errors import ConfigError, DataError
 from gmpo.streams import permutation
-
-__all__ = ["Message", "Problem", "ProblemStream", "load_problems", "problems_from_rows", "row_count", "sample"]
 
 Message = Mapping[str, str]
 """One chat message, for example `{"role": "user", "content": "2 + 2 = ?"}`."""
