@@ -1,4 +1,4 @@
-"""Rows of verl's schema -> `Problem` records, and the order in which a run visits them."""
+"""Rows of verl's schema -> `Problem` records, and the order in which a run samples them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_problems(
     """Problems of one or several parquet, JSON lines or JSON files in verl's schema, concatenated in order.
 
     `limit`: how many to keep, -1 for all; see `sample` for which. An id is the name of the file and the number of the
-    row, `"train.parquet:17"`; files of one name are told apart by their folders (`"math/train.parquet:17"`).
+    row, `"train.parquet:17"`; files of the same name are distinguished by their folders (`"math/train.parquet:17"`).
     Raises: DataError for a missing or empty file and for a malformed row, naming file and row.
     """
     names = [files] if isinstance(files, str | Path) else list(files)
@@ -106,11 +106,11 @@ def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
 
 
 class ProblemStream(Generic[T]):
-    """The problems of a run in the order in which they are asked: a function of the seed and the position alone.
+    """The problems of a run in the order in which they are sampled: a function of the seed and the position alone.
 
-    Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. The rest
-    that fills no batch is left out, another one in each shuffled epoch. Positions and steps count from 0, over all
-    epochs.
+    Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. Items that
+    fill no batch at the end of an epoch are left out; with `shuffle` they are others in each epoch. Positions and steps
+    count from 0, over all epochs.
     """
 
     def __init__(
@@ -152,14 +152,14 @@ class ProblemStream(Generic[T]):
         return self.draw(step * self._batch_size)[0]
 
     def draw(self, position: int, wanted: Callable[[T], bool] = lambda item: True) -> tuple[list[T], int]:
-        """The next batch of wanted items from `position` on, and the position behind it.
+        """The next batch of wanted items from `position` on, and the position after it.
 
         Raises:
             DataError: a whole pass over the data holds too few wanted items.
         """
         if position < 0:
             raise ValueError(f"position {position}: positions count from 0")
-        chosen: dict[int, None] = {}  # an ordered set: at a seam of two epochs a batch must not ask one problem twice
+        chosen: dict[int, None] = {}  # an ordered set: a batch across two epochs must not hold a problem twice
         for here in range(position, position + 2 * self.epoch_length):
             index = self._index(here)
             if wanted(self.problems[index]):
@@ -184,7 +184,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell different files apart; a file given again gets `#2`, `#3`."""
+    """The shortest path suffixes that distinguish the files; a file that is given again gets `#2`, `#3`."""
     absolute = [Path(os.path.abspath(path)) for path in paths]
     depth = 1
     while len({path.parts[-depth:] for path in absolute}) < len(set(absolute)):
@@ -272,7 +272,7 @@ def _expect(fits: bool, place: str, expected: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's arrays and numbers, as data frames hold them, -> lists and Python's numbers."""
+    """NumPy arrays and numbers, as data frames hold them, -> lists and Python numbers."""
     if isinstance(value, np.ndarray | np.generic):
         plain = value.tolist()
         return plain if isinstance(plain, np.generic) else _plain(plain)

@@ -1,4 +1,4 @@
-"""Progress for people: a live line on a terminal, one line a step elsewhere."""
+"""Progress on the console: a live line on a terminal, one line a step elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LINE = (
     "perf/throughput",
     "timing_s/step",
 )
-"""What a plain line shows, under full names so that it can be searched for."""
+"""What a plain line shows, under full names so that a log file can be searched for them."""
 
 LINES = 100
 """Plain lines in a run, about, beside those with validation metrics."""
@@ -93,7 +93,7 @@ class ConsoleSink:
 
 
 def sample_panel(group: Group, step: int) -> Panel:
-    """A problem with its first answer and what the grader made of it, for `trainer.log_val_generations`."""
+    """A problem with its first answer and grade, for `trainer.log_val_generations`."""
     graded = group.graded[0]
     question = "\n".join(message["content"] for message in group.problem.prompt)
     return Panel(

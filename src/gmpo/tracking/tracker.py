@@ -1,4 +1,4 @@
-"""The tracker of a run: times phases, gathers metrics, keeps samples, and hands all of it to the sinks.
+"""The tracker of a run: times phases, collects metrics, writes samples, and passes metrics on to the sinks.
 
 Run folder:
 
@@ -33,12 +33,12 @@ UNJUDGED = (Verdict.TIMEOUT, Verdict.GRADER_ERROR)
 
 @dataclass(frozen=True, slots=True)
 class SamplePolicy:
-    """Which samples are kept."""
+    """Which samples are written."""
 
     groups: int
-    """Groups per step whose texts and verdicts are kept; -1 all. Gradings without a judgement are always kept."""
+    """Groups per step whose answers and verdicts are written; -1 all. Answers without a judgement always are."""
     token_groups: int
-    """Of these, how many carry token ids, log-probs, advantage and the mask of binding tokens."""
+    """Of these, groups that also carry token ids, log-probs, advantages and the mask of clipped tokens."""
 
 
 class StepRecord:
@@ -126,9 +126,9 @@ def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, A
 def _token_records(
     batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], groups: int
 ) -> dict[int, dict[str, Any]]:
-    """Batch row -> what the learner saw of each token, for the rows of the first `groups` groups.
+    """Batch row -> what the learner computed for each token, for the rows of the first `groups` groups.
 
-    `updates` lists each update that computed the row: log-probs before the update and the tokens a bound held.
+    `updates` lists each update that computed the row: log-probs before the update, and the tokens that a bound cut.
     """
     wanted = (batch.group < groups).nonzero().squeeze(1).tolist()
     records: dict[int, dict[str, Any]] = {}
@@ -170,8 +170,8 @@ def recording(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackendError(
-            f"cannot write {what}: {error}. The run stops here and its checkpoints are intact: make room, or name "
-            "another folder, and the same command goes on from the newest checkpoint."
+            f"cannot write {what}: {error}. The run stops here; its checkpoints are intact. Free some space, or "
+            "name another folder; the same command then resumes from the newest checkpoint."
         ) from error
 
 
@@ -196,6 +196,7 @@ class RunTracker:
         yield record
         metrics = record.metrics
         metrics["training/global_step"] = number
+        # Time and throughput are those of training alone: they must not depend on how often a run validates and saves.
         aside = sum(metrics.get(f"timing_s/{phase}", 0.0) for phase in ("testing", "save_checkpoint"))
         seconds = time.perf_counter() - start - aside
         metrics["timing_s/step"] = metrics["perf/time_per_step"] = seconds
