@@ -152,14 +152,14 @@ class ProblemStream(Generic[T]):
         return self.draw(step * self._batch_size)[0]
 
     def draw(self, position: int, wanted: Callable[[T], bool] = lambda item: True) -> tuple[list[T], int]:
-        """The next batch of wanted items from `position` on, and the position after it.
+        """The next batch of wanted items from `position` on, and the position behind it.
 
         Raises:
             DataError: a whole pass over the data holds too few wanted items.
         """
         if position < 0:
             raise ValueError(f"position {position}: positions count from 0")
-        chosen: dict[int, None] = {}  # an ordered set: a batch across two epochs must not hold a problem twice
+        chosen: dict[int, None] = {}  # an ordered set: at a seam of two epochs a batch must not ask one problem twice
         for here in range(position, position + 2 * self.epoch_length):
             index = self._index(here)
             if wanted(self.problems[index]):

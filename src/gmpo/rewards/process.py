@@ -37,9 +37,9 @@ class Assignment:
 
     request: Prepare | Task
     unit: int
-    """Number of the task's unit in the call; -1 for a `Prepare`."""
+    """Number of the task's unit in the call; -1 for a preparation."""
     allowance_s: float
-    """Seconds it may take, counted from the previous reply."""
+    """Seconds it may take, from the reply before it."""
 
 
 class WorkerProcess:

@@ -100,7 +100,7 @@ class TensorBoard:
         self._records: Any = records.RecordWriter(self.file)
         self._event(file_version="brain.Event:2")
         if step:
-            # Readers then drop what an earlier process wrote after this step.
+            # Tells the readers to forget what an earlier process wrote beyond this step.
             self._event(step=step + 1, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The tracker of a run: times phases, collects metrics, writes samples, and passes metrics on to the sinks.
+"""The tracker of a run: times phases, gathers metrics, keeps samples, and hands all of it to the sinks.
 
 Run folder:
 
@@ -128,7 +128,7 @@ def _token_records(
 ) -> dict[int, dict[str, Any]]:
     """Batch row -> what the learner computed for each token, for the rows of the first `groups` groups.
 
-    `updates` lists each update that computed the row: log-probs before the update, and the tokens that a bound cut.
+    `updates` lists each update that computed the row: log-probs before the update and the tokens a bound held.
     """
     wanted = (batch.group < groups).nonzero().squeeze(1).tolist()
     records: dict[int, dict[str, Any]] = {}
