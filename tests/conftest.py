@@ -86,3 +86,11 @@ def as_batch() -> Callable[[Sequence[tuple[Sequence[int], Sequence[Completion]]]
         return collate(groups, pad_id=0)
 
     return build
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded by `record_property`: tables that people read."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for title, text in report.user_properties if report.when == "call" else ():
+            terminalreporter.section(title)
+            terminalreporter.write_line(str(text))

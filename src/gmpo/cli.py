@@ -17,7 +17,7 @@ from gmpo.version import __version__
 
 
 class Commands(TyperGroup):
-    """Prints errors that gmpo raises on purpose, and the end by Ctrl-C, without a traceback."""
+    """Prints gmpo's own errors, and a stop by Ctrl-C, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Overrides may look like options (`--config-name=..`): they reach the parser of overrides, which explains them.
+# Overrides may look like options (`--config-name=..`): pass them on to the parser of overrides, which explains them.
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 Settings = Annotated[
@@ -51,7 +51,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 
 
 def _late(module: str, name: str) -> Any:
-    """Import when a command runs: help and checks start without torch."""
+    """Import when a command runs, so that help and checks start without torch."""
     return getattr(importlib.import_module(module), name)
 
 
@@ -74,7 +74,7 @@ def train(
           actor_rollout_ref.rollout.n=8 trainer.total_epochs=1 trainer.test_freq=10
 
     The run folder (`trainer.default_local_dir`) holds configuration, metrics, samples, checkpoints and the final model.
-    The same command goes on from the newest checkpoint; Ctrl-C finishes the step and writes one.
+    The same command resumes from the newest checkpoint; Ctrl-C finishes the step and writes one.
     """
     console = Console()
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
@@ -100,7 +100,7 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
 
 @app.command(context_settings=OVERRIDES)
 def check(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
-    """Show what the settings of `train` come to, without starting anything.
+    """Show what `train` would do with these settings, without starting anything.
 
     Prints the resolved configuration, derived numbers (answers and updates per step, steps per epoch, ..) and which
     keys are honoured, derived, without effect and why. Exit code 0 if the settings make sense.
@@ -124,11 +124,12 @@ def data(
         typer.Option("--from", help="Local file or folder, in the data set's own format or in verl's, not the hub."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of generated data and of --size.")] = 0,
-    size: Annotated[int | None, typer.Option(help="Keep or make only so many rows.")] = None,
+    size: Annotated[int | None, typer.Option(help="Number of rows to keep or make.")] = None,
     against: Annotated[
-        list[Path] | None, typer.Option(help="Evaluation file to look for in the training rows; may be given again.")
+        list[Path] | None,
+        typer.Option(help="Evaluation file whose problems are searched for in the training rows; repeatable."),
     ] = None,
-    drop: Annotated[bool, typer.Option("--drop-contaminated", help="Leave out what --against finds.")] = False,
+    drop: Annotated[bool, typer.Option("--drop-contaminated", help="Leave out the rows that --against finds.")] = False,
 ) -> None:
     """Write a data set as parquet in verl's row schema, with the instruction that its scorer reads.
 
@@ -175,7 +176,7 @@ def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
 
 
 def _say(console: Console, line: str) -> None:
-    """Print a line as it is: a bracket in a path is no markup."""
+    """Print a line literally: a bracket in a path is not markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,6 @@
-"""The main job on a CPU in minutes: a model from scratch, a warm-up, GMPO, and a table of what changed.
+"""The whole pipeline on a CPU in minutes: a model from scratch, a warm-up, GMPO, and a table of what changed.
 
-It strings public calls together (`make_model`, `story_rows`, `gmpo.sft`, `gmpo.train`); nothing here trains anything.
+It only calls public functions (`make_model`, `story_rows`, `gmpo.sft`, `gmpo.train`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     """Run everything below `out` and return what `out/summary.json` holds.
 
     Raises:
-        ConfigError: `out` holds something already.
+        ConfigError: `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: name another folder with --out, or remove it")
@@ -88,7 +88,7 @@ def warmup_settings(out: Path, seed: int) -> dict[str, Any]:
 
 
 def training_settings(out: Path, seed: int) -> dict[str, Any]:
-    """Settings of the reinforcement, as `gmpo train` takes them."""
+    """Settings of the reinforcement learning, as `gmpo train` takes them."""
     return {
         "recipe": "gmpo",
         "actor_rollout_ref.model.path": str(out / "warm-up" / "huggingface"),
@@ -117,7 +117,7 @@ def training_settings(out: Path, seed: int) -> dict[str, Any]:
 
 
 def summarise(run: Run, seed: int, parameters: int, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of `summary.json`, from the run's metrics."""
+    """The numbers of `summary.json`, from the run's metrics."""
     validations = [m for m in run.history if "val/pass@1" in m]
     before, after = validations[0], validations[-1]
     steps = [m for m in run.history if "actor/grad_norm" in m]
@@ -150,7 +150,7 @@ def _mean(steps: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def table(summary: Mapping[str, Any]) -> Table:
-    """The summary for people."""
+    """The summary as a table for the console."""
     shown = Table(show_header=True, header_style="bold")
     shown.add_column("held-out stories" if summary["problems"] else "")
     shown.add_column("before", justify="right")

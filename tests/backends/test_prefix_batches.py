@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.backends.prefix_batches import computed_over_real, prefix_micro_batches
+from gmpo.backends.prefix_batches import prefix_micro_batches
 
 ANSWERS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=8), min_size=0, max_size=8)
 
@@ -22,6 +23,18 @@ def tensors(prompts: list[int], answers: list[list[int]]) -> tuple[Tensor, Tenso
     group = torch.arange(len(answers)).repeat_interleave(sizes)
     lengths = torch.tensor(prompts[: len(answers)], dtype=torch.long)[group]
     return group, lengths, torch.tensor([n for a in answers for n in a], dtype=torch.long)
+
+
+def distinct(rows: Tensor, group: Tensor, prompt: Tensor, response: Tensor) -> int:
+    """Tokens of some rows: every answer, and one copy of each group's prompt."""
+    shared = {int(g): int(n) for g, n in zip(group[rows], prompt[rows], strict=True)}
+    return sum(shared.values()) + int(response[rows].sum())
+
+
+def computed_over_real(parts: Sequence[Tensor], *rows: Tensor) -> float:
+    """Tokens that the model computes for the micro-batches `parts`, over the tokens there are. A group that is divided
+    among several has its prompt computed in each."""
+    return sum(distinct(part, *rows) for part in parts) / distinct(torch.arange(len(rows[0])), *rows)
 
 
 def test_a_group_stays_together_and_counts_its_prompt_once() -> None:
@@ -59,8 +72,7 @@ def test_every_row_stands_in_one_micro_batch_within_the_budget(
     parts = prefix_micro_batches(group, prompt, response, tokens=budget)
     assert sorted(row for part in parts for row in part.tolist()) == list(range(len(group)))
     for part in parts:
-        distinct = {int(g): int(p) for g, p in zip(group[part], prompt[part], strict=True)}
-        assert sum(distinct.values()) + int(response[part].sum()) <= budget or len(part) == 1
+        assert distinct(part, group, prompt, response) <= budget or len(part) == 1
     for g, (p, lengths) in enumerate(zip(prompts, answers, strict=False)):
         if p + sum(lengths) <= budget:
             assert len([part for part in parts if (group[part] == g).any()]) == 1

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmpo.data.files import write_parquet
-from gmpo.data.problems import ProblemStream, load_problems, problems_from_rows, row_count, sample
+from gmpo.data.files import row_count, write_parquet
+from gmpo.data.problems import ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.errors import ConfigError, DataError
 
 
@@ -161,19 +161,19 @@ def test_a_limit_that_means_nothing_is_refused(limit: int) -> None:
         ),
         ({k: v for k, v in row().items() if k != "data_source"}, "no column `data_source`"),
         ({k: v for k, v in row().items() if k != "reward_model"}, "no column `reward_model`"),
-        (row(prompt=[]), "`prompt` must be a text or a list of messages with role and content, found [] (list)"),
+        (row(prompt=[]), "`prompt` must be a string or a list of messages with role and content, found [] (list)"),
         (row(prompt=None), "found None (NoneType)"),
         (row(prompt="  "), "`prompt` is empty"),
         (row(prompt=["hello"]), "`prompt`, message 1 must be an object with role and content, found 'hello' (str)"),
-        (row(prompt=[{"role": "user"}]), "message 1: `content` must be a text, found None"),
-        (row(prompt=[{"role": "user", "content": ["image"]}]), "`content` must be a text, found ['image'] (list)"),
+        (row(prompt=[{"role": "user"}]), "message 1: `content` must be a string, found None"),
+        (row(prompt=[{"role": "user", "content": ["image"]}]), "`content` must be a string, found ['image'] (list)"),
         (row(prompt=[{"role": "", "content": "x"}]), "`role` is empty"),
         (row(prompt="\ud800"), "half of a surrogate pair"),
         (row(data_source=7), "`data_source` must be a name, found 7 (int)"),
         (row(reward_model="4"), "`reward_model` must be an object with a field `ground_truth`, found '4' (str)"),
         (row(reward_model={"style": "rule"}), "with a field `ground_truth`"),
-        (truth(None), "`ground_truth` must be a text, a number, a list or an object, found None (NoneType)"),
-        (truth(" "), "`ground_truth` must be a text"),
+        (truth(None), "`ground_truth` must be a string, a number, a list or an object, found None (NoneType)"),
+        (truth(" "), "`ground_truth` must be a string"),
         (truth(True), "found True (bool)"),
         (truth(float("nan")), "found nan (float)"),
         (truth([{1, 2}]), "`ground_truth` cannot be written as JSON"),
@@ -192,7 +192,7 @@ def test_a_malformed_row_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
     path = write_parquet([row(), truth(""), row()], tmp_path / "a.parquet")
     with pytest.raises(DataError) as raised:
         load_problems(path)
-    assert message_of(raised).startswith(f"{path}, row 2: `reward_model`: `ground_truth` must be a text")
+    assert message_of(raised).startswith(f"{path}, row 2: `reward_model`: `ground_truth` must be a string")
 
 
 def test_no_rows_and_no_files_are_refused(tmp_path: Path) -> None:

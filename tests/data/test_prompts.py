@@ -92,7 +92,9 @@ def test_the_error_mode_names_problem_lengths_and_the_three_remedies() -> None:
     with pytest.raises(DataError) as raised:
         encode([problem("a", 1), problem("a b c", 2), problem("a b c d", 3)], 4, truncation="error")
     text = str(raised.value)
-    assert text.startswith("t:2: the prompt has 5 tokens, more than data.max_prompt_length=4; so have 2 of 3 prompts")
+    assert text.startswith(
+        "t:2: the prompt has 5 tokens, more than data.max_prompt_length=4; 2 of 3 prompts are longer"
+    )
     for remedy in ("data.filter_overlong_prompts=True", "data.truncation=left", "data.max_prompt_length to 6"):
         assert remedy in text
 
@@ -123,7 +125,7 @@ def test_a_broken_template_is_a_data_error(broken: str) -> None:
 
 
 def test_a_template_that_writes_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="t:1: the chat template makes an empty prompt"):
+    with pytest.raises(DataError, match="t:1: the chat template renders this row as an empty prompt"):
         encode([problem("a")], 4, tokenizer=tokenizer("{% if false %}x{% endif %}"))
 
 

@@ -1,4 +1,4 @@
-"""Log-probs and entropy from logits, against sums written out in float64."""
+"""Log-probs from logits, against sums written out in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmpo.ops.logprob import entropy, token_logprobs
+from gmpo.ops.logprob import token_logprobs
 
 
 def log_softmax(logits: list[float], temperature: float) -> list[float]:
@@ -33,33 +33,18 @@ def test_log_probs_equal_the_loops(logits: list[float], temperature: float) -> N
         assert got.tolist() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@given(vectors, temperatures)
-def test_entropy_equals_the_loops(logits: list[float], temperature: float) -> None:
-    logp = log_softmax(logits, temperature)
-    expected = -math.fsum(math.exp(x) * x for x in logp)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 5e-5)):
-        got = entropy(torch.tensor([logits], dtype=dtype), temperature=temperature)
-        assert got.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
-
-
 def test_two_tokens_on_paper() -> None:
     # e^(ln 3) : e^0 = 3 : 1; at temperature 1/2 it is 9 : 1
     logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     one, half = (token_logprobs(logits, torch.tensor([0]), temperature=t).item() for t in (1.0, 0.5))
     assert math.exp(one) == pytest.approx(0.75)
     assert math.exp(half) == pytest.approx(0.9)
-    assert entropy(logits, temperature=1.0).item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
 
 
-def test_equal_logits_have_the_entropy_of_the_vocabularys_size() -> None:
-    assert entropy(torch.full((1, 1000), 3.25), temperature=0.7).item() == pytest.approx(math.log(1000), rel=1e-6)
-
-
-def test_a_certain_token_has_log_prob_and_entropy_zero_however_large_the_logits() -> None:
+def test_a_certain_token_has_log_prob_zero_however_large_the_logits() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0]])
     assert token_logprobs(logits, torch.tensor([0]), temperature=1.0).item() == 0.0
     assert token_logprobs(logits, torch.tensor([1]), temperature=1.0).item() == -2e4
-    assert entropy(logits, temperature=1.0).item() == 0.0
 
 
 def test_logits_in_bfloat16_are_summed_in_float32() -> None:
@@ -69,13 +54,9 @@ def test_logits_in_bfloat16_are_summed_in_float32() -> None:
     got = token_logprobs(logits, targets, temperature=1.0)
     assert got.dtype is torch.float32
     assert torch.allclose(got.double(), exact.gather(-1, targets.unsqueeze(-1)).squeeze(-1), atol=1e-5)
-    spread = entropy(logits, temperature=1.0)
-    assert spread.dtype is torch.float32
-    assert torch.allclose(spread.double(), -(exact.exp() * exact).sum(-1), atol=1e-5)
 
 
 def test_gradients_agree_with_finite_differences() -> None:
     logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     targets = torch.tensor([0, 3, 1])
     assert torch.autograd.gradcheck(lambda x: token_logprobs(x, targets, temperature=0.7), logits)
-    assert torch.autograd.gradcheck(lambda x: entropy(x, temperature=0.7), logits)

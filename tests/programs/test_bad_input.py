@@ -204,7 +204,7 @@ def test_a_prompt_that_is_too_long_is_an_error_with_its_row_its_length_and_the_w
     said = refused({"data.max_prompt_length": 24}, OTHER)
     first = next(i for i, n in enumerate(lengths) if n > 24)
     assert f"train.parquet:{first + 1}: the prompt has {lengths[first]} tokens" in said
-    assert f"so have {sum(n > 24 for n in lengths)} of 12 prompts, the longest {max(lengths)}" in said
+    assert f"{sum(n > 24 for n in lengths)} of 12 prompts are longer, the longest has {max(lengths)}" in said
     for remedy in ("data.filter_overlong_prompts=True", "data.truncation=left", f"to {max(lengths)}"):
         assert remedy in said
 
@@ -417,7 +417,7 @@ def _sft(bench: Any) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda row: {**row, "extra_info": {"answer": 5}}, "row 2: `extra_info.answer` must be a text to imitate"),
+        (lambda row: {**row, "extra_info": {"answer": 5}}, "row 2: `extra_info.answer` must be a string to imitate"),
         (lambda row: {**row, "extra_info": {}}, "row 2: there is no `extra_info.answer`"),
         (lambda row: {**row, "extra_info": {"answer": "forty two"}}, "rows.jsonl:2: the tokenizer cannot read"),
     ],

@@ -1,4 +1,4 @@
-"""`gmpo train --profile`: what it counts, and that the run is the same run."""
+"""`gmpo train --profile`: its tables, and that the run is the same run."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
-from gmpo.tracking.profile import operation_costs, phase_costs, product_speed
+from gmpo.tracking.profile import tables
+from gmpo.tracking.tracker import SamplePolicy, SampleWriter, StepRecord
 
 
-def test_the_arithmetic_of_a_phase_is_that_of_its_products_and_of_no_other_phase() -> None:
-    a, b, c = torch.rand(3, 50), torch.rand(50, 7), torch.rand(5, 3, 7)
-    a.requires_grad_()
+def _row(table: str, name: str) -> list[str]:
+    """The cells behind a name."""
+    (line,) = (line for line in table.splitlines() if line.strip().startswith(f"{name}  "))
+    return line.removeprefix(line[: line.index(name)] + name).split()
+
+
+def test_phases_and_operations_have_their_calls_and_their_arithmetic(tmp_path: Path) -> None:
+    writer = SampleWriter(tmp_path, SamplePolicy(0, 0), all_training=None, all_validation=None)
+    step = StepRecord(1, writer)
+    a, b = torch.rand(300, 500, requires_grad=True), torch.rand(500, 70)
     with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
-        with record_function("phase one"):
+        with step.time("gen"):
             a @ b
-        with record_function("phase two"):
+        with step.time("update_actor"):
             (a @ b).sum().backward()  # one product forward; backward the gradient of `a` alone
-            c @ b.T[:, :50]
-        with record_function("phase one"):
+        with step.time("gen"):
             a.detach() @ b
-    costs = {cost.phase: cost for cost in phase_costs(profiler.events(), {"one": 1.5})}
-    product = 2 * 3 * 50 * 7
-    assert costs["one"].product_flop == 2 * product
-    assert costs["two"].product_flop == 2 * product + 5 * 2 * 3 * 7 * 50
-    assert costs["one"].peak_gib == 1.5
-    assert costs["two"].peak_gib is None
-    assert costs["one"].seconds > 0
-    assert any(cost.name == "aten::mm" for cost in operation_costs(profiler.events()))
-
-
-def test_the_speed_of_a_product_is_that_of_a_processor_and_not_of_a_unit_mistake() -> None:
-    assert 1e8 < product_speed(torch.device("cpu"), size=256, repeats=2) < 1e14
+    phases, operations = tables(profiler, torch.device("cpu"))
+    assert _row(phases, "phase gen")[-2] == "2"  # calls
+    assert _row(phases, "phase update_actor")[-2] == "1"
+    assert "aten::mm" not in phases
+    assert _row(operations, "aten::mm")[-2:] == ["4", "84.000"]  # 4 products of 2 * 300 * 500 * 70 operations
 
 
 def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(
@@ -52,5 +52,6 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(
     shown = console.export_text()
     assert "step 2 under the profiler" in shown
     for phase in ("gen", "reward", "old_log_prob", "update_actor"):
-        assert f" {phase} " in shown
-    assert "floor: the matrix products alone at" in shown
+        assert f"phase {phase}  " in shown
+    assert "aten::mm  " in shown
+    assert f"trace: {bench.folder / 'profiled' / 'profile.json'}" in shown

@@ -23,7 +23,7 @@ def test_boxed_prompts_under_the_dapo_scorer_are_refused_with_an_example_and_a_r
     with pytest.raises(DataError) as raised:
         check_agreement([("math_dapo", BOXED)] * 3 + [("math_dapo", LINE)] + [("openai/gsm8k", "How many?")])
     message = str(raised.value)
-    assert "3 of 4 prompts of data_source 'math_dapo' that name a form of answer ask for \\boxed{}" in message
+    assert "3 of 4 prompts of data_source 'math_dapo' that ask for an answer format ask for \\boxed{}" in message
     assert "its scorer reads a line `Answer: ..`" in message
     assert repr(BOXED) in message
     assert "gmpo data NAME --from FILE" in message

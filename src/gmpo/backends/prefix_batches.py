@@ -72,24 +72,3 @@ def _pieces(members: Sequence[int], prompt: int, answers: Sequence[int], limit: 
         pieces[-1].members.append(row)
         pieces[-1].load += answers[row]
     return pieces
-
-
-def computed_over_real(
-    parts: Sequence[Int[Tensor, " R"]],
-    groups: Int[Tensor, " B"],
-    prompt_lengths: Int[Tensor, " B"],
-    response_lengths: Int[Tensor, " B"],
-) -> float:
-    """Tokens that the model computes for packed micro-batches `parts`, over the tokens there are.
-
-    Every answer and one copy of each group's prompt are the tokens there are; a group divided among several
-    micro-batches has its prompt computed in each. (The last token of an answer counts, though it is not computed.)
-    """
-    computed = sum(_distinct(part, groups, prompt_lengths, response_lengths) for part in parts)
-    real = _distinct(torch.arange(len(groups)), groups, prompt_lengths, response_lengths)
-    return computed / real
-
-
-def _distinct(rows: Tensor, groups: Tensor, prompts: Tensor, answers: Tensor) -> int:
-    shared = {int(group): int(prompt) for group, prompt in zip(groups[rows], prompts[rows], strict=True)}
-    return sum(shared.values()) + int(answers[rows].sum())

@@ -1,4 +1,4 @@
-"""The data sets that `gmpo data` knows: where they are, what they count, how their rows become verl's."""
+"""The data sets that `gmpo data` knows: where to find them, their sizes, and how their rows become verl's."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Published:
     data_source: str
     """The name in the rows' `data_source`, which selects the scorer."""
     form: str
-    """How its prompts ask for an answer, a name of `INSTRUCTIONS`: what the scorer reads."""
+    """The answer format that its prompts ask for and its scorer reads, a name of `INSTRUCTIONS`."""
     splits: Mapping[str, int]
-    """Split -> problems by the data set's publication."""
+    """Split -> number of problems as published."""
     hub_id: str | None
     """Name on the Hugging Face hub; None where no copy with these rows was found there."""
     hub_config: str | None = None
@@ -65,12 +65,12 @@ class Published:
         )
 
     def _rewritten(self, row: Mapping[str, Any]) -> Row:
-        """A row of verl's schema that asks in another way, or names another scorer."""
+        """A row that is in verl's schema already, with its instruction and data source replaced."""
         prompt, truth = row["prompt"], row["reward_model"]
         if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], Mapping):
             raise DataError(f"`prompt` must be a list of messages, found {prompt!r}")
         if not isinstance(truth, Mapping) or not isinstance(truth.get("ground_truth"), str):
-            raise DataError("`reward_model` must hold the text `ground_truth`")
+            raise DataError("`reward_model` must hold the string `ground_truth`")
         question, _ = bare_question(text_field(prompt[-1], "content"))
         extra = {key: value for key, value in (row.get("extra_info") or {}).items() if value is not None}
         asked = math_row(

@@ -68,7 +68,7 @@ def make_rows(count: int, *, seed: int, split: str, exclude: frozenset[tuple[int
 
 
 def key_of(numbers: Sequence[int], target: int) -> tuple[int, ...]:
-    """Tells tasks apart up to the order of the numbers."""
+    """Identifies a task, whatever the order of its numbers."""
     return (*sorted(numbers), target)
 
 
@@ -79,7 +79,8 @@ def keys_of(rows: Sequence[Row]) -> frozenset[tuple[int, ...]]:
 
 
 def _task(draws: Sequence[float]) -> tuple[list[int], int, str] | None:
-    """Numbers, a target that they reach, and how; None where the drawn operations miss an allowed target."""
+    """Numbers, a target and a solution; None where the drawn operations give no allowed target."""
+    # Draw 0 is the count, 1 to 4 the numbers, 6 to 8 the operations, 10 to 13 the order in which the task lists them.
     count = 3 + int(draws[0] * 2)
     numbers = [1 + int(draw * LARGEST_NUMBER) for draw in draws[1 : 1 + count]]
     value, text = Fraction(numbers[0]), str(numbers[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,9 +30,9 @@ def load_demonstrations(
 
     Args:
         prompt_key, response_key: columns; dots descend into nested ones (`extra_info.answer`).
-        limit: the first so many rows; -1 all.
+        limit: number of rows to read; -1 all.
 
-    Raises: DataError for a missing or empty file, a missing column, an answer that is not a text.
+    Raises: DataError for a missing or empty file, a missing column, an answer that is not a string.
     """
     located = ((path, n, row) for path in map(find_file, files) for n, row in read_rows(path))
     chosen = islice(located, limit if limit >= 0 else None)
@@ -46,20 +46,19 @@ def load_demonstrations(
 
 def demonstrations_from_rows(rows: Iterable[Mapping[str, Any]], *, prompt_key: str, response_key: str) -> list[Problem]:
     """The same for rows given in Python."""
-    found = [_demonstration(row, f"rows:{n}", f"rows, row {n}", prompt_key, response_key) for n, row in _numbered(rows)]
+    found = [
+        _demonstration(row, f"rows:{n}", f"rows, row {n}", prompt_key, response_key)
+        for n, row in enumerate(rows, start=1)
+    ]
     if not found:
         raise DataError("rows holds no demonstrations")
     return found
 
 
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    return enumerate(rows, start=1)
-
-
 def _demonstration(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, response_key: str) -> Problem:
     answer = _at(row, response_key, place)
     if not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{place}: `{response_key}` must be a text to imitate, found {answer!r}")
+        raise DataError(f"{place}: `{response_key}` must be a string to imitate, found {answer!r}")
     prompt = prompt_messages(_at(row, prompt_key, place), f"{place}: `{prompt_key}`")
     return Problem(id=id_, prompt=prompt, data_source="demonstration", ground_truth=answer)
 
@@ -84,10 +83,10 @@ def encode_demonstrations(
     max_length: int,
     truncation: str,
 ) -> list[EncodedDemonstration]:
-    """Prompts through the chat template, answers as plain text with the end token behind.
+    """Prompts through the chat template, answers as plain text followed by the end token.
 
     Args:
-        encode_answer: text -> ids without special tokens.
+        encode_answer: string -> ids without special tokens.
         max_length: most tokens of prompt and answer together.
         truncation: `error` refuses a longer row; `right` cuts the end of the answer off (end token included), `left`
             the beginning of the prompt.

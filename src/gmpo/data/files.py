@@ -22,7 +22,7 @@ COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 """The columns of verl's schema, in the order in which they are written."""
 
 _LISTED = 12
-"""How many names of a folder an error message shows."""
+"""Most names of a folder that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class _Format:
 def find_file(name: str | Path) -> Path:
     """Path of an existing data file; a leading `~` is the home folder.
 
-    Raises: DataError when nothing is there (with what is there instead), for a folder, and for an unknown suffix.
+    Raises: DataError for a missing file (listing the folder), for a folder, and for an unknown suffix.
     """
     text = str(name)
     if "://" in text:
@@ -45,7 +45,7 @@ def find_file(name: str | Path) -> Path:
             raise DataError(f"{path} is a folder, not a file; it holds {_listing(path)}. Name the file itself.")
         if not path.is_file():
             raise DataError(f"there is no file {path}. {_what_is_there(path)} `gmpo data` writes the known data sets.")
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, a home folder of nobody
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, `~` of an unknown user
         raise DataError(f"{text} cannot be reached: {error}") from error
     if path.suffix not in FORMATS:
         raise DataError(
@@ -77,7 +77,7 @@ def row_count(name: str | Path) -> int:
 def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Write rows as one zstd parquet file, nested columns as structs, the columns of verl's schema first.
 
-    The file appears whole or not at all: it is written under another name and renamed. Equal rows give equal bytes.
+    Written atomically: under another name, then renamed. Equal rows give equal bytes.
     Raises: DataError for no rows, for a column of mixed types and when the file cannot be written.
     """
     path = Path(path).expanduser()
@@ -92,13 +92,13 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be written: {error}") from error
     finally:
-        with contextlib.suppress(OSError):  # renamed on success; on failure the first error is the one to see
+        with contextlib.suppress(OSError):  # gone after the rename; on failure the first error matters
             unfinished.unlink()
     return path
 
 
 def _table(rows: Sequence[Mapping[str, Any]], path: Path) -> pa.Table:
-    """Rows -> table. Column by column, because pyarrow takes the names of a list of rows from its first row only."""
+    """Rows -> table. Column by column, because pyarrow takes the column names of a list of rows from its first row."""
     present = dict.fromkeys(name for row in rows for name in row)
     names = [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
     columns: dict[str, pa.Array] = {}
@@ -130,11 +130,12 @@ def _parquet_count(path: Path) -> int:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of JSON lines, or of one JSON array when the text starts with `[`."""
+    """Rows of JSON lines, or of one JSON array when the file starts with `[`."""
     text = _text(path)
     if _is_array(text):
         yield from enumerate(_json(text, str(path)), start=1)
         return
+    # Not `splitlines`, which also splits at characters such as U+2028 that JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, _json(line, f"{path}, row {number}")
@@ -176,7 +177,7 @@ FORMATS: Mapping[str, _Format] = {
 
 
 def _what_is_there(path: Path) -> str:
-    """What the folder of a missing file holds, nearest name first."""
+    """For a missing file: the nearest name in its folder, and what the folder holds."""
     if not path.parent.is_dir():
         existing = next(folder for folder in path.absolute().parents if folder.is_dir())
         return f"Its folder does not exist either; {existing} does, and holds {_listing(existing)}."

@@ -1,7 +1,7 @@
-r"""How a prompt asks for its answer, and how that is exchanged for what another scorer reads.
+r"""How a prompt asks for its answer, and how to remove that instruction in order to ask for what another scorer reads.
 
-The texts are those of verl's preprocessing and of the published data sets, word for word: a model trained with one of
-them knows it.
+The wording is that of verl's preprocessing and of the published data sets, word for word, because released models were
+trained with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What is put around a question."""
+    """What stands before and after a question in the prompt."""
 
     before: str = ""
     after: str = ""
@@ -37,11 +37,11 @@ INSTRUCTIONS: Mapping[str, Instruction] = {
         "example <answer> (1 + 2) / 3 </answer>."
     ),
 }
-"""Form of the answer -> the instruction that asks for it: GSM8K's, MATH's, DAPO's, and the countdown game's."""
+"""Answer format -> the instruction that asks for it: GSM8K's, MATH's, DAPO's, and the countdown game's."""
 
 
 def bare_question(prompt: str) -> tuple[str, str | None]:
-    """The question without its instruction, and the instruction's form; None where none is known."""
+    """The question without its instruction, and the instruction's answer format; None when there is no known one."""
     for form, instruction in INSTRUCTIONS.items():
         question = prompt.strip()
         before, after = instruction.before.strip(), instruction.after.strip()

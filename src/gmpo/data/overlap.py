@@ -1,7 +1,7 @@
-"""Problems that occur twice: within a data set, and in a training set and an evaluation set.
+"""Duplicate problems: within a data set, and between a training set and an evaluation set.
 
-Two questions are the same when their words are, capitals, punctuation and LaTeX's spacing left aside. They are nearly
-the same when half of the evaluation problem's runs of 8 words occur in one training problem: the n-gram overlap of
+Two questions are the same when their words are, ignoring case, punctuation and LaTeX spacing. They are nearly the same
+when half of the evaluation problem's 8-grams of words occur in one training problem: the n-gram overlap of
 contamination reports, with a threshold.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 RUN = 8
-"""Words in a run."""
+"""Words in an n-gram."""
 NEAR_SHARE = 0.5
 
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|!|,|;|:|\s)|\$")
@@ -22,20 +22,20 @@ _WORD = re.compile(r"[^\W_]+|[-+*/^=<>|\\]")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training problem that an evaluation problem is found in."""
+    """A training problem that contains an evaluation problem."""
 
     train: int
     """Position in the training set."""
     evaluation: int
     """Position in the evaluation set."""
     share: float
-    """Share of the evaluation problem's runs of words that the training problem holds."""
+    """Share of the evaluation problem's n-grams that the training problem contains."""
     exact: bool
     """Word for word; else nearly."""
 
 
 def words(question: str) -> tuple[str, ...]:
-    """The words and signs of operations of a question, in lower case."""
+    """The words and operators of a question, in lower case."""
     return tuple(_WORD.findall(_SPACING.sub(" ", question).lower().replace("dfrac", "frac").replace("tfrac", "frac")))
 
 
@@ -46,8 +46,8 @@ def duplicates(questions: Iterable[str]) -> int:
 
 
 def overlaps(train: Sequence[str], evaluation: Sequence[str]) -> list[Overlap]:
-    """Every pair of a training and an evaluation problem that are the same, or nearly, by evaluation problem, the most
-    alike first. Time grows with both sets' lengths, not with their product."""
+    """Every pair of a training and an evaluation problem that are the same, or nearly; by evaluation problem, the most
+    alike first. Time is linear in both sets' lengths, not in their product."""
     tokens = [words(question) for question in evaluation]
     runs = [_runs(t) for t in tokens]
     by_words: dict[tuple[str, ...], list[int]] = defaultdict(list)

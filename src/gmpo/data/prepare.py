@@ -18,12 +18,12 @@ from gmpo.data.problems import sample
 from gmpo.errors import DataError
 
 EXAMPLES = 3
-"""Overlapping problems that a report shows."""
+"""Overlapping problems that the report shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """What a written file shares with an evaluation set."""
+    """Overlap of a written file with an evaluation set."""
 
     evaluation: str
     """The evaluation set's file."""
@@ -50,7 +50,7 @@ class Written:
     source_rows: int
     """Problems of the source, of which `rows` were kept."""
     published: int | None = None
-    """Problems that the data set's publication counts in this split; None where there is no such count."""
+    """Problems in this split as published; None where no count was published."""
     repeats: int = 0
     """Rows of the source that repeat a problem by its number, and were left out."""
     duplicates: int = 0
@@ -61,7 +61,7 @@ class Written:
 
     @property
     def as_published(self) -> bool:
-        """Whether the source holds as many problems as its publication says, or there is no such count."""
+        """Whether the source holds as many problems as published, or no count was published."""
         return self.published is None or self.source_rows == self.published
 
 
@@ -157,7 +157,7 @@ class PublishedSet:
     def _hub_rows(self, split: str) -> tuple[str, Iterable[tuple[int, Row]]]:
         p = self.published
         if p.hub_id is None:
-            raise DataError("this data set has no known place on the Hugging Face hub: give a local file with --from")
+            raise DataError("this data set is not known to be on the Hugging Face hub: give a local file with --from")
         place = f"{p.hub_id} ({split}) on the Hugging Face hub"
         try:
             hub = importlib.import_module("datasets")
@@ -175,7 +175,7 @@ class PublishedSet:
 
 
 def _number_of(row: Mapping[str, Any]) -> Any:
-    """What a row of a repeating file calls its problem."""
+    """The number of a row's problem, in files that repeat their problems."""
     extra = row.get("extra_info")
     return extra.get("index") if isinstance(extra, Mapping) else None
 
@@ -243,14 +243,14 @@ def prepare(
     against: Sequence[str | Path] = (),
     drop: bool = False,
 ) -> list[Written]:
-    """Write a data set's files into the folder `out` and say what was written.
+    """Write a data set's files into the folder `out` and return what was written.
 
     Args:
         source: a JSON lines or parquet file in the data set's own format or in verl's, or a folder with one per split;
             the hub when None.
         size: rows to keep of each split (stories, countdown: rows to train on), chosen by `seed`.
-        against: evaluation files to look for in the `train` file.
-        drop: leave out of it what was found.
+        against: evaluation files whose problems are searched for in the `train` file.
+        drop: leave the rows that were found out of the file.
 
     All rows are converted before the first file is written. Raises: DataError for an unknown name and for every
     malformed input.

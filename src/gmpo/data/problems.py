@@ -1,10 +1,11 @@
-"""Rows of verl's schema -> `Problem` records, and the order in which a run visits them."""
+"""Rows of verl's schema -> `Problem` records, and the order in which a run samples them."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +15,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gmpo.data.files import find_file, read_rows, row_count
+from gmpo.data.files import find_file, read_rows
 from gmpo.errors import ConfigError, DataError
 from gmpo.streams import permutation
-
-__all__ = ["Message", "Problem", "ProblemStream", "load_problems", "problems_from_rows", "row_count", "sample"]
 
 Message = Mapping[str, str]
 """One chat message, for example `{"role": "user", "content": "2 + 2 = ?"}`."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
 
@@ -53,7 +53,7 @@ def load_problems(
     """Problems of one or several parquet, JSON lines or JSON files in verl's schema, concatenated in order.
 
     `limit`: how many to keep, -1 for all; see `sample` for which. An id is the name of the file and the number of the
-    row, `"train.parquet:17"`; files of one name are told apart by their folders (`"math/train.parquet:17"`).
+    row, `"train.parquet:17"`; files of the same name are distinguished by their folders (`"math/train.parquet:17"`).
     Raises: DataError for a missing or empty file and for a malformed row, naming file and row.
     """
     names = [files] if isinstance(files, str | Path) else list(files)
@@ -106,11 +106,11 @@ def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
 
 
 class ProblemStream(Generic[T]):
-    """The problems of a run in the order in which they are asked: a function of the seed and the position alone.
+    """The problems of a run in the order in which they are sampled: a function of the seed and the position alone.
 
-    Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. The rest
-    that fills no batch is left out, another one in each shuffled epoch. Positions and steps count from 0, over all
-    epochs.
+    Epoch e visits the items in a permutation drawn from (seed, e), or in their own order without `shuffle`. Items that
+    fill no batch at the end of an epoch are left out; with `shuffle` they are others in each epoch. Positions and steps
+    count from 0, over all epochs.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell different files apart; a file given again gets `#2`, `#3`."""
+    """The shortest path suffixes that distinguish the files; a file that is given again gets `#2`, `#3`."""
     absolute = [Path(os.path.abspath(path)) for path in paths]
     depth = 1
     while len({path.parts[-depth:] for path in absolute}) < len(set(absolute)):
@@ -204,12 +204,13 @@ def _problem(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, data
         if key not in row:
             remedy = f"; name the right one with {setting}" if setting else ""
             raise DataError(f"{place}: there is no column `{key}`. Columns present: {', '.join(map(str, row))}{remedy}")
-    data_source = row[data_source_key]
-    if not isinstance(data_source, str) or not data_source.strip():
-        raise DataError(f"{place}: `{data_source_key}` must be a name, found {_shown(data_source)}")
-    extra_info = {} if row.get("extra_info") is None else row["extra_info"]
-    if not isinstance(extra_info, Mapping):
-        raise DataError(f"{place}: `extra_info` must be an object with named fields, found {_shown(extra_info)}")
+    data_source, extra_info = row[data_source_key], row.get("extra_info")
+    named = isinstance(data_source, str) and bool(data_source.strip())
+    _expect(named, f"{place}: `{data_source_key}`", "a name", data_source)
+    absent = extra_info is None
+    _expect(
+        absent or isinstance(extra_info, Mapping), f"{place}: `extra_info`", "an object with named fields", extra_info
+    )
     consumed = {prompt_key, data_source_key, "reward_model", "extra_info"}
     others = {key: value for key, value in row.items() if key not in consumed}
     return Problem(
@@ -217,16 +218,16 @@ def _problem(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, data
         prompt=prompt_messages(row[prompt_key], f"{place}: `{prompt_key}`"),
         data_source=data_source,
         ground_truth=_ground_truth(row["reward_model"], f"{place}: `reward_model`"),
-        extra={**others, **extra_info},
+        extra={**others, **(extra_info or {})},
     )
 
 
 def prompt_messages(value: Any, place: str) -> tuple[Message, ...]:
-    """A list of chat messages, or one text, which becomes one user message."""
+    """A list of chat messages, or one string, which becomes one user message."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(f"{place} must be a text or a list of messages with role and content, found {_shown(value)}")
+    some = isinstance(value, list | tuple) and bool(value)
+    _expect(some, place, "a string or a list of messages with role and content", value)
     messages = tuple(_message(message, f"{place}, message {i}") for i, message in enumerate(value, start=1))
     if not any(message["content"].strip() for message in messages):
         raise DataError(f"{place} is empty: there is nothing to answer")
@@ -234,56 +235,44 @@ def prompt_messages(value: Any, place: str) -> tuple[Message, ...]:
 
 
 def _message(value: Any, place: str) -> Message:
-    """A message whose fields are texts. Null fields are what parquet fills gaps with, and are left out."""
-    if not isinstance(value, Mapping):
-        raise DataError(f"{place} must be an object with role and content, found {_shown(value)}")
+    """A message whose fields are strings. Null fields are what parquet fills gaps with, and are left out."""
+    _expect(isinstance(value, Mapping), place, "an object with role and content", value)
     message = {key: text for key, text in value.items() if text is not None}
     for key in ("role", "content", *message):
-        if not isinstance(message.get(key), str):
-            raise DataError(f"{place}: `{key}` must be a text, found {_shown(message.get(key))}")
-        if not _encodable(message[key]):
+        text = message.get(key)
+        _expect(isinstance(text, str), f"{place}: `{key}`", "a string", text)
+        if _SURROGATE.search(message[key]):
             raise DataError(f"{place}: `{key}` holds half of a surrogate pair, which is no character")
     if not message["role"]:
         raise DataError(f"{place}: `role` is empty; give user, assistant or system")
     return message
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _ground_truth(reward_model: Any, place: str) -> str:
-    """Reference answer as text: numbers as written (a whole float without its `.0`), lists and objects as JSON."""
-    if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
-        raise DataError(f"{place} must be an object with a field `ground_truth`, found {_shown(reward_model)}")
-    value = reward_model["ground_truth"]
-    text: str | None = None
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, float) and value.is_integer():
-        text = str(int(value))  # a table turns a column of integers into floats as soon as one is missing
-    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        text = str(value)
-    elif isinstance(value, Mapping | list):
-        text = _json_text(value, place)
-    if text is None or not text.strip():
-        raise DataError(f"{place}: `ground_truth` must be a text, a number, a list or an object, found {_shown(value)}")
+    """Reference answer as a string: numbers as written (a whole float without its `.0`), lists and objects as JSON."""
+    there = isinstance(reward_model, Mapping) and "ground_truth" in reward_model
+    _expect(there, place, "an object with a field `ground_truth`", reward_model)
+    value, place = reward_model["ground_truth"], f"{place}: `ground_truth`"
+    if isinstance(value, Mapping | list):
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{place} cannot be written as JSON: {error}") from error
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    # A table turns a column of integers into floats as soon as one is missing.
+    whole = number and isinstance(value, float) and value.is_integer()
+    text = str(int(value) if whole else value) if number else value
+    _expect(isinstance(text, str) and bool(text.strip()), place, "a string, a number, a list or an object", value)
     return text
 
 
-def _json_text(value: Any, place: str) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{place}: `ground_truth` cannot be written as JSON: {error}") from error
+def _expect(fits: bool, place: str, expected: str, value: Any) -> None:
+    if not fits:
+        raise DataError(f"{place} must be {expected}, found {_shown(value)}")
 
 
 def _plain(value: Any) -> Any:
-    """numpy's arrays and numbers, as data frames hold them, -> lists and Python's numbers."""
+    """NumPy arrays and numbers, as data frames hold them, -> lists and Python numbers."""
     if isinstance(value, np.ndarray | np.generic):
         plain = value.tolist()
         return plain if isinstance(plain, np.generic) else _plain(plain)

@@ -13,11 +13,11 @@ Truncation = Literal["error", "left", "right", "middle"]
 
 
 class ChatTokenizer(Protocol):
-    """What is used of a tokenizer of `transformers`, whose type would bring torch with it."""
+    """The part of a `transformers` tokenizer that is used here; importing its type would import torch."""
 
     @property
     def chat_template(self) -> Any:
-        """The Jinja text, or several by name; None when the model has none."""
+        """The Jinja template, or several by name; None when the model has none."""
 
     @property
     def apply_chat_template(self) -> Callable[..., Any]:
@@ -30,12 +30,12 @@ class EncodedProblem:
 
     problem: Problem
     prompt_ids: tuple[int, ...]
-    """[P] ids of the templated prompt, the opening of the answer's turn included."""
+    """[P] ids of the templated prompt, including the opening of the assistant's turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedProblems:
-    """The problems that can be asked, and what happened to the others."""
+    """The problems that fit the prompt limit, and how many did not."""
 
     items: tuple[EncodedProblem, ...]
     """In the order of the data set."""
@@ -56,8 +56,8 @@ def encode_prompts(
 ) -> EncodedProblems:
     """Template and tokenize every prompt and apply the length limit of `max_prompt_length` tokens.
 
-    A longer prompt is dropped with `filter_overlong`; else `truncation` says what happens: `left` and `right` cut that
-    end off, `middle` keeps both ends, `error` refuses the data set.
+    A longer prompt is dropped with `filter_overlong`; else `truncation` decides: `left` and `right` cut that end off,
+    `middle` keeps both ends, `error` refuses the data set.
     Raises: DataError for a tokenizer without chat template, a row that the template refuses, a prompt that is too long
     under `error`, and when no problem is left; ConfigError for arguments out of range.
     """
@@ -96,7 +96,7 @@ TRUNCATIONS: Mapping[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
 _RESERVED = frozenset(
     {"tokenize", "add_generation_prompt", "return_dict", "return_tensors", "padding", "truncation", "max_length"}
 )
-"""Arguments of `apply_chat_template` that are decided here."""
+"""Arguments of `apply_chat_template` that gmpo sets itself."""
 
 
 def _check_arguments(max_prompt_length: int, truncation: str, chat_template_kwargs: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str,
             "give a template that takes it in actor_rollout_ref.model.custom_chat_template."
         ) from error
     if not ids:
-        raise DataError(f"{problem.id}: the chat template makes an empty prompt of this row")
+        raise DataError(f"{problem.id}: the chat template renders this row as an empty prompt")
     return tuple(ids)
 
 
@@ -140,7 +140,7 @@ def _overlong_message(overlong: Sequence[EncodedProblem], total: int, limit: int
     first, longest = overlong[0], max(len(item.prompt_ids) for item in overlong)
     return (
         f"{first.problem.id}: the prompt has {len(first.prompt_ids)} tokens, more than data.max_prompt_length={limit}; "
-        f"so have {len(overlong)} of {total} prompts, the longest {longest}. Drop them with "
+        f"{len(overlong)} of {total} prompts are longer, the longest has {longest}. Drop them with "
         f"data.filter_overlong_prompts=True, cut them with data.truncation=left (right, middle), or raise "
         f"data.max_prompt_length to {longest}."
     )

@@ -1,4 +1,4 @@
-"""What `gmpo data` wrote, in words for people."""
+"""The report of `gmpo data` on what it wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gmpo.data.prepare import Contamination, Written
 
 
 def prepared(files: Sequence[Written]) -> Iterator[str]:
-    """Lines: files, rows and published counts; repetitions, notes, and what is shared with evaluation sets."""
+    """Lines: files, rows and published counts; repetitions, notes, and overlap with evaluation sets."""
     for file in files:
         yield f"{file.path}: {file.rows} rows{_published(file)}"
         if file.repeats:

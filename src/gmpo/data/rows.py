@@ -1,4 +1,4 @@
-"""The shape of a row of verl's schema, for the modules that write one."""
+"""Rows of verl's schema, for the modules that write them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def math_row(data_source: str, question: str, ground_truth: str, extra_info: Row
 
 
 def text_field(row: Mapping[str, Any], name: str) -> str:
-    """A field that must be there and hold text. Raises: DataError that names the fields present."""
+    """A field that must be a string and not blank. Raises: DataError, which names the columns present."""
     if name not in row:
         raise DataError(f"there is no column `{name}`. Columns present: {', '.join(map(str, row))}")
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"`{name}` must be a text, found {value!r}")
+        raise DataError(f"`{name}` must be a string, found {value!r}")
     return value

@@ -5,8 +5,8 @@ A story has two to four sentences, each one step of arithmetic on a total that s
     max has 2 3 pens . doubles it . gets 7 more . gives 8 away . how many pens ?
     2 3 * 2 = 4 6 ; 4 6 + 7 = 5 3 ; 5 3 - 8 = 4 5 #### 4 5
 
-Numbers are written digit by digit between blanks, so a vocabulary of some forty words reads everything. The mistakes
-of the pupils leave room for reinforcement that does not depend on how long the imitation of them lasts.
+Numbers are written as digits separated by blanks, so a vocabulary of some forty words is enough. The pupils' mistakes
+leave room for reinforcement learning, however long the model was trained to imitate them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SMALLEST, LARGEST = 2, 99
 """Bounds of the true total, start included."""
 SENTENCES = (2, 3, 4)
 _TRIES = 100
-"""Draws before a story with new numbers is given up: by then nearly all of the space is taken."""
+"""Draws before a story may repeat the numbers of another: by then nearly all of the space is taken."""
 _PATIENCE = 100_000
-"""Draws before any story that is not excluded is given up."""
+"""Draws after which it is an error that each of them was excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ class Operation:
     """What a sign means in a story, and how two kinds of pupils compute it."""
 
     sentence: str
-    """Text of the sentence; `{}` stands for the operand."""
+    """The sentence; `{}` stands for the operand."""
     operands: Callable[[int], range]
     """True total -> operands that keep it between 2 and 99; empty when there are none."""
     exact: Callable[[int, int], int]
     """Total, operand -> new total."""
     without_carry: Callable[[int, int], int]
-    """The same for a pupil who treats tens and ones apart and never carries, borrows or hands a half ten down. Maps
+    """The same for a pupil who computes tens and ones separately and never carries or borrows. Maps
     0..99 to 0..99, and is exact whenever nothing is to be carried."""
 
 
@@ -109,8 +109,8 @@ PUPILS: Mapping[str, Pupil] = {
     "hasty": Pupil(0.65 * 0.70, overlooks_last=True, carries=True),
     "hasty_without_carry": Pupil(0.65 * 0.30, overlooks_last=True, carries=False),
 }
-"""The class whose answers are the demonstrations. Most of the noise is on procedure: where it is on most of the
-arithmetic instead, reinforcement has no right arithmetic to build on."""
+"""The class whose answers are the demonstrations. Most mistakes are of procedure: were most of the arithmetic
+wrong instead, there would be too few right answers to reinforce."""
 
 
 def story_text(story: Story) -> str:

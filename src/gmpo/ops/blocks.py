@@ -13,17 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CACHED_ELEMENTS = 64 * 4096
-"""Of z between two element-wise operations on a CPU: 1 MiB, half of a core's second-level cache."""
+"""Elements of z that two element-wise operations on a CPU share in its cache: 1 MiB, half of a core's L2."""
 
 
 class Memory:
-    """Buffers by their use, kept from call to call: fresh memory costs a page fault for every 4 KiB."""
+    """Buffers by their use, kept from call to call, because fresh memory costs a page fault for every 4 KiB."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
 
     def take(self, use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor; the one given before for the same use is overwritten with it."""
+        """An uninitialised tensor, which shares its memory with the previous one for the same use."""
         elements = torch.Size(shape).numel()
         kept = self.buffers.get(use)
         if kept is None or kept.numel() < elements or kept.dtype != dtype or kept.device != device:
@@ -40,7 +40,7 @@ class Curve:
     temperature: float
     softcap: float | None
     bounded: bool
-    """x may be minus infinity, of a token that is impossible: its probability is 0, and 0 times its z must be 0."""
+    """x may be minus infinity, for an impossible token. Its z is kept finite, so that probability 0 times z is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Sums:
 
 @runtime_checkable
 class Blocks(Protocol):
-    """All of it in float32, or float64 where x is that; `targets` count from the block's first column, and may lie
+    """Computes in float32, or in float64 where x is float64; `targets` count from the block's first column, and may lie
     outside of it."""
 
     def exponentials(
@@ -71,7 +71,7 @@ class Blocks(Protocol):
         with_product: bool,
     ) -> Sums:
         """z of the targets in this block goes into `target_z`. With `keep`, x becomes `exp(z - peak)` with 0 for the
-        targets; otherwise it is garbage afterwards."""
+        targets; otherwise its content is undefined afterwards."""
         ...
 
     def slopes(
@@ -89,7 +89,7 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TorchBlocks:
-    """In parts of a few rows on a CPU, which stay in its cache from one operation to the next."""
+    """On a CPU in parts of a few rows, which stay in its cache from one operation to the next."""
 
     memory: Memory = field(default_factory=Memory)
 
@@ -137,7 +137,7 @@ class TorchBlocks:
             x.copy_(g)
 
     def _logits(self, x: Tensor, curve: Curve) -> Tensor:
-        """z in float32 or better, in the memory of x if its dtype is that."""
+        """z in float32 or float64, in the memory of x if it has that dtype."""
         exact = exact_dtype(x)
         if x.dtype == exact:
             z = x
@@ -154,7 +154,7 @@ class TorchBlocks:
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
-    """In which log-probs are computed: float32, or float64 if `x` is that."""
+    """The dtype of log-probs: float32, or float64 if `x` is float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

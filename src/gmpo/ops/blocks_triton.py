@@ -1,6 +1,6 @@
 """`gmpo.ops.blocks` in Triton, for GPUs: each function reads and writes its block once, in one kernel.
 
-A program takes one row of the block, which fits into its registers. Import it only where Triton is installed; with
+One program per row of the block, which fits into its registers. Import this module only where Triton is installed; with
 `TRITON_INTERPRET=1` in the environment the kernels run on a CPU, slowly, which is how they are tested.
 """
 
@@ -17,6 +17,7 @@ from gmpo.ops.blocks import Curve, Sums, exact_dtype
 
 _EXACT = {torch.float32: tl.float32, torch.float64: tl.float64}
 _VALUES_OF_WARP = 512
+"""Columns for each warp of a program."""
 
 
 class TritonBlocks:
@@ -46,7 +47,7 @@ def _launch(kernel: Any, x: Tensor, curve: Curve, *by_token: Tensor | None, **fl
         return
     columns = triton.next_power_of_2(width)
     exact = exact_dtype(x)
-    # Of tensors that are not there the kernel needs a pointer and does not follow it.
+    # A tensor that is None still needs a pointer; the kernel does not read it.
     kernel[(n,)](
         x,
         x if curve.bias is None else curve.bias.contiguous(),
@@ -87,7 +88,7 @@ def _logits(  # type: ignore[no-untyped-def]
         z += tl.load(bias + columns, mask=inside, other=0.0).to(EXACT)
     bend = tl.full([COLUMNS], 1.0, EXACT)
     if HAS_SOFTCAP:
-        # tanh by an exponential that cannot overflow: Triton's own is not there on every backend.
+        # tanh by an exponential that cannot overflow, because not every backend of Triton has tanh.
         e = tl.exp(tl.abs(z) * (-2.0 / softcap))
         size = (1 - e) / (1 + e)
         bend = 1 - size * size
@@ -120,7 +121,7 @@ def _exponentials(  # type: ignore[no-untyped-def]
     KEEP: tl.constexpr,
     WITH_PRODUCT: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # row * stride may exceed 32 bits
     columns = tl.arange(0, COLUMNS)
     inside = columns < width
     own = x + row * stride
@@ -162,7 +163,7 @@ def _slopes(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     HAS_BY_Z: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # row * stride may exceed 32 bits
     columns = tl.arange(0, COLUMNS)
     inside = columns < width
     own = x + row * stride

@@ -1,4 +1,4 @@
-"""Logits -> log-probs of given tokens and entropy, in float32 whatever the logits' dtype."""
+"""Logits -> log-probs of given tokens, in float32 or better whatever the logits' dtype."""
 
 from __future__ import annotations
 
@@ -14,9 +14,3 @@ def token_logprobs(
     scaled = logits.float() / temperature if logits.dtype != torch.float64 else logits / temperature
     chosen = scaled.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return chosen - torch.logsumexp(scaled, dim=-1)
-
-
-def entropy(logits: Float[Tensor, "*B V"], *, temperature: float) -> Float[Tensor, "*B"]:
-    """Entropy of `softmax(logits / temperature)` in nats: `logsumexp(z) - sum softmax(z) z`."""
-    scaled = logits.float() / temperature if logits.dtype != torch.float64 else logits / temperature
-    return torch.logsumexp(scaled, dim=-1) - (torch.softmax(scaled, dim=-1) * scaled).sum(dim=-1)

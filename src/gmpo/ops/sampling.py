@@ -1,8 +1,8 @@
 """Drawing a token from logits by one uniform number per row.
 
-One number per token, drawn from the answer's own stream, is what makes an answer independent of its neighbours in the
-batch; `torch.multinomial` shares one generator among all rows and is slower on large vocabularies. Temperature first,
-then top-k, then top-p on what top-k left, as in vLLM.
+One number per token, drawn from the answer's own stream, makes an answer independent of its neighbours in the batch;
+`torch.multinomial` shares one generator among all rows and is slower on large vocabularies. Temperature is applied
+first, then top-k, then top-p on what top-k left, as in vLLM.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CANDIDATES = 64
-"""So many of the most probable tokens are looked at first for top-p; eight times as many while they do not suffice."""
+"""How many of the most probable tokens top-p looks at first; eight times as many while they do not suffice."""
 
 
 def sample(

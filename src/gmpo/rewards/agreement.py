@@ -1,5 +1,5 @@
-r"""Do the prompts ask for what the scorer reads? A run whose prompts want `\boxed{}` while the scorer looks for an
-`Answer:` line gives every answer the reward of a wrong one, and nothing says why."""
+r"""Check that prompts ask for the answer format that the scorer reads. Where prompts ask for `\boxed{}` and the scorer
+looks for an `Answer:` line, every answer would get the reward of a wrong one, and no metric would say why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMS: Mapping[str, re.Pattern[str]] = {
     "answer_line": re.compile(r"answer\s*:", re.IGNORECASE),
     "tag": re.compile(r"<answer>"),
 }
-"""Form of an answer -> how a prompt that asks for it is known."""
+"""Format of an answer -> pattern that recognises a prompt asking for it."""
 SHOWN = {
     "boxed": "\\boxed{}",
     "hash": "#### and the answer",
@@ -25,19 +25,19 @@ SHOWN = {
 
 
 def asked_for(prompt: str) -> frozenset[str]:
-    """The forms of answers that a prompt names; none where it leaves the form open."""
+    """The answer formats that a prompt asks for; none where it leaves the format open."""
     return frozenset(form for form, pattern in FORMS.items() if pattern.search(prompt))
 
 
 def check_agreement(problems: Iterable[tuple[str, str]], lenient: frozenset[str] = frozenset()) -> None:
-    """Refuse problems whose prompts name other forms than their scorer reads.
+    """Refuse problems whose prompts ask for other answer formats than their scorer reads.
 
     Args:
-        problems: data source and text of the prompt of each.
-        lenient: data sources whose scorer was set to read any form.
+        problems: data source and prompt of each.
+        lenient: data sources whose scorer was set to read any format.
 
     Raises:
-        DataError: most prompts of a source that name a form name none that the scorer reads.
+        DataError: most prompts of a source that ask for a format ask for none that the scorer reads.
     """
     naming: dict[str, int] = {}
     disagreeing: dict[str, list[str]] = {}
@@ -58,8 +58,8 @@ def _message(source: str, prompts: list[str], naming: int) -> str:
     wanted = " or ".join(SHOWN[form] for form in sorted(asked_for(prompts[0])))
     read = " or ".join(SHOWN[form] for form in sorted(scorer_for(source).reads))
     return (
-        f"prompts and scorer disagree: {len(prompts)} of {naming} prompts of data_source {source!r} that name a form "
-        f"of answer ask for {wanted}, and its scorer reads {read}, so right answers would count as wrong.\n"
+        f"prompts and scorer disagree: {len(prompts)} of {naming} prompts of data_source {source!r} that ask for an "
+        f"answer format ask for {wanted}, but its scorer reads {read}, so right answers would count as wrong.\n"
         f"For example: {prompts[0][-200:]!r}\n"
         "Rewrite the prompts with `gmpo data NAME --from FILE --out DIR`, name another scorer in the data_source "
         "column (math_verify reads boxes and formulas), or set custom_reward_function.path."

@@ -1,7 +1,7 @@
 r"""Decide by computer algebra whether two answers are equal: Math-Verify, with its known traps avoided.
 
-Call it in a bounded worker only: an answer such as `9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits are
-switched off, because they rest on signals and end some cases only; the worker is killed from outside. The package is
+Call it in a worker with limits only: an answer such as `9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits are
+switched off, because they use signals and do not stop every case; the worker is killed from outside. The package is
 imported on first use, so that a worker that needs no algebra starts at once.
 
 The traps: a bare `x^2 + 1` or `(1,2)` parses to nothing, and then every comparison is silently false, so answers are
@@ -26,7 +26,7 @@ _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Whether an answer was found in a text and whether it equals the reference."""
+    """Whether a response holds an answer and whether it equals the reference."""
 
     equal: bool
     pred: str | None
@@ -45,7 +45,7 @@ def equal_by_math_verify(gold: str, pred: str) -> bool:
 
 
 def compare_text(gold: str, text: str) -> Comparison:
-    """Find the answer in running text as Math-Verify does, and compare it with a bare reference answer."""
+    """Extract the answer from a response as Math-Verify does, and compare it with a bare reference answer."""
     found = _parse(text)
     if not found:
         return Comparison(equal=False, pred=None)
@@ -53,7 +53,7 @@ def compare_text(gold: str, text: str) -> Comparison:
 
 
 def load() -> None:
-    """Import Math-Verify now (about half a second), so that the first answer is not charged for it."""
+    """Import Math-Verify now (about half a second), so that it does not count against the first answer's limit."""
     # It warns on every call that its time limits are off, and logs a traceback for what it cannot read.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL + 1)
     _parse("$1$")

@@ -1,7 +1,7 @@
-"""Find the answer in a text. Pure string functions: each returns the answer, or None when the text holds none.
+"""Extract the answer from a response. Pure string functions: each returns the answer, or None when there is none.
 
 The conventions are those of verl's scorers (`verl/utils/reward_score`), so that a score means the same in both.
-Only ASCII digits count as digits, and every function takes time linear in the length of the text.
+Only ASCII digits count as digits, and every function takes time linear in the length of the response.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 TAIL_CHARS = 300
-"""The GSM8K and DAPO conventions look only at this many characters at the end of a text, as verl does."""
+"""The GSM8K and DAPO conventions look at this many characters at the end of a response only, as verl does."""
 
 _HASH_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBER_LIKE = re.compile(r"-?[0-9.,]+")

@@ -1,7 +1,7 @@
-r"""Which answers are too large to be anybody's result: they are wrong at once, and never reach computer algebra.
+r"""Limits on the size of an answer: beyond them it is wrong at once and never reaches computer algebra.
 
-A policy that writes `9^{9^{9^{9}}}` would otherwise keep a grading process busy until it is killed, and enough of them
-stop the run. Without bounds the verdict would be `timeout`; with them it is `wrong`, which is what a reader would say.
+An answer such as `9^{9^{9^{9}}}` would otherwise keep a grading process busy until it is killed, and enough of them
+stop the run. Without limits the verdict would be `timeout`; with them it is `wrong`, as a human grader would say.
 All checks take time linear in the length of the answer.
 """
 
@@ -19,7 +19,7 @@ MAX_TOWER = 2
 """Powers inside an exponent, itself included: `e^{x^2}` has two."""
 MAX_EXPONENT = 100_000
 MAX_FACTORIAL_DIGITS = 4
-"""Digits of a number before `!`: up to 9999! is computed in no time."""
+"""Digits of a number before `!`: 9999! is still computed in milliseconds."""
 
 _DIGITS = re.compile(r"[0-9]+")
 _BRACKET = re.compile(r"[{}()\[\]^]")
@@ -31,7 +31,7 @@ _FACTORIAL = re.compile(r"([0-9]+)\s*!|!\s*!")
 
 
 def beyond_reason(answer: str) -> bool:
-    """Whether an answer is longer, deeper or larger than results are."""
+    """Whether an answer is longer, more deeply nested or larger than any real result."""
     return (
         len(answer) > MAX_CHARS
         or any(len(run) > MAX_DIGITS for run in _DIGITS.findall(answer))
@@ -56,9 +56,9 @@ def _log_power(base: int, exponent: int) -> float:
 
 
 def _too_deep(answer: str) -> bool:
-    """Follows brackets and the exponents that they enclose."""
+    """One pass over the brackets and powers, counting the nesting of both."""
     open_: list[bool] = []  # for each open bracket, whether it is an exponent
-    exponent = False  # the last sign was `^`
+    exponent = False  # the last symbol was `^`
     tower = 0
     for match in _BRACKET.finditer(answer):
         sign = match.group()

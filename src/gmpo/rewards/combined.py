@@ -1,4 +1,4 @@
-"""The reward of an answer: the main score, further ones with their weights, and a penalty for length."""
+"""The reward of an answer: the main score, weighted further scores, and a penalty for length."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What one answer gets."""
+    """The reward of one answer."""
 
     grade: Grade
-    """Of the main reward: its verdict says whether the answer is right, its score is not shaped."""
+    """By the main reward: its verdict says whether the answer is right, its score is before shaping."""
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Name -> score before weighting, of every part where there are several; empty where the score is the reward."""
+    """Name -> score before weighting, where a reward has several parts; empty where the score is the reward."""
 
 
 class Rewards:
     """Grades answers by all rewards of a run.
 
     Args:
-        main: decides what is right; the other rewards are only added.
+        main: its verdict decides what is right; the other rewards are only added.
         max_failed_share: share of the gradings of any reward that may end without a judgement.
     """
 
@@ -79,7 +79,7 @@ class Rewards:
         return Judging(self)
 
     def reward(self, grades: Mapping[str, Grade], length: int) -> Reward:
-        """What an answer of `length` tokens gets for its grades, by name of the reward."""
+        """The reward of an answer of `length` tokens. `grades`: by name of the component."""
         main = grades[self.main.name]
         total = sum(c.weight * grades[c.name].score for c in (self.main, *self.extra))
         if not self.extra and self.penalty is None:

@@ -1,7 +1,7 @@
 """The countdown game: is an expression made of the given numbers, each once, and does it reach the target?
 
-The expression is read by a parser of its own, with exact fractions: nothing is evaluated as code, and what is not
-`+ - * / ( )` and integers is no answer.
+The expression is parsed here, with exact fractions, because it comes from the policy and must not be evaluated as code.
+Anything but integers and `+ - * / ( )` is not an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gmpo.rewards import answers
 from gmpo.rewards.verdict import Grade, Verdict
 
 MAX_CHARS = 200
-"""Of an expression: a game has a handful of numbers."""
+"""Longest expression: a game has a handful of numbers."""
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*/()]))")
 _SIGNS = (
     ("\\times", "*"),
@@ -32,7 +32,7 @@ _SIGNS = (
 
 
 class _NotAnExpression(ValueError):
-    """The text is no arithmetic expression."""
+    """The string is not an arithmetic expression."""
 
 
 def score_countdown(text: str, ground_truth: str, extra_info: Mapping[str, Any], *, format_score: float = 0.0) -> Grade:
@@ -60,7 +60,7 @@ def evaluate(expression: str, target: int | None = None) -> tuple[Fraction | Non
     """Value and numbers of an expression; the value is None after a division by 0.
 
     Raises:
-        ValueError: it is none, or too long; or the right side of its `=` is not `target`.
+        ValueError: it is not an expression, or too long; or the right side of its `=` is not `target`.
     """
     if len(expression) > MAX_CHARS:
         raise _NotAnExpression(f"longer than {MAX_CHARS} characters")

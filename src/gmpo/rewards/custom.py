@@ -1,4 +1,4 @@
-"""User-written reward functions, in verl's or TRL's signature, told apart by the names of their parameters.
+"""User-written reward functions, in verl's or TRL's signature, distinguished by the names of their parameters.
 
 verl: `compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs) -> float | {"score": float, ...}`,
 called once per answer. TRL: `reward(prompts, completions, **columns) -> list[float]`, called once per problem with all
@@ -38,7 +38,7 @@ class Signature(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a reward function may see of one answer."""
+    """One answer, with what a reward function may ask for."""
 
     data_source: str
     prompt: Sequence[Mapping[str, str]] | str
@@ -60,7 +60,7 @@ class RewardFunction:
     """Names of its parameters without default."""
 
     def grade(self, group: Sequence[Answer]) -> list[Grade]:
-        """Grade the answers to one problem; whatever the function raises or returns, each answer has its grade."""
+        """Grade the answers to one problem. An error in the function becomes the grade of the answers it was given."""
         if self.signature is Signature.TRL:
             return self._grade_group(group)
         return [self._grade_one(answer) for answer in group]
@@ -222,7 +222,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _own_lines(error: BaseException, path: Path) -> str:
-    """The traceback from the user's file on: what is above is this package and Python's import machinery."""
+    """The traceback from the user's file on; the frames above are this package and Python's import machinery."""
     frames = traceback.extract_tb(error.__traceback__)
     first = next((i for i, frame in enumerate(frames) if Path(frame.filename) == path), len(frames))
     return "".join([*traceback.format_list(frames[first:]), *traceback.format_exception_only(error)]).rstrip()
@@ -236,7 +236,7 @@ def describe(error: BaseException) -> str:
 
 
 def failed(reason: str) -> Grade:
-    """No judgement was reached, because the grader itself failed."""
+    """The grade of an answer whose grading failed: there is no judgement."""
     return Grade(Verdict.GRADER_ERROR, 0.0, extra={"acc": 0}, reason=reason)
 
 

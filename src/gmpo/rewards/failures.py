@@ -1,4 +1,4 @@
-"""Stop a run whose grader fails too often, instead of training on answers that nobody judged."""
+"""Stop a run whose grader fails too often, instead of training on answers without a judgement."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TEXT_SHOWN = 200
 
 
 def failed_share(grades: Sequence[Grade]) -> float:
-    """Share of answers, 0 to 1, that nobody judged: verdict timeout or grader_error. 0 for no answers."""
+    """Share of answers, 0 to 1, without a judgement: verdict `timeout` or `grader_error`. 0 for no answers."""
     return sum(grade.verdict in _FAILURES for grade in grades) / len(grades) if grades else 0.0
 
 
 def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[str] = ()) -> None:
-    """Raise BackendError when more than the share `limit` of the answers was not judged.
+    """Raise BackendError when more than the share `limit` of the answers has no judgement.
 
-    `texts` are the answers, for an example in the message.
+    `texts` are the decoded answers, for an example in the message.
     """
     if failed_share(grades) <= limit:
         return

@@ -1,4 +1,4 @@
-"""Bring a user's reward function into the form in which it travels to a worker."""
+"""Serialise a user's reward function for the worker processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FunctionFile:
 
 
 def portable(function: FunctionFile | Callable[..., Any] | None, kwargs: Mapping[str, Any]) -> PortableFunction | None:
-    """The function as a worker can take it; None for None.
+    """The function, serialised for a worker; None for None.
 
     Raises ConfigError when a callable fits neither signature, or it or `kwargs` cannot be pickled. A file is not
     imported here: its code runs in workers only.
@@ -54,7 +54,7 @@ def _pickled(value: Any, name: str) -> bytes:
 
 
 class _ByValue:
-    """Pickle a function by value while the module it is from cannot be imported by its name elsewhere."""
+    """Pickles a function by value where another process could not import its module by name (a notebook, a script)."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         while isinstance(function, partial):

@@ -1,4 +1,4 @@
-"""The parent's end of one worker process: start it, feed it without ever blocking, read it, kill it."""
+"""The parent's end of one worker process: start it, send without blocking, receive, kill it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from gmpo.rewards.worker import MAX_REPLY_BYTES, Prepare, Task
 
-# sys.path is handed over before anything is imported, so that the worker finds this package and the user's modules
-# exactly as the parent does.
+# sys.path is set before anything is imported, so that the worker finds this package and the user's modules exactly as
+# the parent does.
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from gmpo.rewards.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
@@ -33,7 +33,7 @@ class BrokenReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A request that a worker owes a reply to."""
+    """A request that was sent to a worker and has no reply yet."""
 
     request: Prepare | Task
     unit: int
@@ -43,7 +43,7 @@ class Assignment:
 
 
 class WorkerProcess:
-    """One worker. It works through `owed` in order; the first entry is the one it is busy with."""
+    """One worker. It works through `owed` in order; the first entry is the one in progress."""
 
     def __init__(self, setup: bytes) -> None:
         self.owed: deque[Assignment] = deque()
@@ -71,16 +71,16 @@ class WorkerProcess:
 
     @property
     def deadline(self) -> float:
-        """When the request it is busy with is over its time, on `time.monotonic`; infinite when it owes nothing."""
+        """When the request in progress exceeds its time, on `time.monotonic`; infinite when there is none."""
         return self._since + self.owed[0].allowance_s if self.owed else float("inf")
 
     @property
     def has_unsent(self) -> bool:
-        """Whether bytes wait for room in the socket."""
+        """Whether there are bytes that the socket has not taken yet."""
         return bool(self._outbox)
 
     def assign(self, assignments: Sequence[Assignment]) -> None:
-        """Hand over requests. Returns at once: what the socket does not take now is sent by later `flush` calls."""
+        """Send requests. Returns at once: what the socket does not take now is sent by later `flush` calls."""
         if not self.owed:
             self._since = time.monotonic()
         self.owed.extend(assignments)
@@ -95,19 +95,19 @@ class WorkerProcess:
         except BlockingIOError:
             return
         except ConnectionError:
-            self._outbox.clear()  # It is dead; reading will say so.
+            self._outbox.clear()  # The worker is dead; the next read will notice.
 
     def receive(self) -> list[bytearray] | None:
-        """The replies that have come, each to be decoded, in the order of `owed`; None when the worker is gone."""
+        """The replies that have arrived, not decoded, in the order of `owed`; None when the worker is gone."""
         gone = self._fill_inbox()
         *lines, rest = self._inbox.split(b"\n")
         self._inbox = bytearray(rest)
         if len(rest) > MAX_REPLY_BYTES:
-            lines.append(self._inbox)  # It can be no reply, and its end is not waited for.
+            lines.append(self._inbox)  # Too long for a reply: do not wait for its end.
         return None if gone and not lines else lines
 
     def _fill_inbox(self) -> bool:
-        """Read what is there, at most a little more than the longest reply; True when the other end is closed."""
+        """Read what has arrived, at most a little more than the longest reply; True when the other end is closed."""
         try:
             while len(self._inbox) <= MAX_REPLY_BYTES + 1:
                 received = self.socket.recv(_RECEIVE_BYTES)
@@ -121,12 +121,12 @@ class WorkerProcess:
         return False
 
     def settle(self) -> None:
-        """The first request owed has been answered: the time of the next one starts."""
+        """The first request has its reply: the clock of the next one starts."""
         self.owed.popleft()
         self._since = time.monotonic()
 
     def ending(self, wait_s: float = 0.0) -> str | None:
-        """How the process has ended, None while it lives; also when a child of it keeps the socket open."""
+        """How the process ended, None while it runs. Works also when a child of it keeps the socket open."""
         try:
             code = self._process.wait(wait_s)
         except subprocess.TimeoutExpired:

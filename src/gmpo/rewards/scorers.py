@@ -1,7 +1,7 @@
 """The table `data_source` -> scorer, as verl's `default_compute_score` chooses.
 
-A scorer is `(text, ground_truth, extra_info, **options) -> Grade`. It runs in a worker of `rewards.grader`, because an
-answer may keep it busy for ever.
+A scorer is `(text, ground_truth, extra_info, **options) -> Grade`. It runs in a worker process of `rewards.grader`,
+because a malformed or huge answer may keep it busy for ever.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
 from gmpo.rewards.verdict import Grade, Verdict
 
 BARE_ANSWER_CHARS = 200
-"""Longest text that `score_math_verify` also tries as a bare answer; it must be one line without `$`."""
+"""Longest response that `score_math_verify` also tries as a bare answer; it must be one line without `$`."""
 _STRICT_BOX_CHARS = 100
 _TEXT_CHARS = 10_000
-"""Math-Verify looks for an answer in this many characters at the end: it takes seconds for a hundred thousand."""
+"""Math-Verify searches this many characters at the end of a response: a hundred thousand would take it seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Scorer:
     reads: frozenset[str] = frozenset()
     """Forms of answers it reads, names of `gmpo.rewards.agreement.FORMS`; empty where it reads any."""
     load: Callable[[], None] | None = None
-    """Imports what the scorer needs, so that the first answer is not charged for it."""
+    """Imports what the scorer needs, so that the import does not count against the first answer's time limit."""
 
 
 def judged(correct: bool, pred: str | None, *, right: float = 1.0, wrong: float = 0.0) -> Grade:
@@ -55,7 +55,7 @@ _GSM8K_METHODS: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, s
 
 
 def score_gsm8k(text: str, ground_truth: str, extra_info: Mapping[str, Any], *, method: str = "strict") -> Grade:
-    """GSM8K, 0 or 1: the number after the last `####` (`strict`, verl's default) or the last number of the text.
+    """GSM8K, 0 or 1: the number after the last `####` (`strict`, verl's default) or the last number of the response.
 
     `flexible` is verl's rule, for which `6,250` is not `6250`; `flexible_no_commas` removes commas and a full stop at
     the end.
@@ -94,9 +94,9 @@ def score_story(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> 
 def score_math_verify(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Grade:
     """Any mathematical answer, 0 or 1: equal as strings or by algebra.
 
-    The answer is the last box, else what `<answer>` tags enclose, else what Math-Verify finds in the text (which reads
-    several boxes of one sentence together), else a short text as a whole. What is beyond reason (`rewards.bounds`) is
-    wrong without being computed.
+    The answer is the last box, else what `<answer>` tags enclose, else what Math-Verify finds in the response (which
+    reads several boxes of one sentence together), else a short response as a whole. An answer beyond the limits of
+    `rewards.bounds` is wrong without being computed.
     """
     gold = _only_box(ground_truth) or ground_truth
     boxed = answers.last_boxed(text)
@@ -150,7 +150,7 @@ SCORERS: Mapping[str, Scorer] = {
     "svamp": _MATH_VERIFY,
     "asdiv": _MATH_VERIFY,
 }
-"""Name, or beginning of a name and `*`, to scorer. An exact name goes before a beginning."""
+"""Name, or prefix and `*`, -> scorer. An exact name takes precedence over a prefix."""
 
 _OWN_FUNCTION = (
     "set custom_reward_function.path to a Python file and custom_reward_function.name to a function "

@@ -1,4 +1,4 @@
-"""What a grading comes to."""
+"""The result of grading one answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """The five ways a grading can end. The last two say that no judgement was reached, so they never pass as wrong."""
+    """The five outcomes of grading. The last two mean that there is no judgement; they never count as wrong answers."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -27,9 +27,9 @@ class Grade:
 
     verdict: Verdict
     score: float
-    """The scorer's number, before any shaping. 0.0 when no judgement was reached."""
+    """The scorer's number, before any shaping. 0.0 when there is no judgement."""
     pred: str | None = None
-    """The answer that was found in the text, for majority votes; None when none was found."""
+    """The answer extracted from the response, for majority votes; None when none was found."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Everything else the scorer returned; numbers in it become validation metrics. JSON values only."""
     reason: str | None = None

@@ -1,8 +1,8 @@
-"""The program that a grader's worker process runs: it grades what its socket says, one answer after the other.
+"""The program of a grading worker process: it reads tasks from its socket and grades them one after the other.
 
-The parent sends pickled frames: first a `Setup`, then lists of `Task`. The worker replies in JSON lines, one per task
-and in order: the parent never unpickles what a process that ran a user's code has written. Nothing goes over standard
-output, which user functions print to.
+The parent sends pickled objects: first a `Setup`, then lists of `Task`. The worker replies in JSON lines, one per task
+and in order, because the parent must not unpickle what a process that runs a user's code has written. Standard output
+is not used, because user functions print to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class PortableFunction:
-    """A reward function on its way to a worker."""
+    """A serialised reward function."""
 
     source: tuple[str, str] | bytes
     """Path and name in a file, or the pickled function."""
@@ -41,22 +41,22 @@ class PortableFunction:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is told once."""
+    """Sent to a worker once, at its start."""
 
     function: PortableFunction | None
     """A user's function, None for the built-in scorers."""
     options: Mapping[str, Mapping[str, Any]]
     """Data source -> options of its scorer."""
     memory_mb: int
-    """Address space it may take beyond what its imports took, in MiB."""
+    """Address space it may take beyond its imports, in MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One unit of work and of blame."""
+    """What a worker grades at once: if the worker dies or runs out of time, this is what failed."""
 
     payload: bytes
-    """A pickled list of `Answer`; pickled apart, so that what cannot be unpickled fails this task alone."""
+    """A pickled list of `Answer`; pickled separately, so that an error in unpickling fails this task alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Worker:
         self._function: RewardFunction | None = None
 
     def prepare(self, request: Prepare) -> dict[str, Any]:
-        """Import what grading needs, then limit the memory; a user's error goes back as text."""
+        """Import what grading needs, then limit the memory; an error of the user's code is sent back as a string."""
         try:
             _limit_memory(None)
             if self._setup.function is not None and self._function is None:
@@ -92,7 +92,7 @@ class Worker:
         return {"ready": self._function.signature if self._function else "scorers"}
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Grade one task. After a MemoryError the process is not to be trusted: it says so and is replaced."""
+        """Grade one task. After a MemoryError the state of the process is unknown, so it asks to be replaced."""
         count = 1
         try:
             group: list[Answer] = pickle.loads(task.payload)
@@ -144,7 +144,7 @@ def _limit_memory(extra_mb: int | None) -> None:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent dies in whatever way; elsewhere the closed socket ends it."""
+    """Have Linux kill this process when its parent dies, however it dies; elsewhere the closed socket ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -177,7 +177,7 @@ def serve(requests: BinaryIO, replies: socket.socket) -> None:
         while True:
             for request in pickle.load(requests):
                 reply = worker.prepare(request) if isinstance(request, Prepare) else worker.run(request)
-                if os.getpid() != own:  # A child that a user's function forked and that came back from it.
+                if os.getpid() != own:  # A child process that a user's function forked and that returned here.
                     os._exit(0)
                 replies.sendall(_encode(reply))
                 if reply.get("retire"):

@@ -1,4 +1,4 @@
-"""Progress for people: a live line on a terminal, one line a step elsewhere."""
+"""Progress on the console: a live line on a terminal, one line a step elsewhere."""
 
 from __future__ import annotations
 
@@ -38,27 +38,21 @@ LINE = (
     "perf/throughput",
     "timing_s/step",
 )
-"""What a plain line shows, under full names so that it can be searched for."""
-
+"""What a plain line shows, under full names so that a log file can be searched for them."""
 
 LINES = 100
-"""About so many plain lines a run, beside those with validation figures."""
+"""Plain lines in a run, about, beside those with validation metrics."""
 
 
 class ConsoleSink:
-    """Progress of a run of `total_steps` steps in epochs of `steps_per_epoch`.
+    """Progress of a run of `total_steps` steps in epochs of `steps_per_epoch`: a bar that is redrawn on a terminal,
+    plain lines in a file or a pipe."""
 
-    Args:
-        live: a progress bar that is redrawn; None takes it exactly on a terminal.
-    """
-
-    def __init__(
-        self, console: Console, *, label: str, total_steps: int, steps_per_epoch: int, live: bool | None = None
-    ) -> None:
+    def __init__(self, console: Console, *, label: str, total_steps: int, steps_per_epoch: int) -> None:
         self.console = console
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
-        self.live = console.is_terminal if live is None else live
+        self.live = console.is_terminal
         self.every = max(1, total_steps // LINES)
         self.latest: dict[str, float] = {}
         self.progress = Progress(
@@ -99,7 +93,7 @@ class ConsoleSink:
 
 
 def sample_panel(group: Group, step: int) -> Panel:
-    """A problem with its first answer and what the grader made of it, for `trainer.log_val_generations`."""
+    """A problem with its first answer and grade, for `trainer.log_val_generations`."""
     graded = group.graded[0]
     question = "\n".join(message["content"] for message in group.problem.prompt)
     return Panel(

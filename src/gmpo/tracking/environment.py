@@ -1,4 +1,4 @@
-"""What a run was made with, so that its figures can be read years later."""
+"""The versions and the machine of a run, so that its numbers can be interpreted years later."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Sink(Protocol):
     """Receives the metrics of a step."""
 
     def start(self, step: int) -> None:
-        """The run begins, or goes on, after `step` training steps."""
+        """The run starts, or resumes, after `step` training steps."""
         ...
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -33,7 +33,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a sink may want to know of the run."""
+    """The run, for sinks that need more than metrics."""
 
     folder: Path
     project: str
@@ -44,7 +44,7 @@ class RunInfo:
 class JsonLines:
     """One object a line: `{"step": 3, "data": {"critic/score/mean": 0.5, ..}}`, as verl's file logger writes.
 
-    A resumed run drops the lines beyond the step it resumes from: they are written again.
+    A resumed run drops the lines after the step it resumes from, because it runs those steps again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -57,7 +57,7 @@ class JsonLines:
             return
         kept = [line for line in self.file.read_text().splitlines() if _step_of(line, step) <= step]
         if step == 0:
-            kept = []
+            kept = []  # lines of step 0 are the validation before training, which runs again
         unfinished = self.file.with_suffix(".unfinished")
         unfinished.write_text("".join(f"{line}\n" for line in kept))
         os.replace(unfinished, self.file)
@@ -71,7 +71,7 @@ class JsonLines:
 
 
 def _step_of(line: str, limit: int) -> int:
-    """Step of a line; a line cut short by a crash counts as beyond the limit."""
+    """Step of a line; a line that a crash cut short counts as after the limit, so it is dropped."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -79,10 +79,10 @@ def _step_of(line: str, limit: int) -> int:
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the place, as in verl.
+    """Scalars for `tensorboard --logdir <run folder>`; `$TENSORBOARD_DIR` overrides the folder, as in verl.
 
-    One event a step, on disk when `write` returns. The library's own writer has a thread, in which a full disk ends
-    in a traceback.
+    One event a step, on disk when `write` returns. Not through the library's own writer, because it writes in a
+    background thread, where a full disk is a traceback on the terminal and no error for the run.
     """
 
     def __init__(self, info: RunInfo) -> None:
@@ -90,7 +90,7 @@ class TensorBoard:
         self.file: BinaryIO | None = None
 
     def start(self, step: int) -> None:
-        # Late: importing them takes longer than everything else in this module.
+        # Imported late: it takes longer than everything else in this module.
         self._proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
         records = importlib.import_module("tensorboard.summary.writer.record_writer")

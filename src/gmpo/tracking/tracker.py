@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.profiler import record_function
+
 from gmpo.errors import BackendError
 from gmpo.ports import Update
 from gmpo.records.batch import Batch
@@ -24,17 +26,19 @@ from gmpo.rewards.verdict import Verdict
 from gmpo.tracking.memory import peak_memory
 from gmpo.tracking.sinks import Sink
 
+PHASE = "phase "
+"""What the names of phases begin with in a profiler's trace."""
 UNJUDGED = (Verdict.TIMEOUT, Verdict.GRADER_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplePolicy:
-    """Which samples are kept."""
+    """Which samples are written."""
 
     groups: int
-    """Groups per step whose texts and verdicts are kept; -1 all. Gradings without a judgement are always kept."""
+    """Groups per step whose answers and verdicts are written; -1 all. Answers without a judgement always are."""
     token_groups: int
-    """Of these, how many carry token ids, log-probs, advantage and the mask of binding tokens."""
+    """Of these, groups that also carry token ids, log-probs, advantages and the mask of clipped tokens."""
 
 
 class StepRecord:
@@ -48,7 +52,8 @@ class StepRecord:
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with record_function(PHASE + phase):  # costs microseconds where no profiler runs
+            yield
         name = f"timing_s/{phase}"
         self.metrics[name] = self.metrics.get(name, 0.0) + time.perf_counter() - start
 
@@ -121,7 +126,7 @@ def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, A
 def _token_records(
     batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], groups: int
 ) -> dict[int, dict[str, Any]]:
-    """Batch row -> what the learner saw of each token, for the rows of the first `groups` groups.
+    """Batch row -> what the learner computed for each token, for the rows of the first `groups` groups.
 
     `updates` lists each update that computed the row: log-probs before the update and the tokens a bound held.
     """
@@ -165,8 +170,8 @@ def recording(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackendError(
-            f"cannot write {what}: {error}. The run stops here and its checkpoints are intact: make room, or name "
-            "another folder, and the same command goes on from the newest checkpoint."
+            f"cannot write {what}: {error}. The run stops here; its checkpoints are intact. Free some space, or "
+            "name another folder; the same command then resumes from the newest checkpoint."
         ) from error
 
 
@@ -191,6 +196,7 @@ class RunTracker:
         yield record
         metrics = record.metrics
         metrics["training/global_step"] = number
+        # Time and throughput are those of training alone: they must not depend on how often a run validates and saves.
         aside = sum(metrics.get(f"timing_s/{phase}", 0.0) for phase in ("testing", "save_checkpoint"))
         seconds = time.perf_counter() - start - aside
         metrics["timing_s/step"] = metrics["perf/time_per_step"] = seconds
