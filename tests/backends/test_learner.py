@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from gmpo.algo.losses import POLICY_LOSSES
+from gmpo.algo.objective import Objective
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.errors import BackendError, CheckpointError
 from gmpo.records.batch import Batch, pad_left, pad_right
