@@ -19,7 +19,7 @@ from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.forward import split
 from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
-from gmpo.backends.trainable import MicroBatching, Stepped, Trainable
+from gmpo.backends.trainable import MicroBatching, Trainable
 from gmpo.errors import BackendError
 from gmpo.records.batch import Batch
 
@@ -156,7 +156,7 @@ class Critic:
             with out_of_memory_hint("updating the critic"):
                 for name, share in self._accumulate(mini.select(rows), counts).items():
                     terms[name] += share
-        stepped: Stepped = self.trainable.step(step)
+        stepped = self.trainable.step(step)
         return {**terms, "grad_norm": stepped.norm, "lr": stepped.rate}
 
     def _accumulate(self, part: Batch, counts: Counts) -> dict[str, float]:
