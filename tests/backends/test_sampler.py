@@ -23,7 +23,7 @@ from gmpo.backends import fast_decoder, torch_sampler
 from gmpo.backends.decoding import Decoder
 from gmpo.backends.devices import Device
 from gmpo.backends.fast_decoder import FastDecoder, altered, structure
-from gmpo.backends.forward import TokenModel
+from gmpo.backends.forward import PolicyModule
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.torch_sampler import TorchSampler
@@ -231,7 +231,7 @@ def test_sampler_learner_and_transformers_have_the_same_log_probs(
     model = sharpened(AutoModelForCausalLM.from_config(FAMILIES[family])).eval()
     answers = sampler(model).generate(REQUESTS, params(temperature=temperature))
     batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
-    logp, _ = TokenModel(model, cpu, temperature=temperature).logprobs(batch, with_entropy=False)
+    logp, _ = PolicyModule(model, cpu, temperature=temperature)(batch)
     mask = batch.response_mask
     assert mask.sum() > 60
     assert batch.rollout_logp[mask].std() > 0.3, "the probabilities must differ for the test to say something"
@@ -251,7 +251,7 @@ def test_an_answer_longer_than_the_caches_first_buffers(
     answers = sampler(policy, stop_ids=[99]).generate(REQUESTS, params(n=2, max_tokens=4 * GROWTH))
     assert {len(c.token_ids) for c in flat(answers)} == {4 * GROWTH}
     batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
-    logp, _ = TokenModel(policy, cpu, temperature=1.0).logprobs(batch, with_entropy=False)
+    logp, _ = PolicyModule(policy, cpu, temperature=1.0)(batch)
     assert (logp - batch.rollout_logp)[batch.response_mask].abs().max() < 1e-5
 
 

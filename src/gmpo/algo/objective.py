@@ -214,10 +214,6 @@ def joined(records: Sequence[LossRecord], width: int) -> LossRecord:
     Args:
         width: T of the mini-batch; a record may be narrower.
     """
-    scalars: dict[str, Tensor] = {}
-    for record in records:
-        for name, value in record.scalars.items():
-            scalars[name] = scalars.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu().double()
 
     def stacked(name: str, dtype: torch.dtype, *empty: int) -> Tensor:
         pieces = [getattr(record, name).cpu() for record in records]
@@ -231,5 +227,14 @@ def joined(records: Sequence[LossRecord], width: int) -> LossRecord:
         clipped_lower=stacked("clipped_lower", torch.bool, width),
         sequence_ratio=stacked("sequence_ratio", torch.float32),
         capped=stacked("capped", torch.bool),
-        scalars=scalars,
+        scalars=added([record.scalars for record in records]),
     )
+
+
+def added(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of each name's values, in float64 on the CPU: shares of a mini-batch's means add up to these."""
+    total: dict[str, Tensor] = {}
+    for share in shares:
+        for name, value in share.items():
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu().double()
+    return total

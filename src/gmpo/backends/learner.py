@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.algo.objective import LossRecord, Objective, joined
+from gmpo.backends import passes
 from gmpo.backends.critic import Critic
-from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.forward import TokenModel
+from gmpo.backends.devices import Device
+from gmpo.backends.forward import PolicyModule
 from gmpo.backends.mini_batch import MiniBatch, prepare
 from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
-from gmpo.ops.linear_logprob import Entropies
+from gmpo.ops.linear_loss import Entropies
 from gmpo.ports import Update, Weights
 from gmpo.records.batch import Batch
+
+LOGPROBS = "computing log-probs"
 
 
 class LocalLearner:
@@ -53,10 +55,10 @@ class LocalLearner:
         self.score_split = score_split
         self.reference_split = reference_split or score_split
         temperature = objective.temperature
-        self.tokens = TokenModel(model, device, temperature=temperature)
+        self.module = PolicyModule(model, device, temperature=temperature)
         self.reference = None
         if reference is not None:
-            self.reference = TokenModel(reference.requires_grad_(False), device, temperature=temperature)
+            self.reference = PolicyModule(reference.requires_grad_(False), device, temperature=temperature)
         self.critic = critic
 
     def weights(self, version: int) -> Weights:
@@ -68,11 +70,10 @@ class LocalLearner:
         (where there are such)."""
         filled = batch
         if old:
-            logp, entropy = self._no_grad_pass(self.tokens, batch, self.score_split, with_entropy=True)
+            logp, entropy = passes.score(self.module, batch, self.score_split, LOGPROBS, outputs=2, entropy="value")
             filled = filled.replace(old_logp=logp, entropy=entropy)
         if self.reference is not None:
-            ref_logp, _ = self._no_grad_pass(self.reference, batch, self.reference_split, with_entropy=False)
-            filled = filled.replace(ref_logp=ref_logp)
+            filled = filled.replace(ref_logp=passes.score(self.reference, batch, self.reference_split, LOGPROBS)[0])
         if self.critic is not None:
             filled = filled.replace(values=self.critic.values(batch))
         return filled
@@ -80,22 +81,6 @@ class LocalLearner:
     def update_critic(self, batch: Batch, *, step: int) -> dict[str, float]:
         """Fit the critic to the returns of a credited batch; nothing without a critic. Returns `critic/*` metrics."""
         return {} if self.critic is None else self.critic.fit(batch, step=step)
-
-    def _no_grad_pass(
-        self, tokens: TokenModel, batch: Batch, by: MicroBatching, *, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        tokens.model.eval()
-        logp = torch.zeros(batch.response_ids.shape)
-        entropy = torch.zeros(batch.response_ids.shape) if with_entropy else None
-        for rows in tokens.split(batch, by):
-            part = batch.select(rows)
-            with out_of_memory_hint("computing log-probs"):
-                part_logp, part_entropy = tokens.logprobs(part, with_entropy=with_entropy)
-            width = part.response_ids.shape[1]
-            logp[rows, :width] = part_logp.float().cpu()
-            if entropy is not None and part_entropy is not None:
-                entropy[rows, :width] = part_entropy.float().cpu()
-        return logp, entropy
 
     def update(self, batch: Batch, *, step: int) -> Update:
         """One optimizer update on the mini-batch `batch`.
@@ -106,13 +91,8 @@ class LocalLearner:
         Raises:
             BackendError: out of memory, or too many non-finite gradients in a row.
         """
-        mini = self.prepare(batch, step=step)
-        self.policy.begin()
-        records: list[LossRecord] = []
-        for rows in self.tokens.split(mini.batch, self.update_split):
-            with out_of_memory_hint("updating the policy"):
-                records += self.accumulate(mini.part(rows))
-        stepped = self.policy.step(step)
+        mini, phase = self.prepare(batch, step=step), "updating the policy"
+        records, stepped = passes.update(self.module, self.policy, mini, self.update_split, phase, self.accumulate)
         found = joined(records, mini.width)
         return Update(
             rows=found.rows,
@@ -129,11 +109,14 @@ class LocalLearner:
         """What the backward passes must know of the mini-batch as a whole; see `gmpo.backends.mini_batch`."""
         logp = None
         if self.objective.chooses:
-            logp, _ = self._no_grad_pass(self.tokens, batch, self.score_split, with_entropy=False)
+            logp = passes.score(self.module, batch, self.score_split, LOGPROBS)[0]
         return prepare(self.objective, batch, step, logp)
 
     def accumulate(self, part: MiniBatch) -> list[LossRecord]:
-        """Add the gradient of a micro-batch to the parameters'; returns the records of its rows."""
+        """Add the gradient of a micro-batch to the parameters'; returns the records of its rows.
+
+        Without rows the gradient is zero and the model runs all the same, as sharded ones need.
+        """
         o, inputs = self.objective, part.inputs(self.device.torch)
         # Where the entropy was computed with the old log-probs it is known already.
         watched: Entropies = "value" if part.batch.entropy is None else "none"
@@ -144,8 +127,9 @@ class LocalLearner:
             records.append(record)
             return value
 
-        entropy = self.tokens.backward(part.batch, loss, entropy="gradient" if o.entropy_coef != 0.0 else watched)
-        if entropy is not None:
+        total, entropy = self.module(part.batch, loss, entropy="gradient" if o.entropy_coef != 0.0 else watched)
+        total.backward()
+        if entropy is not None and records:
             records[0] = records[0].having(entropy=o.watched_entropy(entropy, inputs.mask, part.computed))
         return records
 

@@ -67,3 +67,16 @@ def prepare(objective: Objective, batch: Batch, step: int, logp: Tensor | None =
     rows = objective.with_signal(batch.advantage, batch.mask)
     with_signal = batch.select(rows)
     return MiniBatch(with_signal, rows, batch.counts(), with_signal.counts(), batch.response_ids.shape[1], step)
+
+
+def stand_in() -> Batch:
+    """One row of one prompt and one response token, for a pass that must be made although there are no rows."""
+    token, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    number, value = torch.zeros(1, dtype=torch.long), torch.zeros(1)
+    return Batch(token, real, token, real, group=number, index=number, rewards=value, rollout_logp=torch.zeros(1, 1))
+
+
+def whole(batch: Batch, step: int) -> MiniBatch:
+    """A mini-batch all of whose rows are computed."""
+    counts = batch.counts()
+    return MiniBatch(batch, torch.arange(batch.rows), counts, counts, batch.response_ids.shape[1], step)
