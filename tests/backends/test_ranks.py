@@ -20,13 +20,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.objective import LossRecord, Objective, joined
+from gmpo.backends.critic import Critic, CriticSettings
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
-from gmpo.backends.mini_batch import MiniBatch
+from gmpo.backends.mini_batch import MiniBatch, every_row
+from gmpo.backends.passes import BatchModule
 from gmpo.backends.tiny_model import word_tokenizer
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.records.batch import Batch, pad_left, pad_right
@@ -52,27 +59,34 @@ OPTIMIZER = OptimizerSettings(
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
-def make_learner(tied: bool, attention: str, objective: Objective) -> LocalLearner:
-    config = Qwen3Config(
-        vocab_size=33,  # does not divide by two
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=tied,
-    )
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+WORDS = word_tokenizer([f"w{i}" for i in range(28)])
+SHAPE: dict[str, Any] = {
+    "vocab_size": 33,  # does not divide by two
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+
+
+def redraw(model: PreTrainedModel) -> None:
+    """The same matrices for every model of a shape, large enough for a wrong one to show."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.15)
-    words = word_tokenizer([f"w{i}" for i in range(28)])
+                parameter.normal_(0.0, 0.15, generator=generator)
+
+
+def make_learner(tied: bool, attention: str, objective: Objective) -> LocalLearner:
+    config = Qwen3Config(**SHAPE, tie_word_embeddings=tied)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    redraw(model)
     split = MicroBatching(rows=2)
     return LocalLearner(
-        model, words, device=CPU, objective=objective, optimizer=OPTIMIZER, update_split=split, score_split=split
+        model, WORDS, device=CPU, objective=objective, optimizer=OPTIMIZER, update_split=split, score_split=split
     )
 
 
@@ -113,17 +127,21 @@ def whole(x: Any) -> Tensor:
     return found.detach()
 
 
-def shard(learner: LocalLearner) -> None:
+def shard(module: BatchModule) -> None:
     """Gradients are summed: the counts in the denominators are those of all ranks."""
-    layers: Any = learner.model.base_model.layers
-    for module in (*layers, learner.module):
-        fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    for module in learner.module.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    # An optimizer belongs to the parameters as they are now.
-    learner.policy = Trainable(learner.model, learner.tokenizer, OPTIMIZER, lr_key="lr")
+    mesh, layers = init_device_mesh("cpu", (dist.get_world_size(),)), module.model.base_model.layers
+    for part in (*layers, module):  # type: ignore[misc, not-iterable]
+        fully_shard(part, mesh=mesh)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def apart(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+    """Largest difference of each, relative to the largest entry."""
+    assert wanted.keys() == got.keys()
+    return {name: float((got[name] - g).abs().max() / g.abs().max()) for name, g in wanted.items()}
 
 
 def accumulated(learner: LocalLearner, mini: MiniBatch, parts: tuple[slice, ...]) -> list[LossRecord]:
@@ -135,31 +153,55 @@ def accumulated(learner: LocalLearner, mini: MiniBatch, parts: tuple[slice, ...]
 def compare(case: str, rank: int) -> dict[str, Any]:
     """Largest differences between the shared and the single policy, relative to the largest entry."""
     alone, shared, batch = make_learner(*CASES[case]), make_learner(*CASES[case]), batch_of()
-    shard(shared)
+    shard(shared.module)
+    # An optimizer belongs to the parameters as they are now.
+    shared.policy = Trainable(shared.model, shared.tokenizer, OPTIMIZER, lr_key="lr")
     found: dict[str, Any] = {}
     minis = [learner.prepare(batch, step=0) for learner in (alone, shared)]
     found["rows"] = minis[0].rows.tolist()
-    everything = tuple(part for parts in PARTS for part in parts if part.stop > part.start)
-    expected = accumulated(alone, minis[0], everything)
+    expected = accumulated(alone, minis[0], (slice(None),))
     gathered: list[Any] = [None, None]
     dist.all_gather_object(gathered, accumulated(shared, minis[1], PARTS[rank]))
     wanted, got = gradients(alone.model), gradients(shared.model)
-    assert wanted.keys() == got.keys()
-    found["gradient"] = {name: float((got[name] - g).abs().max() / g.abs().max()) for name, g in wanted.items()}
+    found["gradient"] = apart(got, wanted)
     for name, records in (("alone", expected), ("shared", [record for part in gathered for record in part])):
         record = joined(records, minis[0].width)
-        found[name] = {"rows": record.rows.tolist(), **{k: float(x) for k, x in record.scalars.items()}}
+        found[name] = {"rows": sorted(record.rows.tolist()), **{k: float(x) for k, x in record.scalars.items()}}
     found["norms"] = [learner.policy.step(0).norm for learner in (alone, shared)]
     weights = dict(alone.model.named_parameters())
     found["weights"] = max(float((whole(p) - weights[n]).abs().max()) for n, p in shared.model.named_parameters())
     return found
 
 
+def make_critic() -> Critic:
+    config = Qwen3Config(**SHAPE, num_labels=1, classifier_dropout=0.0)
+    model: PreTrainedModel = AutoModelForTokenClassification.from_config(config, attn_implementation="sdpa")
+    redraw(model)
+    settings = CriticSettings(1.0, 1.0, 10.0, "token-mean", 9.0, mini_batch_problems=3, epochs=1, shuffle_seed=None)
+    split = MicroBatching(rows=2)
+    trainable = Trainable(model, WORDS, OPTIMIZER, lr_key="lr")
+    return Critic(trainable, device=CPU, settings=settings, update_split=split, score_split=split)
+
+
+def compare_critics(rank: int) -> dict[str, float]:
+    """The same for the critic, which computes every row; differences of its gradient."""
+    alone, shared, batch = make_critic(), make_critic(), batch_of()
+    shard(shared.module)
+    batch = batch.replace(values=0.1 * batch.response_mask, returns=batch.advantage)
+    mini, numbers = every_row(batch, 0), torch.arange(batch.rows)
+    alone.trainable.begin()
+    alone.accumulate(mini)
+    shared.trainable.begin()
+    for part in ((slice(0, 3), slice(3, 6)), (slice(6, 7), slice(0, 0)))[rank]:
+        shared.accumulate(mini.part(numbers[part]))
+    return apart(gradients(shared.trainable.model), gradients(alone.trainable.model))
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    store, patience = f"file://{folder / 'store'}", timedelta(seconds=60)
+    store, patience = f"file://{folder / 'store'}", timedelta(minutes=3)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
-    found = {case: compare(case, rank) for case in CASES}
+    found = {case: compare(case, rank) for case in CASES} | {"critic": {"gradient": compare_critics(rank)}}
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -172,7 +214,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
     ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in ranks]
+        errors = [process.communicate(timeout=400)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -188,6 +230,10 @@ def test_two_ranks_have_the_gradient_of_one_process(found: dict[str, dict[str, A
     alone, shared = found[case]["norms"]
     assert shared == pytest.approx(alone, rel=1e-5)
     assert alone > OPTIMIZER.max_norm, "the example must reach the bound"
+
+
+def test_two_ranks_have_the_critics_gradient_of_one_process(found: dict[str, dict[str, Any]]) -> None:
+    assert max(found["critic"]["gradient"].values()) < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)

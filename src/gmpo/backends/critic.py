@@ -17,7 +17,7 @@ from gmpo.algo.objective import added
 from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends import passes
 from gmpo.backends.devices import Device
-from gmpo.backends.mini_batch import MiniBatch, whole
+from gmpo.backends.mini_batch import MiniBatch, every_row
 from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
@@ -150,7 +150,7 @@ class Critic:
 
     def update(self, batch: Batch, *, step: int) -> dict[str, float]:
         """One optimizer update on the mini-batch `batch`; returns its metrics."""
-        mini, phase = whole(batch, step), "updating the critic"
+        mini, phase = every_row(batch, step), "updating the critic"
         shares, stepped = passes.update(self.module, self.trainable, mini, self.update_split, phase, self.accumulate)
         means = {name: float(value) for name, value in added(shares).items()}
         return {**means, "grad_norm": stepped.norm, "lr": stepped.rate}

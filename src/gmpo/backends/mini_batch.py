@@ -76,7 +76,7 @@ def stand_in() -> Batch:
     return Batch(token, real, token, real, group=number, index=number, rewards=value, rollout_logp=torch.zeros(1, 1))
 
 
-def whole(batch: Batch, step: int) -> MiniBatch:
+def every_row(batch: Batch, step: int) -> MiniBatch:
     """A mini-batch all of whose rows are computed."""
     counts = batch.counts()
     return MiniBatch(batch, torch.arange(batch.rows), counts, counts, batch.response_ids.shape[1], step)
