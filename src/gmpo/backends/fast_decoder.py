@@ -158,9 +158,11 @@ class FastDecoder:
         self.position = self.position + 1
         cosine, sine = self._rotation()
         end = self.end = self.end + 1
+        # Without a mask, torch's attention takes a faster kernel; none is needed where every row begins in column 0.
         mask = None
         if bool(self.first.any()):
             mask = (torch.arange(end, device=tokens.device) >= self.first.unsqueeze(1))[:, None, None]
+        # The residual stream stays in the embedding's dtype, as in the library; products and norms round on their own.
         hidden = F.embedding(tokens, self.embedding)
         rows, heads = len(tokens), self.queries + self.keys
         for layer, cache in zip(self.layers, self.cache, strict=True):
@@ -169,6 +171,7 @@ class FastDecoder:
             qk = qkv[:, :heads]
             if layer.head_norm is not None:
                 qk = self._normed(qk, layer.head_norm)
+            # Queries and keys are rotated in one go: that is why they stand side by side in `qkv`.
             qk = torch.addcmul(qk * cosine, qk.roll(self.width // 2, -1), sine).to(cache.dtype)
             cache[0, :, :, end - 1] = qk[:, self.queries :]
             cache[1, :, :, end - 1] = qkv[:, heads:]
