@@ -106,17 +106,22 @@ def _variant(name: str, hidden: Any, weight: Any, targets: Any, length: int, adv
     heads: list[Any] = []
 
     def gmpo() -> object:
-        from gmpo.ops.linear_logprob import Head, backward
+        from gmpo.ops.linear_logprob import Head
+        from gmpo.ops.linear_loss import linear_loss
 
         heads.append(heads[0] if heads else Head(weight))
-        return backward(
+        there, weight.grad, hidden.grad = [weight.grad], None, None
+        loss, entropy = linear_loss(
             heads[0],
             hidden,
             targets,
             [length] * rows,
             lambda some, logp, _: gmpo_loss(logp, some),
             entropy="value",
+            weight_grad=there.pop(),
         )
+        loss.backward()
+        return entropy
 
     def naive() -> object:
         hidden.grad = None

@@ -93,8 +93,9 @@ def compare(work: Path) -> list[dict[str, Any]]:
     from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
     from gmpo.algo.losses import POLICY_LOSSES
+    from gmpo.algo.objective import Objective
     from gmpo.backends.devices import pick_device
-    from gmpo.backends.learner import LocalLearner, Objective
+    from gmpo.backends.learner import LocalLearner
     from gmpo.backends.tiny_model import make_model, word_tokenizer
     from gmpo.backends.trainable import MicroBatching, OptimizerSettings
     from gmpo.records.batch import Batch

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from gmpo.algo.losses import POLICY_LOSSES
+from gmpo.algo.objective import Objective
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.errors import BackendError, CheckpointError
 from gmpo.records.batch import Batch, pad_left, pad_right
@@ -169,6 +170,75 @@ def test_responses_without_any_token_give_no_gradient_and_no_error(make: Make) -
     batch = batch_of([1.0, 1.0])
     empty = batch.replace(response_mask=torch.zeros_like(batch.response_mask))
     assert make(objective=replace(OBJECTIVE, entropy_coef=0.1)).update(empty, step=0).scalars["grad_norm"] == 0.0
+
+
+# --- frozen parameters
+
+
+def frozen_but(model: PreTrainedModel, part: str) -> list[str]:
+    """Freeze all parameters but those whose name has `part`; the names of the frozen ones."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part in name)
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+@pytest.fixture
+def make_frozen(fresh_policy: Callable[[], PreTrainedModel], words: PreTrainedTokenizerFast, cpu: Device) -> Make:
+    """Learners of the same weights in which the named part alone is trained."""
+
+    def build(part: str) -> LocalLearner:
+        model, split = fresh_policy(), MicroBatching(rows=2)
+        frozen_but(model, part)
+        return LocalLearner(
+            model, words, device=cpu, objective=OBJECTIVE, optimizer=SETTINGS, update_split=split, score_split=split
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("part", ["q_proj", "embed_tokens", "model.norm"])
+def test_what_is_frozen_neither_moves_nor_decays_nor_holds_a_gradient(make_frozen: Make, part: str) -> None:
+    learner = make_frozen(part)
+    before = weights(learner)
+    learner.update(batch_of([1.0, -1.0, 0.5]), step=99)
+    learner.update(batch_of([0.0, 0.0]), step=99)
+    for name, parameter in learner.model.named_parameters():
+        if part in name:
+            assert not torch.equal(parameter, before[name]), name
+        else:
+            assert torch.equal(parameter, before[name]), name
+            assert parameter.grad is None, name
+
+
+def test_what_is_trained_is_trained_as_if_the_rest_were_not_frozen(make: Make, make_frozen: Make) -> None:
+    whole, part = make(settings=replace(SETTINGS, max_norm=1e9)), make_frozen("q_proj")
+    part.policy.settings = replace(SETTINGS, max_norm=1e9)
+    for learner in (whole, part):
+        learner.update(batch_of([1.0, -1.0, 0.5]), step=0)
+    after = weights(whole)
+    for name, parameter in part.model.named_parameters():
+        if "q_proj" in name:
+            assert torch.equal(parameter, after[name]), name
+
+
+def test_nothing_to_train_is_refused(make_frozen: Make) -> None:
+    with pytest.raises(BackendError, match="every parameter is frozen"):
+        make_frozen("no such part")
+
+
+def test_a_checkpoint_of_a_partly_frozen_model_goes_on_with_the_same_bits(make_frozen: Make, tmp_path: Path) -> None:
+    learner, resumed, other = make_frozen("q_proj"), make_frozen("q_proj"), make_frozen("k_proj")
+    learner.update(batch_of([1.0, -1.0]), step=0)
+    learner.snapshot(EVERYTHING, copy=False)(tmp_path)
+    moments = load_file(tmp_path / "actor" / "optimizer.safetensors")
+    assert moments
+    assert all("q_proj" in name for name in moments)
+    resumed.load(tmp_path, EVERYTHING)
+    for x in (learner, resumed):
+        x.update(batch_of([0.2, -1.0, 1.0]), step=1)
+    assert equal(weights(learner), weights(resumed))
+    with pytest.raises(CheckpointError, match="other parameters were frozen"):
+        other.load(tmp_path, EVERYTHING)
 
 
 # --- gradients that are not finite

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.masks import AGGREGATIONS
+from gmpo.algo.objective import Objective
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.ports import Update
@@ -30,7 +31,7 @@ GEO = Objective(
     temperature=TEMPERATURE,
 )
 VANILLA = replace(
-    GEO, loss=POLICY_LOSSES["vanilla"], loss_numbers={"clip_low": 0.1, "clip_high": 0.15, "clip_dual": 1.3}
+    GEO, policy_loss=POLICY_LOSSES["vanilla"], loss_numbers={"clip_low": 0.1, "clip_high": 0.15, "clip_dual": 1.3}
 )
 WITH_TERMS = {"kl_coef": 0.3, "kl_kind": "low_var_kl", "entropy_coef": 0.05}
 SPLITS = {

@@ -215,15 +215,21 @@ def test_the_mask_chooses_tokens_in_the_order_of_nonzero(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["packed", "padded"])
-def test_without_a_token_nothing_is_computed(
-    attention: str, cpu: Device, sharpened: Callable[[PreTrainedModel], PreTrainedModel]
+@pytest.mark.parametrize("rows", [0, 2])
+def test_without_a_token_the_model_runs_once_and_its_gradient_is_zero(
+    attention: str, rows: int, cpu: Device, sharpened: Callable[[PreTrainedModel], PreTrainedModel]
 ) -> None:
+    """Processes that share a model must all call it equally often, those without work too."""
     model = make("Qwen2", sharpened, attention=attention)
     share_prefixes(model, cpu)
-    batch = batch_of([(3, [2, 0])])
+    passes: list[int] = []
+    model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    batch = batch_of([(3, [2, 0])]).select(torch.arange(rows))
     hidden = response_hidden(model, batch, cpu, mask=torch.zeros_like(batch.response_mask))
     assert hidden.shape == (0, 32)
-    assert not hidden.requires_grad
+    hidden.sum().backward()
+    assert len(passes) == 1
+    assert all(p.grad is not None and not p.grad.any() for p in model.base_model.parameters())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["packed", "padded"])

@@ -22,9 +22,10 @@ from transformers import (
 from gmpo.backends import fast_decoder, torch_sampler
 from gmpo.backends.decoding import Decoder
 from gmpo.backends.devices import Device
-from gmpo.backends.fast_decoder import FastDecoder
-from gmpo.backends.forward import TokenModel
+from gmpo.backends.fast_decoder import FastDecoder, altered, structure
+from gmpo.backends.forward import PolicyModule
 from gmpo.backends.kv_cache import GROWTH
+from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.errors import BackendError
 from gmpo.ports import SampleRequest, SamplingParams, Weights
@@ -144,6 +145,78 @@ def test_the_common_families_have_a_fast_decoder_and_others_the_librarys() -> No
     assert fast == {name: name not in ("gpt2", "qwen3 with a sliding window") for name in FAMILIES}
 
 
+class Adapter:
+    """A forward hook that adds `B A x` to a layer's output; B is zero at first, so nothing shows."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.down = torch.randn(4, layer.in_features, generator=generator)
+        self.up = torch.zeros(layer.out_features, 4)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + args[0] @ self.down.T @ self.up.T
+
+
+def with_hook(layer: torch.nn.Linear) -> Adapter:
+    adapter = Adapter(layer)
+    layer.register_forward_hook(adapter)
+    return adapter
+
+
+def with_forward(layer: torch.nn.Linear) -> Adapter:
+    adapter, own = Adapter(layer), layer.forward
+    layer.forward = lambda x: adapter(layer, (x,), own(x))  # type: ignore[method-assign]
+    return adapter
+
+
+class WithAdapter(torch.nn.Linear):
+    """A layer of another class, with the weight of the one that it takes the place of."""
+
+    adapter: Adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(self, (x,), super().forward(x))
+
+
+def with_class(layer: torch.nn.Linear) -> Adapter:
+    layer.__class__ = WithAdapter
+    layer.adapter = Adapter(layer)
+    return layer.adapter
+
+
+@pytest.mark.parametrize("attach", [with_hook, with_forward, with_class])
+@pytest.mark.parametrize("when", ["before the first load", "after it"])
+def test_an_adapter_that_adds_nothing_yet_ends_the_fast_decoder(
+    policy: PreTrainedModel, attach: Callable[[torch.nn.Linear], Adapter], when: str
+) -> None:
+    """Its effect is in the samples as soon as it has one, whenever it was attached."""
+    layer = policy.model.layers[0].self_attn.q_proj
+    adapter = attach(layer) if when == "before the first load" else None
+    made = sampler(policy)
+    assert FastDecoder.supports(policy) == (adapter is None)
+    adapter = adapter or attach(layer)
+    assert altered(policy) == "model.layers.0.self_attn.q_proj"
+    adapter.up.fill_(0.3)
+    made.load(Weights(policy, 1))
+    answer = made.generate(REQUESTS, params(n=1, temperature=1.0))[0][0]
+    assert list(answer.logprobs) == pytest.approx(plain_logp(policy, PROMPTS[0], answer, 1.0), abs=1e-4)
+
+
+def test_the_fast_decoder_is_asked_again_when_the_structure_changes_and_not_else(policy: PreTrainedModel) -> None:
+    first = structure(policy)
+    with torch.no_grad():
+        policy.model.norm.weight.mul_(2.0)
+    assert structure(policy) == first
+    handle = policy.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, args: None)
+    assert structure(policy) != first
+    handle.remove()
+    assert structure(policy) == first
+    checkpoint_activations(policy)  # the library's own hook on the embeddings changes nothing
+    assert FastDecoder.supports(policy)
+    policy.model.layers[1].mlp.down_proj = torch.nn.Linear(64, 32, bias=True)
+    assert structure(policy) != first
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampler_learner_and_transformers_have_the_same_log_probs(
@@ -158,7 +231,7 @@ def test_sampler_learner_and_transformers_have_the_same_log_probs(
     model = sharpened(AutoModelForCausalLM.from_config(FAMILIES[family])).eval()
     answers = sampler(model).generate(REQUESTS, params(temperature=temperature))
     batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
-    logp, _ = TokenModel(model, cpu, temperature=temperature).logprobs(batch, with_entropy=False)
+    logp, _ = PolicyModule(model, cpu, temperature=temperature)(batch)
     mask = batch.response_mask
     assert mask.sum() > 60
     assert batch.rollout_logp[mask].std() > 0.3, "the probabilities must differ for the test to say something"
@@ -178,7 +251,7 @@ def test_an_answer_longer_than_the_caches_first_buffers(
     answers = sampler(policy, stop_ids=[99]).generate(REQUESTS, params(n=2, max_tokens=4 * GROWTH))
     assert {len(c.token_ids) for c in flat(answers)} == {4 * GROWTH}
     batch = as_batch(list(zip(PROMPTS, answers, strict=True)))
-    logp, _ = TokenModel(policy, cpu, temperature=1.0).logprobs(batch, with_entropy=False)
+    logp, _ = PolicyModule(policy, cpu, temperature=1.0)(batch)
     assert (logp - batch.rollout_logp)[batch.response_mask].abs().max() < 1e-5
 
 

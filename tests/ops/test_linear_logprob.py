@@ -18,7 +18,8 @@ from torch.distributions import Categorical
 from gmpo.ops import blocks, linear_logprob
 from gmpo.ops.blocks import Blocks, TorchBlocks
 from gmpo.ops.kernels import blocks_for
-from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
+from gmpo.ops.linear_logprob import Head, token_values
+from gmpo.ops.linear_loss import Entropies, LossOfTokens, linear_loss
 from gmpo.ops.logprob import token_logprobs
 
 KINDS: dict[str, type[Blocks]] = {"torch": TorchBlocks}
@@ -31,6 +32,17 @@ if sys.platform == "linux":  # Triton exists for no other; its kernels run in it
 @pytest.fixture(scope="module", params=list(KINDS))
 def made_of(request: pytest.FixtureRequest) -> type[Blocks]:
     return KINDS[request.param]
+
+
+def backward(
+    head: Head, hidden: Tensor, targets: Tensor, lengths: Sequence[int], loss: LossOfTokens, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """d loss / d hidden, and the entropies if asked for; the head's gradients are in `.grad`."""
+    hidden = hidden.detach().requires_grad_()
+    value, ent = linear_loss(head, hidden, targets, lengths, loss, **options)
+    value.backward()
+    assert hidden.grad is not None
+    return hidden.grad, ent
 
 
 @dataclass
@@ -274,16 +286,86 @@ def test_bfloat16_hidden_states_have_bfloat16_products_and_float32_everything_el
         assert (a.double() - b).norm() <= 0.02 * b.norm()
 
 
-def test_gradients_are_added_to_what_is_there_as_a_tied_head_needs(made_of: type[Blocks]) -> None:
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense lookup", "sparse lookup"])
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_a_tied_head_gets_both_gradients_beside_what_is_there(
+    made_of: type[Blocks], handed_over: bool, sparse: bool
+) -> None:
     embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     tokens, targets = torch.tensor([1, 5, 8]), torch.tensor([2, 2, 0])
     whole = token_logprobs(embedding[tokens] @ embedding.T, targets, temperature=1.0).sum()
     (expected,) = torch.autograd.grad(whole, embedding)
-    hidden = embedding[tokens]
-    gradient, _ = backward(Head(embedding, blocks=made_of()), hidden, targets, [3], lambda rows, logp, _: logp.sum())
-    hidden.backward(gradient)
+    embedding.grad = there = torch.full_like(embedding, 3.0)
+    hidden = torch.nn.functional.embedding(tokens, embedding, sparse=sparse)
+    if handed_over:
+        embedding.grad = None
+    value, _ = linear_loss(
+        Head(embedding, blocks=made_of()),
+        hidden,
+        targets,
+        [3],
+        lambda rows, logp, _: logp.sum(),
+        weight_grad=there if handed_over else None,
+    )
+    assert value.item() == pytest.approx(whole.item())
+    value.backward()
     assert embedding.grad is not None
-    assert torch.allclose(embedding.grad, expected, atol=1e-12)
+    assert torch.allclose(embedding.grad, expected + 3.0, atol=1e-12)
+
+
+def test_a_gradient_that_is_handed_over_is_added_to_in_its_own_memory(made_of: type[Blocks]) -> None:
+    """So a head's gradient is held once, however many passes add to it."""
+    c = case([2, 3], 7, 3, made_of=made_of)
+    assert c.weight is not None
+    weight = c.weight.requires_grad_()
+
+    def step() -> Tensor:
+        there, weight.grad = weight.grad, None
+        value, _ = linear_loss(
+            Head(weight, blocks=made_of()),
+            c.hidden,
+            c.targets,
+            [2, 3],
+            lambda rows, logp, _: logp.sum(),
+            weight_grad=there,
+        )
+        del there  # autograd keeps what nobody else holds
+        value.backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    once = step().clone()
+    place = weight.grad.data_ptr()  # type: ignore[union-attr]
+    twice = step()
+    assert twice.data_ptr() == place
+    assert once.any()
+    assert torch.allclose(twice, 2 * once, atol=1e-12)
+
+
+def test_a_factor_before_the_loss_is_in_every_gradient(made_of: type[Blocks]) -> None:
+    c = case([2, 3], 7, 3, bias=True, made_of=made_of)
+    assert c.weight is not None
+    assert c.bias is not None
+    leaves = [x.requires_grad_() for x in (c.hidden, c.weight, c.bias)]
+
+    def derived(factor: float, **options: Any) -> tuple[Tensor, ...]:
+        head = Head(c.weight, c.bias, blocks=made_of())
+        value, _ = linear_loss(head, c.hidden, c.targets, [2, 3], lambda rows, logp, _: logp.sum(), **options)
+        return torch.autograd.grad(factor * value, leaves)
+
+    assert all(torch.allclose(a, 2.5 * b) for a, b in zip(derived(2.5), derived(1.0), strict=True))
+    with pytest.raises(RuntimeError, match="without a factor"):
+        derived(2.5, weight_grad=torch.zeros_like(c.weight))
+
+
+def test_a_gradient_is_given_away_once(made_of: type[Blocks]) -> None:
+    c = case([2], 5, 3, made_of=made_of)
+    assert c.weight is not None
+    head = Head(c.weight.requires_grad_(), blocks=made_of())
+    value, _ = linear_loss(head, c.hidden, c.targets, [2], lambda rows, logp, _: logp.sum())
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="earlier backward pass"):
+        value.backward()
 
 
 def test_a_frozen_head_gets_no_gradient(made_of: type[Blocks]) -> None:

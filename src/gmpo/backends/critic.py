@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,16 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from gmpo.algo.advantages import lambda_returns
-from gmpo.algo.masks import Counts, aggregate
+from gmpo.algo.masks import aggregate
+from gmpo.algo.objective import added
 from gmpo.algo.values import explained_variance, value_loss
-from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.forward import split
+from gmpo.backends import passes
+from gmpo.backends.devices import Device
+from gmpo.backends.mini_batch import MiniBatch, every_row
 from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
-from gmpo.backends.trainable import MicroBatching, Stepped, Trainable
+from gmpo.backends.passes import BatchModule
+from gmpo.backends.trainable import MicroBatching, Trainable
 from gmpo.errors import BackendError
 from gmpo.records.batch import Batch
 
@@ -85,6 +87,20 @@ class CriticSettings:
     shuffle_seed: int | None
 
 
+class ValueModule(BatchModule):
+    """The value before each response token, read where the token is predicted."""
+
+    def __init__(self, model: PreTrainedModel, device: Device) -> None:
+        super().__init__(model, device, share_prefixes(model, device))
+
+    def forward(self, batch: Batch) -> tuple[Tensor]:
+        """`[B, T]`, 0 outside the responses."""
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
+        with self.device.autocast():
+            values = value_head(self.model)(hidden).squeeze(1)
+        return (scatter_tokens(values.float(), batch.response_mask),)
+
+
 class Critic:
     """Values of response positions and their fitting.
 
@@ -102,30 +118,14 @@ class Critic:
         score_split: MicroBatching,
     ) -> None:
         self.trainable = trainable
-        self.device = device
+        self.module = ValueModule(trainable.model, device)
         self.settings = settings
         self.update_split = update_split
         self.score_split = score_split
-        self.separate = share_prefixes(trainable.model, device)
-        """Why every answer computes its own prompt; None if the answers of a group share it."""
 
     def values(self, batch: Batch) -> Tensor:
         """`[B, T]` on the CPU, 0 outside the responses: the estimate before each response token."""
-        self.trainable.model.eval()
-        filled = torch.zeros(batch.response_ids.shape)
-        for rows in split(batch, self.score_split, share=self.separate is None):
-            part = batch.select(rows)
-            with torch.no_grad(), out_of_memory_hint("computing values"):
-                values = self._forward(part)
-            filled[rows, : values.shape[1]] = values.cpu()
-        return filled
-
-    def _forward(self, part: Batch) -> Tensor:
-        """`[B, T]`, 0 outside the responses. The value before a response token is read where the token is predicted."""
-        hidden = response_hidden(self.trainable.model, part, self.device, mask=part.response_mask)
-        with self.device.autocast():
-            values = value_head(self.trainable.model)(hidden).squeeze(1)
-        return scatter_tokens(values.float(), part.response_mask)
+        return passes.score(self.module, batch, self.score_split, "computing values")[0]
 
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
@@ -138,7 +138,7 @@ class Critic:
         steps = []
         seed = None if s.shuffle_seed is None else s.shuffle_seed + step
         for rows in batch.mini_batches(s.mini_batch_problems, epochs=s.epochs, shuffle_seed=seed):
-            steps.append(self._update(batch.select(rows), step))
+            steps.append(self.update(batch.select(rows), step=step))
         metrics = {f"critic/{name}": sum(m[name] for m in steps) / len(steps) for name in steps[0]}
         explained = explained_variance(values, returns, mask)
         if not math.isnan(explained):
@@ -148,32 +148,28 @@ class Critic:
             **_summary("critic/returns", returns[mask]),
         }
 
-    def _update(self, mini: Batch, step: int) -> Mapping[str, float]:
-        counts = mini.counts()
-        self.trainable.begin()
-        terms: dict[str, float] = {"vf_loss": 0.0, "vf_clipfrac": 0.0, "vpred_mean": 0.0}
-        for rows in split(mini, self.update_split, share=self.separate is None):
-            with out_of_memory_hint("updating the critic"):
-                for name, share in self._accumulate(mini.select(rows), counts).items():
-                    terms[name] += share
-        stepped: Stepped = self.trainable.step(step)
-        return {**terms, "grad_norm": stepped.norm, "lr": stepped.rate}
+    def update(self, batch: Batch, *, step: int) -> dict[str, float]:
+        """One optimizer update on the mini-batch `batch`; returns its metrics."""
+        mini, phase = every_row(batch, step), "updating the critic"
+        shares, stepped = passes.update(self.module, self.trainable, mini, self.update_split, phase, self.accumulate)
+        means = {name: float(value) for name, value in added(shares).items()}
+        return {**means, "grad_norm": stepped.norm, "lr": stepped.rate}
 
-    def _accumulate(self, part: Batch, counts: Counts) -> dict[str, float]:
-        """Backward pass of one micro-batch; returns its shares of the mini-batch means."""
-        s, where = self.settings, self.device.torch
-        assert part.values is not None
-        assert part.returns is not None
-        mask = part.mask.to(where)
-        values = self._forward(part)
-        losses, held = value_loss(values, part.values.to(where), part.returns.to(where), clip=s.clip)
-        loss = aggregate(losses, mask, s.aggregation, counts, s.loss_scale)
+    def accumulate(self, part: MiniBatch) -> list[dict[str, Tensor]]:
+        """Add the gradient of a micro-batch to the parameters'; returns its shares of the mini-batch's means."""
+        s, where, batch = self.settings, self.module.device.torch, part.batch
+        assert batch.values is not None
+        assert batch.returns is not None
+        mask = batch.mask.to(where)
+        (values,) = self.module(batch)
+        losses, held = value_loss(values, batch.values.to(where), batch.returns.to(where), clip=s.clip)
+        loss = aggregate(losses, mask, s.aggregation, part.counts, s.loss_scale)
         loss.backward()
 
-        def token_mean(x: Tensor) -> float:
-            return float(aggregate(x.detach().float(), mask, "token-mean", counts, s.loss_scale))
+        def token_mean(x: Tensor) -> Tensor:
+            return aggregate(x.detach().float(), mask, "token-mean", part.counts, s.loss_scale)
 
-        return {"vf_loss": float(loss.detach()), "vf_clipfrac": token_mean(held), "vpred_mean": token_mean(values)}
+        return [{"vf_loss": loss.detach(), "vf_clipfrac": token_mean(held), "vpred_mean": token_mean(values)}]
 
 
 def _summary(name: str, values: Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ Shapes: R rows, Q query heads, K key-value heads, D their width, L columns of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from gmpo.records.batch import pad_left
 
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotations that do not depend on the length of the sequence."""
+LIBRARY = "transformers."
 GROWTH = 64
 """Columns by which a full cache grows at least."""
 PROBE_TOLERANCE = 1e-3
@@ -76,8 +77,10 @@ class FastDecoder:
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether this is how the model computes. Told by its configuration and by comparing some steps."""
+        """Whether this is how the model computes: by its configuration and parts, and by comparing some steps."""
         config: Any = model.config
+        if altered(model) is not None:
+            return False
         if config.model_type not in FAMILIES or not only_full_attention(config):
             return False
         if not type(model).__module__.startswith("transformers.models.") or config.hidden_act != "silu":
@@ -155,9 +158,11 @@ class FastDecoder:
         self.position = self.position + 1
         cosine, sine = self._rotation()
         end = self.end = self.end + 1
+        # Without a mask, torch's attention takes a faster kernel; none is needed where every row begins in column 0.
         mask = None
         if bool(self.first.any()):
             mask = (torch.arange(end, device=tokens.device) >= self.first.unsqueeze(1))[:, None, None]
+        # The residual stream stays in the embedding's dtype, as in the library; products and norms round on their own.
         hidden = F.embedding(tokens, self.embedding)
         rows, heads = len(tokens), self.queries + self.keys
         for layer, cache in zip(self.layers, self.cache, strict=True):
@@ -166,6 +171,7 @@ class FastDecoder:
             qk = qkv[:, :heads]
             if layer.head_norm is not None:
                 qk = self._normed(qk, layer.head_norm)
+            # Queries and keys are rotated in one go: that is why they stand side by side in `qkv`.
             qk = torch.addcmul(qk * cosine, qk.roll(self.width // 2, -1), sine).to(cache.dtype)
             cache[0, :, :, end - 1] = qk[:, self.queries :]
             cache[1, :, :, end - 1] = qkv[:, heads:]
@@ -225,6 +231,38 @@ class FastDecoder:
             new[:, :, :, :kept] = old[:, :, :, unused : self.end]
             self.cache[i] = new
         self.first, self.end = self.first - unused, kept
+
+
+def structure(model: PreTrainedModel) -> Hashable:
+    """What `FastDecoder.supports` depends on beside the weights' values: while it stays equal, so does the answer.
+
+    Classes of the modules, hooks and replaced methods, names, shapes and dtypes of the parameters. It costs a tenth of
+    a millisecond a layer, so every rollout can ask.
+    """
+    modules = tuple((name, type(module), _additions(module)) for name, module in model.named_modules())
+    parameters = tuple((name, tuple(p.shape), p.dtype) for name, p in model.named_parameters())
+    return id(model), modules, parameters
+
+
+def altered(model: PreTrainedModel) -> str | None:
+    """The name of a module that computes something else than its class in torch or transformers; None without any.
+
+    A step reads weights past the modules. No comparison finds an adapter that begins at zero, for it adds nothing yet.
+    """
+    for name, module in model.named_modules():
+        known = type(module).__module__.startswith(("torch.nn.", LIBRARY))
+        if _additions(module) or not known:
+            return name or type(model).__name__
+    return None
+
+
+def _additions(module: torch.nn.Module) -> tuple[str, ...]:
+    """What was attached to the module and may change its output. The library's own hooks do not: they recompute or
+    record."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    origins = [str(getattr(hook, "__module__", None)) for hook in hooks]
+    replaced = ("forward",) if "forward" in vars(module) else ()
+    return (*(origin for origin in origins if not origin.startswith(LIBRARY)), *replaced)
 
 
 def _agrees(model: PreTrainedModel) -> bool:

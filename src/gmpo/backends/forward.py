@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import Device
+from gmpo.backends.mini_batch import stand_in
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
-from gmpo.backends.prefix_batches import prefix_micro_batches
-from gmpo.backends.trainable import MicroBatching
+from gmpo.backends.passes import BatchModule
 from gmpo.ops.blocks import Blocks
 from gmpo.ops.kernels import blocks_for
-from gmpo.ops.linear_logprob import Entropies, Head, backward, token_values
+from gmpo.ops.linear_logprob import Head, token_values
+from gmpo.ops.linear_loss import Entropies, linear_loss
 from gmpo.ops.logprob import token_logprobs
-from gmpo.records.batch import Batch, micro_batches
+from gmpo.records.batch import Batch
 
 PROBE_TOLERANCE = 1e-3
 """Nats by which our reading of a model's head may differ from the model's own log-probs, in float32."""
@@ -26,7 +29,7 @@ LossOfRows = Callable[[slice, Tensor, Tensor | None], Tensor]
 both are 0 outside the responses."""
 
 
-class TokenModel:
+class PolicyModule(BatchModule):
     """Policy or reference.
 
     Where its head is one of the usual kinds the logits are never held; where its attention allows it the answers to a
@@ -37,59 +40,61 @@ class TokenModel:
     """
 
     def __init__(self, model: PreTrainedModel, device: Device, *, temperature: float) -> None:
-        self.model = model
-        self.device = device
-        self.blocks = blocks_for(device.torch)
-        self.head = find_head(model, device, temperature, self.blocks)
-        self.temperature = temperature
-        self.separate = "its head is not one of the usual kinds" if self.head is None else share_prefixes(model, device)
-        """Why every answer computes its own prompt; None if the answers of a group share it."""
+        blocks = blocks_for(device.torch)
+        head = find_head(model, device, temperature, blocks)
+        separate = "its head is not one of the usual kinds" if head is None else share_prefixes(model, device)
+        super().__init__(model, device, separate)
+        self.takes_hidden = head is not None
+        # Without weights: they are read in every pass, since sharding exchanges a module's parameters.
+        self.head = (
+            replace(head, weight=None, bias=None) if head else Head(None, temperature=temperature, blocks=blocks)
+        )
 
-    def split(self, batch: Batch, by: MicroBatching) -> list[Tensor]:
-        """Row indices of the micro-batches."""
-        return split(batch, by, share=self.separate is None)
-
-    def logprobs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of the response tokens `[B, T]` on the device, 0 elsewhere, and the entropies if asked for. Without
-        gradient."""
-        mask = batch.response_mask
-        with torch.no_grad():
-            outputs, head = self._outputs(batch)
-            logp, entropy = token_values(head, outputs, self._targets(batch), with_entropy=with_entropy)
-        return scatter_tokens(logp, mask), None if entropy is None else scatter_tokens(entropy, mask)
-
-    def backward(self, batch: Batch, loss: LossOfRows, *, entropy: Entropies) -> Tensor | None:
-        """Add the gradient of `loss` over all rows to the parameters'; returns the entropies `[B, T]` if asked for.
+    def forward(
+        self, batch: Batch, loss: LossOfRows | None = None, *, entropy: Entropies = "none"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Without a loss: log-probs of the response tokens `[B, T]` on the device, 0 elsewhere, without gradient.
+        With one: the loss over all rows, a scalar with gradient. And the entropies `[B, T]` if asked for.
 
         Args:
             loss: is called for runs of neighbouring rows, each row once; the loss is the sum of what it returns.
-            entropy: as in `gmpo.ops.linear_logprob.backward`.
+            entropy: as in `gmpo.ops.linear_loss.linear_loss`.
         """
         mask = batch.response_mask
-        outputs, head = self._outputs(batch)
+        targets = batch.response_ids[mask].to(self.device.torch)
+        if loss is None:
+            with torch.no_grad():
+                outputs, head = self._outputs(batch)
+                logp, entropies = token_values(head, outputs, targets, with_entropy=entropy != "none")
+            return scatter_tokens(logp, mask), None if entropies is None else scatter_tokens(entropies, mask)
 
         def of_tokens(rows: slice, logp: Tensor, ent: Tensor | None) -> Tensor:
             where = mask[rows]
             return loss(rows, scatter_tokens(logp, where), None if ent is None else scatter_tokens(ent, where))
 
-        gradient, entropies = backward(
-            head, outputs, self._targets(batch), mask.sum(1).tolist(), of_tokens, entropy=entropy
+        outputs, head = self._outputs(batch)
+        value, entropies = linear_loss(
+            head,
+            outputs,
+            targets,
+            mask.sum(1).tolist(),
+            of_tokens,
+            entropy=entropy,
+            weight_grad=None if head.weight is None else _handed_over(head.weight),
         )
-        if outputs.requires_grad:
-            outputs.backward(gradient)
-        return None if entropies is None else scatter_tokens(entropies, mask)
-
-    def _targets(self, batch: Batch) -> Tensor:
-        return batch.response_ids[batch.response_mask].to(self.device.torch)
+        return value, None if entropies is None else scatter_tokens(entropies, mask)
 
     def _outputs(self, batch: Batch) -> tuple[Tensor, Head]:
         """`[N, ..]` of the response tokens in the order of the mask's `nonzero()`, and the head that takes them."""
-        if self.head is not None:
-            hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
-            return hidden.to(self.device.compute), self.head
-        return self._logits(batch), Head(None, temperature=self.temperature, blocks=self.blocks)
+        if not self.takes_hidden:
+            return self._logits(batch), self.head
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
+        layer: Any = self.model.get_output_embeddings()
+        return hidden.to(self.device.compute), replace(self.head, weight=layer.weight, bias=layer.bias)
 
     def _logits(self, batch: Batch) -> Tensor:
+        if not bool(batch.response_mask.any()):
+            return self._logits(stand_in())[:0]
         where = self.device.torch
         ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1).to(where)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1).to(where)
@@ -106,12 +111,16 @@ class TokenModel:
         return kept.float()
 
 
-def split(batch: Batch, by: MicroBatching, *, share: bool) -> list[Tensor]:
-    """Row indices of the micro-batches; with `share`, answers to one prompt stay together."""
-    prompts, responses = batch.prompt_mask.sum(1), batch.response_mask.sum(1)
-    if share:
-        return prefix_micro_batches(batch.group, prompts, responses, rows=by.rows, tokens=by.tokens)
-    return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
+def _handed_over(weight: Tensor) -> Tensor | None:
+    """The gradient that the weight has from earlier micro-batches, taken from it until autograd brings it back.
+
+    The head adds to it and returns the sum: a gradient as large as the vocabulary is held once, and not once more for
+    every micro-batch. A weight that FSDP has gathered for this pass has none.
+    """
+    if not weight.requires_grad:
+        return None
+    grad, weight.grad = weight.grad, None
+    return grad
 
 
 def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks: Blocks) -> Head | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import Device
+from gmpo.backends.mini_batch import stand_in
 from gmpo.backends.prefix_attention import LAYOUT, NAME, PLAIN
 from gmpo.backends.prefix_layout import prefix_layout
 from gmpo.records.batch import Batch
@@ -68,16 +69,16 @@ def packs(model: PreTrainedModel) -> bool:
 def response_hidden(model: PreTrainedModel, batch: Batch, device: Device, *, mask: Tensor) -> Tensor:
     """The last hidden states `[N, H]` that predict the tokens of `mask` `[B, T]`, in the order of its `nonzero()`.
 
-    They are what the model's head takes; the head itself is not run. Without any token nothing is computed, and the
-    result has no gradient.
+    They are what the model's head takes; the head itself is not run. Without any token the model runs all the same, on
+    a row that stands in, and the result has no rows: where it is sharded, every process must call it equally often.
 
     Raises:
         ValueError: a row of the mask has no prompt.
     """
     mask = mask.cpu()
     if not bool(mask.any()):
-        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr,index]
-        return torch.zeros(0, int(width), device=device.torch)  # type: ignore[arg-type]
+        other = stand_in()
+        return response_hidden(model, other, device, mask=other.response_mask)[:0]
     if packs(model):
         return _packed(model, batch, device, mask)
     return _padded(model, batch, device, mask)
@@ -103,7 +104,8 @@ def _embedded(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Embeddings whose gradient has the rows of these tokens only.
 
     torch's own is as large as the vocabulary, made anew and added in every pass. A sparse one is added to a dense
-    `.grad` alike; where there is none yet it would stay sparse, so then it is torch's own.
+    `.grad` alike; where there is none yet it would stay sparse, so then it is torch's own. That is also the case of a
+    weight that FSDP has gathered for this pass, whose reduction needs a dense gradient.
     """
     layer: Any = model.get_input_embeddings()
     sparse = layer.weight.grad is not None

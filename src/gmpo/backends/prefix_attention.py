@@ -69,6 +69,9 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         grads = [torch.zeros_like(x) for x in (query, key, value)]
         for block in ctx.blocks:
+            # Softmax's gradient of a block depends on the other blocks through two numbers of each query: the joint
+            # log-sum-exp and sum(out * grad), which the kernel takes from the joint output. So both are passed, and
+            # not the block's own.
             parts = _attend_backward(
                 _take(grad, block.queries),
                 _take(query, block.queries),
@@ -82,6 +85,7 @@ class _BlockAttention(torch.autograd.Function):
                 scale=ctx.scale,
             )
             for total, part, runs in zip(grads, parts, (block.queries, block.keys, block.keys), strict=True):
+                # Each place occurs once in a block's runs, so indexed addition loses nothing.
                 total[runs.used] += _flat(part, runs)
         return grads[0], grads[1], grads[2], None, None
 
@@ -108,6 +112,8 @@ def _take_lse(lse: Tensor, runs: Runs) -> Tensor:
 
 def _join(out: Tensor, lse: Tensor, runs: Runs, part: Tensor, part_lse: Tensor) -> None:
     """Join one block's outputs `[n, H, D]` and log-sum-exps `[n, H]` to the totals, in place."""
+    # Each part is normalised by its own sum; its share of the joint one is exp(lse - joint lse). A place without a part
+    # so far has lse = -inf and share 0.
     before = lse[runs.used]
     after = torch.logaddexp(before, part_lse)
     kept, added = (before - after).exp().unsqueeze(-1), (part_lse - after).exp().unsqueeze(-1)

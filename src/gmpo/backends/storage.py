@@ -33,7 +33,8 @@ def held_weights(model: PreTrainedModel, *, copy: bool) -> dict[str, Tensor]:
 
 
 def held_moments(model: PreTrainedModel, optimizer: Optimizer, *, copy: bool) -> dict[str, Tensor]:
-    """AdamW's moments on the CPU under `<moment>.<parameter>`, and its step counts; `copy` as for the weights."""
+    """AdamW's moments of the trained parameters on the CPU under `<moment>.<parameter>`, and its step counts; `copy` as
+    for the weights."""
     named = model.named_parameters()
     states = ((f"{key}.{name}", value) for name, p in named for key, value in optimizer.state.get(p, {}).items())
     return {name: _held(torch.as_tensor(value), copy=copy) for name, value in states}
@@ -98,11 +99,15 @@ def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path) -
     for key, value in _read(folder / OPTIMIZER_FILE).items():
         moment, _, name = key.partition(".")
         saved.setdefault(name, {})[moment] = value
-    parameters = dict(model.named_parameters())
-    # AdamW has no state before its first update, and one for every parameter from then on.
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = {name: p for name, p in model.named_parameters() if id(p) in trained}
+    # AdamW has no state before its first update, and one for every trained parameter from then on.
     if saved and saved.keys() != parameters.keys():
         odd = sorted(saved.keys() ^ parameters.keys())
-        raise CheckpointError(f"{folder}: the optimizer's state belongs to another model, see for example {odd[0]!r}")
+        raise CheckpointError(
+            f"{folder}: the optimizer's state belongs to another model, see for example {odd[0]!r}; or other "
+            "parameters were frozen when it was saved."
+        )
     optimizer.state.clear()
     for name, state in saved.items():
         parameter = parameters[name]

@@ -7,7 +7,7 @@ random stream of its own, so what is sampled does not depend on what else is in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.decoding import Decoder, LibraryDecoder
 from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.fast_decoder import FastDecoder
+from gmpo.backends.fast_decoder import FastDecoder, structure
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
 from gmpo.ports import SampleRequest, SamplingParams, Weights
@@ -45,14 +45,15 @@ class TorchSampler:
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
         self._model: PreTrainedModel | None = None
+        self._structure: Hashable = None
         self._fast = False
         self._version = 0
 
     def load(self, weights: Weights) -> None:
         """Sample from `weights.module` from now on. It is the learner's own module, read in each rollout."""
-        if weights.module is not self._model:
-            self._model = weights.module
-            self._fast = FastDecoder.supports(self._model)
+        self._model = weights.module
+        if (found := structure(weights.module)) != self._structure:
+            self._structure, self._fast = found, FastDecoder.supports(weights.module)
         self._version = weights.version
 
     def generate(

@@ -45,8 +45,8 @@ class MicroBatching:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """What an optimizer step reports."""
+class OptimizerStep:
+    """What a step of the optimizer reports."""
 
     norm: float
     """Norm of the gradient before clipping."""
@@ -57,10 +57,13 @@ class Stepped:
 
 
 class Trainable:
-    """`model` and its optimizer.
+    """`model` and its optimizer. Parameters that require no gradient are left alone: they neither move nor decay.
 
     Args:
         lr_key: the setting that a message about non-finite gradients names.
+
+    Raises:
+        BackendError: every parameter is frozen.
     """
 
     def __init__(
@@ -75,8 +78,11 @@ class Trainable:
         self.tokenizer = tokenizer
         self.settings = settings
         self.lr_key = lr_key
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise BackendError(f"{type(model).__name__}: every parameter is frozen, so there is nothing to train")
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            trained,
             lr=settings.learning_rate(0),
             betas=settings.betas,
             eps=settings.eps,
@@ -89,16 +95,18 @@ class Trainable:
         """Training mode, gradients zero.
 
         Zeros rather than None: AdamW passes over parameters without a gradient, and a mini-batch without any signal
-        still makes its (decayed) step.
+        still makes its (decayed) step. For the same reason a frozen parameter has None.
         """
         self.model.train()
         for parameter in self.model.parameters():
-            if parameter.grad is None:
+            if not parameter.requires_grad:
+                parameter.grad = None
+            elif parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad.zero_()
 
-    def step(self, step: int) -> Stepped:
+    def step(self, step: int) -> OptimizerStep:
         """Clip the accumulated gradient and update; a gradient that is not finite is skipped and counted.
 
         Raises:
@@ -111,7 +119,7 @@ class Trainable:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            return Stepped(norm, rate, skipped=False)
+            return OptimizerStep(norm, rate, skipped=False)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
             raise BackendError(
@@ -119,7 +127,7 @@ class Trainable:
                 f"weights were left as they were. Lower {self.lr_key}, or resume from an earlier checkpoint. "
                 "actor_rollout_ref.actor.max_nonfinite_updates sets how many are tolerated."
             )
-        return Stepped(norm, rate, skipped=True)
+        return OptimizerStep(norm, rate, skipped=True)
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
         """What training has come to, as a function that writes it to a folder.

@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from gmpo.algo.advantages import ADVANTAGES
 from gmpo.algo.losses import POLICY_LOSSES
+from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate, linear
 from gmpo.backends.critic import Critic as CriticModel
 from gmpo.backends.critic import CriticSettings, load_value_model
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import Objective
 from gmpo.backends.models import ModelSource, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.config import Config
@@ -60,7 +60,7 @@ def build_objective(config: Config, total_steps: int) -> Objective:
     reinforce = correction.bypass_mode and correction.loss_type == "reinforce"
     numbers, schedules = _loss_numbers(actor, total_steps)
     return Objective(
-        loss=POLICY_LOSSES["gpg" if reinforce else actor.policy_loss.loss_mode],
+        policy_loss=POLICY_LOSSES["gpg" if reinforce else actor.policy_loss.loss_mode],
         loss_numbers=numbers,
         schedules=schedules,
         aggregation=actor.loss_agg_mode,

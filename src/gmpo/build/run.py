@@ -11,9 +11,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.algo.losses import SUPERVISED
+from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate
 from gmpo.backends.devices import DTYPES, Device, pick_device
-from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
     ModelSource,
     check_positions,
