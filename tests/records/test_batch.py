@@ -44,6 +44,7 @@ def simple(prompt_lengths: list[int], response_lengths: list[int], groups: list[
         prompt_mask,
         response_ids,
         mask,
+        sampled_mask=mask,
         group=torch.tensor(groups),
         index=torch.arange(len(groups)),
         rewards=torch.arange(len(groups)).float(),
@@ -107,13 +108,13 @@ def test_padding_and_masking_give_the_sequences_back(sequences: list[list[int]])
 def test_select_takes_rows_in_the_given_order_and_cuts_padding_that_none_of_them_needs() -> None:
     batch = collate(TWO, pad_id=PAD)
     extra = torch.arange(16.0).reshape(4, 4)
-    part = batch.replace(old_logp=extra, advantage=-extra).select(torch.tensor([3, 2]))
+    part = batch.replace(learner_logp=extra, advantage=-extra).select(torch.tensor([3, 2]))
     assert part.prompt_ids.tolist() == [[9], [9]]
     assert part.response_ids.tolist() == [[10, 11], [PAD, PAD]]
     assert part.response_mask.tolist() == [[True, True], [False, False]]
-    assert part.old_logp is not None
+    assert part.learner_logp is not None
     assert part.advantage is not None
-    assert part.old_logp.tolist() == [[12.0, 13.0], [8.0, 9.0]]
+    assert part.learner_logp.tolist() == [[12.0, 13.0], [8.0, 9.0]]
     assert part.advantage.tolist() == [[-12.0, -13.0], [-8.0, -9.0]]
     assert part.index.tolist() == [3, 2]
     assert part.group.tolist() == [1, 1]

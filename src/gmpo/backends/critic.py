@@ -110,7 +110,7 @@ class Critic:
         """Why every answer computes its own prompt; None if the answers of a group share it."""
 
     def values(self, batch: Batch) -> Tensor:
-        """`[B, T]` on the CPU, 0 outside the responses: the estimate before each response token."""
+        """`[B, T]` on the CPU: the estimate before each sampled token, 0 elsewhere."""
         self.trainable.model.eval()
         filled = torch.zeros(batch.response_ids.shape)
         for rows in split(batch, self.score_split, share=self.separate is None):
@@ -121,16 +121,16 @@ class Critic:
         return filled
 
     def _forward(self, part: Batch) -> Tensor:
-        """`[B, T]`, 0 outside the responses. The value before a response token is read where the token is predicted."""
-        hidden = response_hidden(self.trainable.model, part, self.device, mask=part.response_mask)
+        """`[B, T]`, 0 where nothing was sampled. The value before a token is read where the token is predicted."""
+        hidden = response_hidden(self.trainable.model, part, self.device, mask=part.sampled_mask)
         with self.device.autocast():
             values = value_head(self.trainable.model)(hidden).squeeze(1)
-        return scatter_tokens(values.float(), part.response_mask)
+        return scatter_tokens(values.float(), part.sampled_mask)
 
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
         s = self.settings
-        values, mask = batch.values, batch.response_mask
+        values, mask = batch.values, batch.sampled_mask
         assert values is not None
         assert batch.token_rewards is not None
         returns = lambda_returns(batch.token_rewards, mask, values, gamma=s.gamma, lam=s.lam)
@@ -164,7 +164,7 @@ class Critic:
         s, where = self.settings, self.device.torch
         assert part.values is not None
         assert part.returns is not None
-        mask = part.mask.to(where)
+        mask = part.loss_mask.to(where)
         values = self._forward(part)
         losses, held = value_loss(values, part.values.to(where), part.returns.to(where), clip=s.clip)
         loss = aggregate(losses, mask, s.aggregation, counts, s.loss_scale)

@@ -23,7 +23,7 @@ PROBE_TOLERANCE = 1e-3
 
 LossOfRows = Callable[[slice, Tensor, Tensor | None], Tensor]
 """The loss of some rows of a batch, given their log-probs `[R, T]` and, where it depends on them, entropies `[R, T]`;
-both are 0 outside the responses."""
+both are 0 where nothing was sampled."""
 
 
 class TokenModel:
@@ -50,9 +50,9 @@ class TokenModel:
         return split(batch, by, share=self.separate is None)
 
     def logprobs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of the response tokens `[B, T]` on the device, 0 elsewhere, and the entropies if asked for. Without
+        """Log-probs of the sampled tokens `[B, T]` on the device, 0 elsewhere, and the entropies if asked for. Without
         gradient."""
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         with torch.no_grad():
             outputs, head = self._outputs(batch)
             logp, entropy = token_values(head, outputs, self._targets(batch), with_entropy=with_entropy)
@@ -65,7 +65,7 @@ class TokenModel:
             loss: is called for runs of neighbouring rows, each row once; the loss is the sum of what it returns.
             entropy: as in `gmpo.ops.linear_logprob.backward`.
         """
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         outputs, head = self._outputs(batch)
 
         def of_tokens(rows: slice, logp: Tensor, ent: Tensor | None) -> Tensor:
@@ -80,12 +80,12 @@ class TokenModel:
         return None if entropies is None else scatter_tokens(entropies, mask)
 
     def _targets(self, batch: Batch) -> Tensor:
-        return batch.response_ids[batch.response_mask].to(self.device.torch)
+        return batch.response_ids[batch.sampled_mask].to(self.device.torch)
 
     def _outputs(self, batch: Batch) -> tuple[Tensor, Head]:
-        """`[N, ..]` of the response tokens in the order of the mask's `nonzero()`, and the head that takes them."""
+        """`[N, ..]` of the sampled tokens in the order of the mask's `nonzero()`, and the head that takes them."""
         if self.head is not None:
-            hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
+            hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask)
             return hidden.to(self.device.compute), self.head
         return self._logits(batch), Head(None, temperature=self.temperature, blocks=self.blocks)
 
@@ -102,7 +102,7 @@ class TokenModel:
                 use_cache=False,
                 logits_to_keep=batch.response_ids.shape[1] + 1,
             ).logits[:, :-1]
-        kept: Tensor = logits[batch.response_mask.to(where)]
+        kept: Tensor = logits[batch.sampled_mask.to(where)]
         return kept.float()
 
 

@@ -108,7 +108,7 @@ class LocalLearner:
         filled = batch
         if old:
             logp, entropy = self._no_grad_pass(self.tokens, batch, self.score_split, with_entropy=True)
-            filled = filled.replace(old_logp=logp, entropy=entropy)
+            filled = filled.replace(learner_logp=logp, entropy=entropy)
         if self.reference is not None:
             ref_logp, _ = self._no_grad_pass(self.reference, batch, self.reference_split, with_entropy=False)
             filled = filled.replace(ref_logp=ref_logp)
@@ -175,16 +175,16 @@ class LocalLearner:
             logp,
             logp if batch.old_logp is None else batch.old_logp,
             batch.advantage,
-            batch.mask,
+            batch.loss_mask,
             torch.from_numpy(noise),
             **self.objective.numbers(loss.traits.select_numbers, step),
         )
 
     def _rows_with_signal(self, batch: Batch) -> Tensor:
-        present = batch.mask.any(dim=1)
+        present = batch.loss_mask.any(dim=1)
         if self.objective.only_advantages:
             assert batch.advantage is not None
-            present &= ((batch.advantage != 0) & batch.mask).any(dim=1)
+            present &= ((batch.advantage != 0) & batch.loss_mask).any(dim=1)
         return present.nonzero().squeeze(1)
 
     def _accumulate(self, batch: Batch, counts: Counts, computed: Counts, step: int) -> list[tuple[Tensor, _Part]]:
@@ -208,7 +208,7 @@ class LocalLearner:
         entropy = self.tokens.backward(batch, loss, entropy="gradient" if o.entropy_coef != 0.0 else watched)
         if entropy is not None:
             # Reported per token whatever the aggregation, as where it comes from the pass for old log-probs.
-            mean = aggregate(entropy, batch.mask.to(entropy.device), "token-mean", computed, o.loss_scale)
+            mean = aggregate(entropy, batch.loss_mask.to(entropy.device), "token-mean", computed, o.loss_scale)
             parts[0][1].scalars["entropy"] = float(mean)
         return parts
 
@@ -217,7 +217,7 @@ class LocalLearner:
     ) -> tuple[Tensor, _Part]:
         """The loss of some responses, a share of the mini-batch's, and the record of it."""
         o, where = self.objective, self.device.torch
-        mask = part.mask.to(where)
+        mask = part.loss_mask.to(where)
         assert part.advantage is not None
         old = logp.detach() if part.old_logp is None else part.old_logp.to(where)
         extra = {} if part.selected is None else {"selected": part.selected.to(where)}
