@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -92,6 +93,23 @@ def test_answers_without_any_token_make_a_batch_of_width_zero() -> None:
     batch = collate([group((1,), answer((), 0.0))], pad_id=PAD)
     assert batch.response_ids.shape == (1, 0)
     assert batch.counts() == Counts(tokens=0, sequences=0)
+
+
+def test_collate_marks_what_was_sampled_and_takes_no_log_prob_from_anything_else() -> None:
+    """Of the second answer's four tokens a tool said the middle two, which have no log-prob."""
+    logprobs = [-0.5, math.nan, math.nan, -0.25]
+    spoken = Completion([5, 6, 7, 8], logprobs, "stop", (0, 0), [True, False, False, True])  # type: ignore[arg-type]
+    with_tool = Graded(spoken, "", Grade(Verdict.CORRECT, 1.0), 1.0)
+    batch = collate([group((1, 2), answer((4,), 0.0), with_tool)], pad_id=PAD)
+    assert tokens(batch.response_ids, batch.response_mask) == [[4], [5, 6, 7, 8]]
+    assert batch.sampled_mask.tolist() == [[True, False, False, False], [True, False, False, True]]
+    assert batch.loss_mask.tolist() == batch.sampled_mask.tolist()
+    assert batch.rollout_logp.tolist() == [[-2.0, 0.0, 0.0, 0.0], [-0.5, 0.0, 0.0, -0.25]]
+    assert batch.counts() == Counts(tokens=3, sequences=2), "a tool's tokens are in no denominator"
+    assert batch.lengths.tolist() == [3, 6], "but the model reads them"
+    part = batch.select(torch.tensor([1]))
+    assert part.sampled_mask.tolist() == [[True, False, False, True]]
+    assert part.response_ids.shape == (1, 4)
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=6))
