@@ -185,6 +185,9 @@ def test_a_reward_stands_on_the_last_token_that_the_policy_sampled() -> None:
 
 JOURNEYS: dict[str, Callable[[Batch], Batch]] = {
     "pickle": lambda batch: pickle.loads(pickle.dumps(batch)),
+    "a pickle of each field": lambda batch: Batch(
+        **{f.name: pickle.loads(pickle.dumps(getattr(batch, f.name))) for f in dataclasses.fields(batch)}
+    ),
     "deep copy": copy.deepcopy,
     "rows": lambda batch: batch.take(torch.arange(batch.rows)),
     "selected rows": lambda batch: batch.select(torch.arange(batch.rows)),
