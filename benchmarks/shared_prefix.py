@@ -63,11 +63,13 @@ def group_of(prompt: int, response: int, answers: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(VOCABULARY, (1, prompt), generator=generator).expand(answers, prompt)
     responses = torch.randint(VOCABULARY, (answers, response), generator=generator)
+    real = torch.ones(responses.shape, dtype=torch.bool)
     return Batch(
         prompts,
         torch.ones(prompts.shape, dtype=torch.bool),
         responses,
-        torch.ones(responses.shape, dtype=torch.bool),
+        response_mask=real,
+        sampled_mask=real,
         group=torch.zeros(answers, dtype=torch.long),
         index=torch.arange(answers),
         rewards=torch.zeros(answers),

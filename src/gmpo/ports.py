@@ -89,7 +89,7 @@ class Update:
     rows: Tensor
     """[R] row numbers within the mini-batch that was passed to `update`."""
     logp: Float[Tensor, "R T"]
-    """Log-probs of the policy before this update."""
+    """Log-probs of the policy before this update; 0 where nothing was sampled."""
     clipped: Bool[Tensor, "R T"]
     clipped_lower: Bool[Tensor, "R T"]
     sequence_ratio: Float[Tensor, " R"]

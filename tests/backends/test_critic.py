@@ -71,6 +71,7 @@ def batch_of(seed: int = 0) -> Batch:
         prompt_mask,
         response_ids,
         mask,
+        sampled_mask=mask,
         group=torch.tensor([0, 0, 1, 1]),
         index=torch.arange(4),
         rewards=token_rewards.sum(1),
@@ -152,7 +153,7 @@ def test_the_gradient_is_that_of_the_mean_squared_error_for_any_micro_batching(
         ids = torch.cat([prompt, batch.response_ids[row, :length]]).unsqueeze(0)
         hidden = critic.trainable.model.base_model(input_ids=ids).last_hidden_state[0, len(prompt) - 1 :][:length]
         errors = 0.5 * (value_head(critic.trainable.model)(hidden)[:, 0] - returns[row]) ** 2
-        kept = errors[batch.mask[row, :length]]
+        kept = errors[batch.loss_mask[row, :length]]
         if len(kept):
             terms.append(kept)
     loss = {

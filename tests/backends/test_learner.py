@@ -81,6 +81,7 @@ def batch_of(advantages: list[float], seed: int = 0) -> Batch:
         prompt_mask,
         response_ids,
         mask,
+        sampled_mask=mask,
         group=torch.zeros(len(advantages), dtype=torch.long),
         index=torch.arange(len(advantages)),
         rewards=torch.zeros(len(advantages)),
@@ -168,7 +169,8 @@ def test_gradients_of_one_update_do_not_reach_the_next(make: Make) -> None:
 
 def test_responses_without_any_token_give_no_gradient_and_no_error(make: Make) -> None:
     batch = batch_of([1.0, 1.0])
-    empty = batch.replace(response_mask=torch.zeros_like(batch.response_mask))
+    none = torch.zeros_like(batch.response_mask)
+    empty = batch.replace(response_mask=none, sampled_mask=none, loss_mask=none)
     assert make(objective=replace(OBJECTIVE, entropy_coef=0.1)).update(empty, step=0).scalars["grad_norm"] == 0.0
 
 

@@ -73,6 +73,7 @@ def case(fresh_policy: Callable[[], PreTrainedModel], words: PreTrainedTokenizer
         prompt_mask,
         response_ids,
         response_mask,
+        sampled_mask=response_mask,
         group=torch.arange(8) // 2,
         index=torch.arange(8),
         rewards=torch.zeros(8),
@@ -84,7 +85,7 @@ def case(fresh_policy: Callable[[], PreTrainedModel], words: PreTrainedTokenizer
     noise = 0.2 * torch.randn(response_mask.shape, generator=g)
     other = 0.5 * torch.randn(response_mask.shape, generator=g)
     old = (logp.float() + noise) * response_mask
-    return Case(model, words, batch.replace(old_logp=old, ref_logp=(logp.float() + other) * response_mask))
+    return Case(model, words, batch.replace(learner_logp=old, ref_logp=(logp.float() + other) * response_mask))
 
 
 def updated(case: Case, objective: Objective, split: MicroBatching) -> tuple[Tensor, Update]:
@@ -274,12 +275,12 @@ def test_a_kl_term_reaches_rows_of_advantage_zero(case: Case) -> None:
 
 def test_without_old_log_probs_the_policy_is_compared_with_itself(case: Case) -> None:
     same = per_token_logp(case.model, case.batch).float()
-    explicit, _ = updated(case.having(old_logp=same), GEO, MicroBatching(rows=2))
-    implicit, update = updated(case.having(old_logp=None), GEO, MicroBatching(rows=2))
+    explicit, _ = updated(case.having(learner_logp=same), GEO, MicroBatching(rows=2))
+    implicit, update = updated(case.having(learner_logp=None), GEO, MicroBatching(rows=2))
     assert apart(implicit, explicit) < 1e-5
     assert set(update.sequence_ratio.tolist()) == {1.0}
     vanilla, _ = updated(
-        case.having(old_logp=None),
+        case.having(learner_logp=None),
         replace(VANILLA, aggregation="seq-mean-token-mean"),
         MicroBatching(rows=2),
     )
@@ -289,7 +290,7 @@ def test_without_old_log_probs_the_policy_is_compared_with_itself(case: Case) ->
 def test_the_watched_entropy_is_a_mean_over_the_rows_that_were_computed(case: Case) -> None:
     # Otherwise it would seem to fall as more and more problems are solved and have no signal.
     for split in SPLITS.values():
-        _, update = updated(case.having(old_logp=None), GEO, split)
+        _, update = updated(case.having(learner_logp=None), GEO, split)
         expected = 0.0
         tokens = 0
         with torch.no_grad():
@@ -302,10 +303,10 @@ def test_the_watched_entropy_is_a_mean_over_the_rows_that_were_computed(case: Ca
 
 def test_watching_the_entropy_adds_nothing_to_the_gradient(case: Case) -> None:
     same = per_token_logp(case.model, case.batch).float()
-    scored = case.having(old_logp=same, entropy=torch.zeros_like(same))
+    scored = case.having(learner_logp=same, entropy=torch.zeros_like(same))
     with_old, update = updated(scored, GEO, MicroBatching(rows=2))
     assert "entropy" not in update.scalars
-    watched, _ = updated(case.having(old_logp=None), GEO, MicroBatching(rows=2))
+    watched, _ = updated(case.having(learner_logp=None), GEO, MicroBatching(rows=2))
     assert apart(watched, with_old) < 1e-5
 
 
@@ -313,7 +314,7 @@ def test_supervised_learning_has_the_gradient_of_transformers_own_loss(case: Cas
     objective = Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0)
     batch = case.batch
     gradient, update = updated(
-        case.having(advantage=batch.response_mask.float(), old_logp=None), objective, MicroBatching(rows=2)
+        case.having(advantage=batch.response_mask.float(), learner_logp=None), objective, MicroBatching(rows=2)
     )
     case.model.zero_grad()
     ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)

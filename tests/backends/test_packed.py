@@ -74,6 +74,7 @@ def batch_of(groups: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0) -> B
         prompt_mask,
         response_ids,
         response_mask,
+        sampled_mask=response_mask,
         group=torch.tensor(numbers),
         index=torch.arange(rows),
         rewards=torch.zeros(rows),

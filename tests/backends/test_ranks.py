@@ -108,12 +108,13 @@ def batch_of() -> Batch:
         prompt_mask,
         response_ids,
         mask,
+        mask,
         group=torch.tensor(group),
         index=torch.arange(7),
         rewards=torch.zeros(7),
         rollout_logp=torch.zeros(mask.shape),
         advantage=advantage,
-        old_logp=old * mask,
+        learner_logp=old * mask,
         ref_logp=ref * mask,
     )
 

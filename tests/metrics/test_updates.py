@@ -29,11 +29,12 @@ def batch_of(lengths: list[int], advantages: list[float]) -> Batch:
         prompt_mask=torch.ones(rows, 1, dtype=torch.bool),
         response_ids=torch.ones(mask.shape, dtype=torch.long),
         response_mask=mask,
+        sampled_mask=mask,
         group=torch.zeros(rows, dtype=torch.long),
         index=torch.arange(rows),
         rewards=torch.tensor(advantages),
         rollout_logp=torch.zeros(mask.shape),
-        old_logp=-torch.ones(mask.shape),
+        learner_logp=-torch.ones(mask.shape),
         advantage=torch.tensor(advantages).unsqueeze(1) * mask,
     )
 
@@ -117,7 +118,7 @@ def test_rows_without_signal_take_no_part_in_token_metrics() -> None:
     # only row 2 was computed; its log-ratios meet its own old log-probs and mask
     batch = batch_of([3, 3, 2], [0.0, 0.0, 1.0])
     assert batch.old_logp is not None
-    batch = batch.replace(old_logp=batch.old_logp * torch.tensor([[5.0], [5.0], [1.0]]))
+    batch = batch.replace(learner_logp=batch.old_logp * torch.tensor([[5.0], [5.0], [1.0]]))
     got = update_metrics([batch], [update_of([2], [[0.25, 0.25, 7.0]])])
     assert got["actor/log_ratio/min"] == got["actor/log_ratio/max"] == 0.25
 
@@ -170,7 +171,7 @@ def test_sequence_ratios_and_capped_responses() -> None:
 
 
 def test_a_single_update_on_the_samplers_weights_shows_the_mismatch() -> None:
-    batch = batch_of([2], [1.0]).replace(old_logp=None)
+    batch = batch_of([2], [1.0]).replace(learner_logp=None)
     # the sampler found 0 everywhere, the learner -1 and -0.5
     got = update_metrics([batch], [update_of([0], [[0.0, 0.5]])])
     assert got["rollout_corr/kl"] == pytest.approx(0.75)

@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gmpo
+from gmpo.data.problems import Problem
 from gmpo.errors import BackendError, ConfigError
+from gmpo.ports import Update
+from gmpo.records.batch import collate
+from gmpo.records.rollout import Completion, Graded, Group
+from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.tracking.folder import RunFolder
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
@@ -298,3 +304,37 @@ def test_a_text_that_is_half_a_character_is_kept_as_its_escape(bench: Any, lines
     raw = (run.folder / "samples" / "1.jsonl").read_text(encoding="utf-8")
     assert "é" in raw
     assert json.loads(raw.splitlines()[0])["pred"] == "\ud800 é"
+
+
+def test_the_token_record_of_an_answer_with_a_tool_has_all_its_tokens_and_says_which_were_sampled(
+    tmp_path: Path, lines: Lines
+) -> None:
+    """The second answer's third token is a tool's; its fifth, the last that the policy sampled, was cut."""
+    grade = Grade(Verdict.WRONG, 0.0)
+    own = Completion([4, 5], [-1.0, -2.0], "stop", (0, 0))  # type: ignore[arg-type]
+    mixed = Completion([6, 7, 8, 9, 10], [-1.0] * 5, "stop", (0, 0), [True, True, False, True, True])  # type: ignore[arg-type]
+    problem = Problem("p", ({"role": "user", "content": "?"},), "s", "1")
+    group = Group(problem, (1, 2), (Graded(own, "", grade, 0.0), Graded(mixed, "", grade, 0.0)))
+    batch = collate([group], pad_id=0)
+    logp = torch.tensor([[-0.5, -0.5, 0.0, -0.5, -0.25]])
+    held = torch.tensor([[False, False, False, False, True]])
+    update = Update(
+        rows=torch.tensor([1]),
+        logp=logp,
+        clipped=held,
+        clipped_lower=torch.zeros_like(held),
+        sequence_ratio=torch.ones(1),
+        capped=torch.zeros(1, dtype=torch.bool),
+        scalars={},
+        skipped=False,
+    )
+    SampleWriter(tmp_path, SamplePolicy(1, 1), all_training=None, all_validation=None).training(
+        7, [group], batch, [batch], [update]
+    )
+    first, second = lines(tmp_path / "samples" / "7.jsonl")
+    assert "sampled" not in first, "all of them"
+    assert second["tokens"] == 5
+    assert second["response_ids"] == [6, 7, 8, 9, 10]
+    assert second["sampled"] == [1, 1, 0, 1, 1]
+    assert second["rollout_logp"] == [-1.0, -1.0, 0.0, -1.0, -1.0]
+    assert second["updates"] == [{"update": 0, "logp": [-0.5, -0.5, 0.0, -0.5, -0.25], "bound": [0, 0, 0, 0, 1]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,7 @@ def simple(prompt_lengths: list[int], response_lengths: list[int], groups: list[
         prompt_mask,
         response_ids,
         mask,
+        sampled_mask=mask,
         group=torch.tensor(groups),
         index=torch.arange(len(groups)),
         rewards=torch.arange(len(groups)).float(),
@@ -93,6 +95,23 @@ def test_answers_without_any_token_make_a_batch_of_width_zero() -> None:
     assert batch.counts() == Counts(tokens=0, sequences=0)
 
 
+def test_collate_marks_what_was_sampled_and_takes_no_log_prob_from_anything_else() -> None:
+    """Of the second answer's four tokens a tool said the middle two, which have no log-prob."""
+    logprobs = [-0.5, math.nan, math.nan, -0.25]
+    spoken = Completion([5, 6, 7, 8], logprobs, "stop", (0, 0), [True, False, False, True])  # type: ignore[arg-type]
+    with_tool = Graded(spoken, "", Grade(Verdict.CORRECT, 1.0), 1.0)
+    batch = collate([group((1, 2), answer((4,), 0.0), with_tool)], pad_id=PAD)
+    assert tokens(batch.response_ids, batch.response_mask) == [[4], [5, 6, 7, 8]]
+    assert batch.sampled_mask.tolist() == [[True, False, False, False], [True, False, False, True]]
+    assert batch.loss_mask.tolist() == batch.sampled_mask.tolist()
+    assert batch.rollout_logp.tolist() == [[-2.0, 0.0, 0.0, 0.0], [-0.5, 0.0, 0.0, -0.25]]
+    assert batch.counts() == Counts(tokens=3, sequences=2), "a tool's tokens are in no denominator"
+    assert batch.lengths.tolist() == [3, 6], "but the model reads them"
+    part = batch.select(torch.tensor([1]))
+    assert part.sampled_mask.tolist() == [[True, False, False, True]]
+    assert part.response_ids.shape == (1, 4)
+
+
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=6))
 def test_padding_and_masking_give_the_sequences_back(sequences: list[list[int]]) -> None:
     for pad in (pad_left, pad_right):
@@ -107,13 +126,13 @@ def test_padding_and_masking_give_the_sequences_back(sequences: list[list[int]])
 def test_select_takes_rows_in_the_given_order_and_cuts_padding_that_none_of_them_needs() -> None:
     batch = collate(TWO, pad_id=PAD)
     extra = torch.arange(16.0).reshape(4, 4)
-    part = batch.replace(old_logp=extra, advantage=-extra).select(torch.tensor([3, 2]))
+    part = batch.replace(learner_logp=extra, advantage=-extra).select(torch.tensor([3, 2]))
     assert part.prompt_ids.tolist() == [[9], [9]]
     assert part.response_ids.tolist() == [[10, 11], [PAD, PAD]]
     assert part.response_mask.tolist() == [[True, True], [False, False]]
-    assert part.old_logp is not None
+    assert part.learner_logp is not None
     assert part.advantage is not None
-    assert part.old_logp.tolist() == [[12.0, 13.0], [8.0, 9.0]]
+    assert part.learner_logp.tolist() == [[12.0, 13.0], [8.0, 9.0]]
     assert part.advantage.tolist() == [[-12.0, -13.0], [-8.0, -9.0]]
     assert part.index.tolist() == [3, 2]
     assert part.group.tolist() == [1, 1]

@@ -23,11 +23,12 @@ def batch_of(lengths: list[int], rewards: list[float], kl: float = 0.0) -> Batch
         prompt_mask=torch.ones(len(lengths), 1, dtype=torch.bool),
         response_ids=torch.ones(shape, dtype=torch.long),
         response_mask=mask,
+        sampled_mask=mask,
         group=torch.zeros(len(lengths), dtype=torch.long),
         index=torch.arange(len(lengths)),
         rewards=torch.tensor(rewards),
         rollout_logp=torch.zeros(shape),
-        old_logp=torch.full(shape, -1.0) * mask,
+        learner_logp=torch.full(shape, -1.0) * mask,
         ref_logp=torch.full(shape, -1.0 - kl) * mask,
     )
 
@@ -103,8 +104,8 @@ def off_policy(log_ratios: list[list[float]]) -> Batch:
     d = torch.zeros(batch.response_mask.shape)
     for row, values in enumerate(log_ratios):
         d[row, : len(values)] = torch.tensor(values)
-    assert batch.old_logp is not None
-    return batch.replace(rollout_logp=(batch.old_logp - d) * batch.response_mask)
+    assert batch.learner_logp is not None
+    return batch.replace(rollout_logp=(batch.learner_logp - d) * batch.response_mask)
 
 
 RATIOS = [[0.1, 0.2, 0.3], [1.0, -1.0], [0.0, 0.5, 0.0, 2.0]]
@@ -118,7 +119,7 @@ def rounded(x: torch.Tensor | None) -> list[list[float]]:
 def test_cut_answers_leave_the_loss_and_not_the_baseline() -> None:
     batch = batch_of(LENGTHS, [1.0, 0.5, 0.0]).replace(finished=torch.tensor([True, False, True]))
     got, _ = seen(batch, loss_mask=LossMask(truncated=True))
-    assert got.mask.sum(1).tolist() == [3, 0, 4]
+    assert got.loss_mask.sum(1).tolist() == [3, 0, 4]
     assert got.advantage is not None
     assert got.advantage[:, 0].tolist() == [0.5, 0.0, -0.5], "the cut answer's reward is in the mean"
     assert (got.counts().tokens, got.counts().sequences) == (7, 2)
@@ -128,7 +129,7 @@ def test_the_quantile_of_the_entropy_is_over_response_tokens_and_keeps_its_bound
     entropy = torch.tensor([[0.1, 0.2, 0.3, 9.0], [0.4, 0.5, 9.0, 9.0], [0.6, 0.7, 0.8, 0.9]])
     got, _ = seen(batch_of(LENGTHS, [1.0, 0.0, 0.0]).replace(entropy=entropy), loss_mask=LossMask(entropy_quantile=0.5))
     # nine tokens: the median 0.5 and the four above it
-    assert got.mask.tolist() == [[False] * 4, [False, True, False, False], [True] * 4]
+    assert got.loss_mask.tolist() == [[False] * 4, [False, True, False, False], [True] * 4]
 
 
 def test_token_weights_are_the_bounded_ratios_of_learner_to_sampler() -> None:
@@ -157,7 +158,7 @@ def test_a_sequence_weight_is_of_the_whole_answer_and_its_mean_over_those_in_the
     rule = Correction(level="sequence", threshold=9.0, batch_normalise=True)
     got, _ = seen(batch, correction=rule, loss_mask=LossMask(truncated=True, entropy_quantile=0.7))
     # one token of each of the first two answers stays; their weights are e^0.6 and e^0, and the third answer has left
-    assert got.mask.sum(1).tolist() == [1, 1, 0]
+    assert got.loss_mask.sum(1).tolist() == [1, 1, 0]
     mean = (math.exp(0.6) + 1.0) / 2
     assert rounded(got.weights)[0] == [0.0, 0.0, round(math.exp(0.6) / mean, 4), 0.0]
     assert rounded(got.weights)[1] == [0.0, round(1.0 / mean, 4), 0.0, 0.0]
@@ -189,7 +190,7 @@ def test_rejected_answers_and_tokens_leave_the_loss_its_denominators_and_the_wei
     rules = (Rejection("token_k1", 0.25, 2.5), Rejection("seq_mean_k1", 0.6, 1.5))
     got, metrics = seen(off_policy(RATIOS), correction=Correction(level="token", threshold=9.0, rejections=rules))
     # sampler to learner: e^-2 and e^1 on two tokens; e^-0.625 = 0.535 is the mean of its answer, all of which goes
-    assert got.mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4]
+    assert got.loss_mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4]
     assert (got.counts().tokens, got.counts().sequences) == (4, 2)
     assert metrics["rollout_corr/rollout_rs_token_k1_masked_fraction"] == pytest.approx(2 / 9)
     assert metrics["rollout_corr/rollout_rs_token_k1_seq_masked_fraction"] == 0.0
@@ -201,14 +202,14 @@ def test_rejection_adds_to_what_had_left_the_loss_before() -> None:
     batch = off_policy(RATIOS).replace(finished=torch.tensor([False, True, True]))
     rules = (Rejection("seq_mean_k1", 0.6, 1.5),)
     got, metrics = seen(batch, correction=Correction(rejections=rules), loss_mask=LossMask(truncated=True))
-    assert got.mask.sum(1).tolist() == [0, 2, 0]
+    assert got.loss_mask.sum(1).tolist() == [0, 2, 0]
     # of the two answers that were still there
     assert metrics["rollout_corr/rollout_rs_seq_masked_fraction"] == pytest.approx(1 / 2)
 
 
 def test_bypass_takes_the_samplers_log_probs_for_old_ones() -> None:
     batch = off_policy(RATIOS)
-    got, metrics = seen(batch.replace(old_logp=None), correction=Correction(bypass=True))
+    got, metrics = seen(batch.replace(learner_logp=None), correction=Correction(bypass=True))
     assert got.old_logp is not None
     assert torch.equal(got.old_logp, batch.rollout_logp)
     assert "rollout_corr/kl" not in metrics, "there was nothing to compare with"

@@ -29,7 +29,7 @@ class Noted:
         logp: Tensor = batch.rollout_logp.clone()
         for place, row in enumerate(batch.index.tolist()):
             logp[place, 0] += self.shift.get(row, 0.0)
-        return batch.replace(old_logp=logp) if old else batch
+        return batch.replace(learner_logp=logp) if old else batch
 
 
 def batch() -> Batch:
@@ -40,6 +40,7 @@ def batch() -> Batch:
         prompt_mask=torch.ones(rows, 1, dtype=torch.bool),
         response_ids=torch.ones(rows, 3, dtype=torch.long),
         response_mask=mask,
+        sampled_mask=mask,
         group=torch.arange(PROBLEMS).repeat_interleave(ANSWERS),
         index=torch.arange(rows),
         rewards=torch.zeros(rows),

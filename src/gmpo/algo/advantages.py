@@ -1,11 +1,12 @@
 """Advantage estimators: token rewards of a batch -> advantages.
 
 Contract. An estimator takes `token_rewards [B, T]`, `mask [B, T]`, `group [B]` (which problem a response answers, any
-integers) and keyword arguments that its entry names, and returns advantages `[B, T]`, zero outside the mask. It may not
-see log-probs or the policy. To add one, write the function here and its traits, what it needs from the run, in
-`gmpo.objectives`.
+integers) and keyword arguments that its entry names, and returns advantages `[B, T]`, zero outside the mask. The mask
+is true on the sampled tokens and may have holes. What stands in them plays no part: a response has the advantages that
+it has with its holes closed. An estimator may not see log-probs or the policy. To add one, write the function here and
+its traits, what it needs from the run, in `gmpo.objectives`.
 
-Notation: R_i = sum_t r_it the response's reward, g its group, n the group's size, T_i the response's length.
+Notation: R_i = sum_t r_it the response's reward, g its group, n the group's size, T_i its number of sampled tokens.
 """
 
 from __future__ import annotations
@@ -283,7 +284,10 @@ def lambda_returns(
 
         delta_t = r_t + gamma V_{t+1} - V_t,     A_t = delta_t + gamma lam A_{t+1},
 
-    V = A = 0 behind the last token; positions outside the mask are passed over. Source: GAE, arXiv 1506.02438 eq. 16.
+    V = A = 0 behind the last token. t counts the tokens of the mask and passes over the others: an action is a token
+    that the policy sampled, its state is all that stands before it, and what a tool or an environment says in between
+    belongs to the transition from one state to the next. So the value after an action is the value before the next
+    action, and gamma and lambda discount actions. Source: GAE, arXiv 1506.02438 eq. 16; holes as in verl.
     """
     advantage = torch.zeros_like(values)
     next_value = torch.zeros(values.shape[0], dtype=values.dtype, device=values.device)

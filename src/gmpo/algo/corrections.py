@@ -41,7 +41,7 @@ def importance_weights(
         threshold: truncation from above; weights below 1 are kept.
         batch_normalise: divide by the mean weight (over tokens, or over responses).
         mask: the tokens in the loss.
-        answer: all tokens of the responses, where some have left the loss: a response's ratio is that of the whole.
+        answer: all sampled tokens, where some have left the loss: a response's ratio is that of the whole.
     """
     if level == "sequence":
         per_row = torch.exp(

@@ -4,7 +4,7 @@ A mini-batch loss is `sum over its responses / D`, where the denominator D count
 mini-batch**, over every micro-batch and rank. Whoever splits the mini-batch counts D first, so the split cannot change
 the gradient.
 
-Shapes: B responses, T response positions. `mask` is true on the tokens that take part in the loss.
+Shapes: B responses, T response positions. `mask` is true on the tokens that take part in the loss; it may have holes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def count(mask: Bool[Tensor, "B T"]) -> Counts:
     """Tokens, and responses with at least one token, of `mask`."""
     lengths = mask.sum(dim=1)
     return Counts(tokens=int(lengths.sum()), sequences=int((lengths > 0).sum()))
+
+
+def last_token(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True on the last token of each response that is in the mask, wherever its holes are; nowhere if it has none."""
+    return mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
 
 
 def sequence_sum(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:

@@ -88,17 +88,17 @@ class CriticSettings:
 
 
 class ValueModule(BatchModule):
-    """The value before each response token, read where the token is predicted."""
+    """The value before each sampled token, read where the token is predicted."""
 
     def __init__(self, model: PreTrainedModel, device: Device) -> None:
         super().__init__(model, device, share_prefixes(model, device))
 
     def forward(self, batch: Batch) -> tuple[Tensor]:
-        """`[B, T]`, 0 outside the responses."""
-        hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
+        """`[B, T]`, 0 where nothing was sampled."""
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask)
         with self.device.autocast():
             values = value_head(self.model)(hidden).squeeze(1)
-        return (scatter_tokens(values.float(), batch.response_mask),)
+        return (scatter_tokens(values.float(), batch.sampled_mask),)
 
 
 class Critic:
@@ -124,13 +124,13 @@ class Critic:
         self.score_split = score_split
 
     def values(self, batch: Batch) -> Tensor:
-        """`[B, T]` on the CPU, 0 outside the responses: the estimate before each response token."""
+        """`[B, T]` on the CPU: the estimate before each sampled token, 0 elsewhere."""
         return passes.score(self.module, batch, self.score_split, "computing values")[0]
 
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
         s = self.settings
-        values, mask = batch.values, batch.response_mask
+        values, mask = batch.values, batch.sampled_mask
         assert values is not None
         assert batch.token_rewards is not None
         returns = lambda_returns(batch.token_rewards, mask, values, gamma=s.gamma, lam=s.lam)
@@ -160,7 +160,7 @@ class Critic:
         s, where, batch = self.settings, self.module.device.torch, part.batch
         assert batch.values is not None
         assert batch.returns is not None
-        mask = batch.mask.to(where)
+        mask = batch.loss_mask.to(where)
         (values,) = self.module(batch)
         losses, held = value_loss(values, batch.values.to(where), batch.returns.to(where), clip=s.clip)
         loss = aggregate(losses, mask, s.aggregation, part.counts, s.loss_scale)

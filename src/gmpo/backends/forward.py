@@ -26,7 +26,7 @@ PROBE_TOLERANCE = 1e-3
 
 LossOfRows = Callable[[slice, Tensor, Tensor | None], Tensor]
 """The loss of some rows of a batch, given their log-probs `[R, T]` and, where it depends on them, entropies `[R, T]`;
-both are 0 outside the responses."""
+both are 0 where nothing was sampled."""
 
 
 class PolicyModule(BatchModule):
@@ -53,14 +53,14 @@ class PolicyModule(BatchModule):
     def forward(
         self, batch: Batch, loss: LossOfRows | None = None, *, entropy: Entropies = "none"
     ) -> tuple[Tensor, Tensor | None]:
-        """Without a loss: log-probs of the response tokens `[B, T]` on the device, 0 elsewhere, without gradient.
+        """Without a loss: log-probs of the sampled tokens `[B, T]` on the device, 0 elsewhere, without gradient.
         With one: the loss over all rows, a scalar with gradient. And the entropies `[B, T]` if asked for.
 
         Args:
             loss: is called for runs of neighbouring rows, each row once; the loss is the sum of what it returns.
             entropy: as in `gmpo.ops.linear_loss.linear_loss`.
         """
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         targets = batch.response_ids[mask].to(self.device.torch)
         if loss is None:
             with torch.no_grad():
@@ -85,15 +85,15 @@ class PolicyModule(BatchModule):
         return value, None if entropies is None else scatter_tokens(entropies, mask)
 
     def _outputs(self, batch: Batch) -> tuple[Tensor, Head]:
-        """`[N, ..]` of the response tokens in the order of the mask's `nonzero()`, and the head that takes them."""
+        """`[N, ..]` of the sampled tokens in the order of the mask's `nonzero()`, and the head that takes them."""
         if not self.takes_hidden:
             return self._logits(batch), self.head
-        hidden = response_hidden(self.model, batch, self.device, mask=batch.response_mask)
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask)
         layer: Any = self.model.get_output_embeddings()
         return hidden.to(self.device.compute), replace(self.head, weight=layer.weight, bias=layer.bias)
 
     def _logits(self, batch: Batch) -> Tensor:
-        if not bool(batch.response_mask.any()):
+        if not bool(batch.sampled_mask.any()):
             return self._logits(stand_in())[:0]
         where = self.device.torch
         ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1).to(where)
@@ -107,7 +107,7 @@ class PolicyModule(BatchModule):
                 use_cache=False,
                 logits_to_keep=batch.response_ids.shape[1] + 1,
             ).logits[:, :-1]
-        kept: Tensor = logits[batch.response_mask.to(where)]
+        kept: Tensor = logits[batch.sampled_mask.to(where)]
         return kept.float()
 
 

@@ -71,7 +71,7 @@ class LocalLearner:
         filled = batch
         if old:
             logp, entropy = passes.score(self.module, batch, self.score_split, LOGPROBS, outputs=2, entropy="value")
-            filled = filled.replace(old_logp=logp, entropy=entropy)
+            filled = filled.replace(learner_logp=logp, entropy=entropy)
         if self.reference is not None:
             filled = filled.replace(ref_logp=passes.score(self.reference, batch, self.reference_split, LOGPROBS)[0])
         if self.critic is not None:

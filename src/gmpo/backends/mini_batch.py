@@ -43,7 +43,7 @@ class MiniBatch:
         found = {
             "rows": self.rows,
             "advantage": b.advantage,
-            "mask": b.mask,
+            "mask": b.loss_mask,
             "old_logp": b.old_logp,
             "ref_logp": b.ref_logp,
             "weights": b.weights,
@@ -59,12 +59,13 @@ def prepare(objective: Objective, batch: Batch, step: int, logp: Tensor | None =
         step: training step.
         logp: log-probs `[B, T]` of the present policy; needed where the objective chooses tokens.
     """
-    assert batch.advantage is not None
+    advantage = batch.advantage
+    assert advantage is not None
     if objective.chooses:
         assert logp is not None
-        chosen = objective.choose(logp, batch.old_logp, batch.advantage, batch.mask, batch.index, step)
+        chosen = objective.choose(logp, batch.old_logp, advantage, batch.loss_mask, batch.index, step)
         batch = batch.replace(selected=chosen)
-    rows = objective.with_signal(batch.advantage, batch.mask)
+    rows = objective.with_signal(advantage, batch.loss_mask)
     with_signal = batch.select(rows)
     return MiniBatch(with_signal, rows, batch.counts(), with_signal.counts(), batch.response_ids.shape[1], step)
 
@@ -72,8 +73,10 @@ def prepare(objective: Objective, batch: Batch, step: int, logp: Tensor | None =
 def stand_in() -> Batch:
     """One row of one prompt and one response token, for a pass that must be made although there are no rows."""
     token, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
-    number, value = torch.zeros(1, dtype=torch.long), torch.zeros(1)
-    return Batch(token, real, token, real, group=number, index=number, rewards=value, rollout_logp=torch.zeros(1, 1))
+    number, nothing = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1)
+    return Batch(
+        token, real, token, real, real, group=number, index=number, rewards=torch.zeros(1), rollout_logp=nothing
+    )
 
 
 def every_row(batch: Batch, step: int) -> MiniBatch:

@@ -78,7 +78,7 @@ def response_hidden(model: PreTrainedModel, batch: Batch, device: Device, *, mas
     mask = mask.cpu()
     if not bool(mask.any()):
         other = stand_in()
-        return response_hidden(model, other, device, mask=other.response_mask)[:0]
+        return response_hidden(model, other, device, mask=other.sampled_mask)[:0]
     if packs(model):
         return _packed(model, batch, device, mask)
     return _padded(model, batch, device, mask)

@@ -5,10 +5,11 @@ All tokens stand on one axis without padding, one tree after the other:
     [prompt a | longest answer | other answers ..][prompt b | longest answer | ..]
 
 A prompt and its longest answer are one ordinary causal sequence, the trunk. Every other answer attends to the prompt
-and, causally, to itself. Positions go on after the prompt in every answer. What no token of the loss depends on has no
-place: an answer's last token in the loss predicts nothing, so neither it nor what follows is there.
+and, causally, to itself. Positions go on after the prompt in every answer. What no wanted token depends on has no
+place: an answer's last wanted token predicts nothing, so neither it nor what follows is there. Unwanted tokens before
+it are.
 
-Shapes: S places of the axis, N tokens in the loss, B rows and T response positions of the micro-batch.
+Shapes: S places of the axis, N wanted tokens, B rows and T response positions of the micro-batch.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class PrefixLayout:
     ids: Int[Tensor, " S"]
     positions: Int[Tensor, " S"]
     predictors: Int[Tensor, " N"]
-    """The place whose hidden state predicts each token in the loss, in the order of the mask's `nonzero()`."""
+    """The place whose hidden state predicts each wanted token, in the order of the mask's `nonzero()`."""
     blocks: tuple[Block, ...]
     """Every place is a query of exactly one causal block and of at most one other."""
 

@@ -58,7 +58,7 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
     """Rewards, advantages and entropy."""
-    mask = batch.response_mask
+    mask = batch.sampled_mask
     constant = group_moments(batch.rewards, batch.group).constant
     metrics = {"rollout/zero_variance_groups": float(constant.double().mean())}
     if batch.token_rewards is not None:
@@ -125,14 +125,14 @@ def _single_update_mismatch(batches: Sequence[Batch], updates: Sequence[Update])
     if len(updates) != 1 or batches[0].old_logp is not None or not len(updates[0].rows):
         return {}
     rows = updates[0].rows
-    mask = batches[0].response_mask[rows]
+    mask = batches[0].sampled_mask[rows]
     logp, sampled = updates[0].logp, batches[0].rollout_logp[rows]
     return mismatch(logp, sampled, mask)
 
 
 def _tokens(batch: Batch, update: Update) -> dict[str, np.ndarray]:
-    """The computed tokens of one update, flat: log-ratio, sign of the advantage, which were cut."""
-    mask = batch.response_mask[update.rows]
+    """The sampled tokens of an update's rows, flat: log-ratio, sign of the advantage, which were cut."""
+    mask = batch.sampled_mask[update.rows]
     d = torch.zeros_like(update.logp) if batch.old_logp is None else update.logp - batch.old_logp[update.rows]
     advantage = batch.advantage[update.rows] if batch.advantage is not None else torch.zeros_like(d)
     lengths = mask.sum(1).clamp(min=1)

@@ -76,6 +76,12 @@ class _Settings:
     weight_grad: Tensor | None
 
 
+def _started(parameter: Tensor | None, earlier: Tensor | None) -> Tensor:
+    """The sum that a parameter's gradient is added to: what earlier passes left, or zeros."""
+    assert parameter is not None
+    return torch.zeros_like(parameter) if earlier is None else earlier
+
+
 class _LinearLoss(torch.autograd.Function):
     """Hidden states, weight and bias -> loss and entropies. All gradients are made in the forward pass, while the
     logits of a tile are there."""
@@ -86,8 +92,8 @@ class _LinearLoss(torch.autograd.Function):
         exact, where = exact_dtype(hidden), hidden.device
         totals = _Totals(
             loss=torch.zeros((), dtype=exact, device=where),
-            weight=(torch.zeros_like(weight) if s.weight_grad is None else s.weight_grad) if of_weight else None,
-            bias=torch.zeros_like(bias) if of_bias else None,
+            weight=_started(weight, s.weight_grad) if of_weight else None,
+            bias=_started(bias, None) if of_bias else None,
         )
         gradient = torch.zeros_like(hidden)
         entropies = torch.zeros(0 if s.entropy == "none" else len(s.targets), dtype=exact, device=where)

@@ -2,6 +2,11 @@
 
 Shapes: B responses, P prompt positions (left-padded), T response positions (right-padded). A row is
 `[pad.. prompt | response pad..]`, so response position t of every row stands in column P + t.
+
+Masks: a token is real (`prompt_mask`, `response_mask`: the model reads it, it has a position and counts in lengths),
+sampled (`sampled_mask`: the policy chose it, so it has a log-prob, an entropy, a value, an advantage), in the loss
+(`loss_mask`: it has a gradient and counts in the denominators). Each is a part of the one before it, and none stands
+for another.
 """
 
 from __future__ import annotations
@@ -36,7 +41,10 @@ class Batch:
     prompt_mask: Bool[Tensor, "B P"]
     response_ids: Int[Tensor, "B T"]
     response_mask: Bool[Tensor, "B T"]
-    """True on sampled tokens, the stop token included."""
+    """The real tokens of the response, the stop token included: the first ones of a row, without holes."""
+    sampled_mask: Bool[Tensor, "B T"]
+    """The real tokens that the policy chose itself. A hole among them is what a tool or an environment said: the policy
+    reads it and is not asked about it."""
     group: Int[Tensor, " B"]
     """Index of the problem within the step's batch."""
     index: Int[Tensor, " B"]
@@ -44,18 +52,20 @@ class Batch:
     rewards: Float[Tensor, " B"]
     """Reward of each response, before any KL term."""
     rollout_logp: Float[Tensor, "B T"]
-    """The sampler's log-probs; 0 outside the mask."""
+    """The sampler's log-probs; 0 where nothing was sampled."""
     finished: Bool[Tensor, " B"] | None = None
     """The response ended by itself; false where it was cut at the length limit. None where all did."""
-    old_logp: Float[Tensor, "B T"] | None = None
-    """The learner's log-probs at the start of the step; None where one update makes them equal to the current ones."""
+    learner_logp: Float[Tensor, "B T"] | None = None
+    """The learner's log-probs at the start of the step; None where they were not computed."""
+    old_is_rollout: bool = False
+    """The old policy is the sampler's: `old_logp` is `rollout_logp`, and not `learner_logp`."""
     ref_logp: Float[Tensor, "B T"] | None = None
     """The reference model's log-probs; None without a KL term."""
     entropy: Float[Tensor, "B T"] | None = None
     """Entropy of the learner's distribution at the start of the step, in nats; None when it was not computed."""
-    loss_mask: Bool[Tensor, "B T"] | None = None
-    """The response tokens that take part in the loss; None where all do. Rejected and masked ones leave it, and so the
-    loss's denominators, while the policy still reads them."""
+    loss_mask: Bool[Tensor, "B T"] = None  # type: ignore[assignment]  # filled in by __post_init__
+    """The sampled tokens that take part in the loss: all of them where no mask is given. Rejected and masked ones leave
+    it, and so the loss's denominators, while the policy still reads them."""
     weights: Float[Tensor, "B T"] | None = None
     """Constants that multiply the gradient of each token; None weights all alike."""
     values: Float[Tensor, "B T"] | None = None
@@ -69,6 +79,18 @@ class Batch:
     token_rewards: Float[Tensor, "B T"] | None = None
     """Rewards per token, the KL term included: what advantages are made of."""
     advantage: Float[Tensor, "B T"] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where one mask stands for another."""
+        if self.loss_mask is None:
+            object.__setattr__(self, "loss_mask", self.sampled_mask)
+        real = self.response_mask
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            raise ValueError("response_mask has a hole: what the policy did not sample leaves sampled_mask only")
+        if bool((self.sampled_mask & ~real).any()):
+            raise ValueError("sampled_mask has tokens outside response_mask: padding cannot have been sampled")
+        if bool((self.loss_mask & ~self.sampled_mask).any()):
+            raise ValueError("loss_mask has tokens outside sampled_mask: only what was sampled can be in the loss")
 
     @property
     def rows(self) -> int:
@@ -85,17 +107,17 @@ class Batch:
         return self.prompt_mask.sum(1) + self.response_mask.sum(1)
 
     @property
-    def mask(self) -> Bool[Tensor, "B T"]:
-        """The tokens in the loss."""
-        return self.response_mask if self.loss_mask is None else self.loss_mask
+    def old_logp(self) -> Float[Tensor, "B T"] | None:
+        """The log-probs that ratios are taken against; None where one update makes them equal to the current ones."""
+        return self.rollout_logp if self.old_is_rollout else self.learner_logp
 
     def counts(self) -> Counts:
         """Tokens and responses in the loss: the two denominators a mini-batch can have."""
-        return count(self.mask)
+        return count(self.loss_mask)
 
-    def replace(self, **tensors: Any) -> Batch:
-        """A copy with some tensors exchanged."""
-        return dataclasses.replace(self, **tensors)
+    def replace(self, **fields: Any) -> Batch:
+        """A copy with some fields exchanged."""
+        return dataclasses.replace(self, **fields)
 
     def select(self, rows: Int[Tensor, " R"]) -> Batch:
         """The given rows, in the given order, with padding that no row needs cut away."""
@@ -104,14 +126,14 @@ class Batch:
         prompt = int(self.prompt_mask[rows].sum(1).max()) if len(rows) else 0
         response = int(self.response_mask[rows].sum(1).max()) if len(rows) else 0
         start = self.prompt_mask.shape[1] - prompt
-        for name, tensor in picked.items():
-            if tensor is not None and tensor.dim() == 2:
-                picked[name] = tensor[:, start:] if name.startswith("prompt_") else tensor[:, :response]
-        return Batch(**picked)  # type: ignore[arg-type]  # the required fields are never None
+        for name, value in picked.items():
+            if isinstance(value, Tensor) and value.dim() == 2:
+                picked[name] = value[:, start:] if name.startswith("prompt_") else value[:, :response]
+        return Batch(**picked)
 
     def take(self, rows: Int[Tensor, " R"]) -> Batch:
         """The given rows with all their padding: response positions stay where they are."""
-        return Batch(**{f.name: _rows(getattr(self, f.name), rows) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+        return Batch(**{f.name: _rows(getattr(self, f.name), rows) for f in dataclasses.fields(self)})
 
     def mini_batches(self, problems: int, *, epochs: int, shuffle_seed: int | None) -> Iterator[Int[Tensor, " R"]]:
         """Row indices of each optimizer update: `problems` whole groups at a time, the last slice possibly smaller.
@@ -131,8 +153,8 @@ class Batch:
                 yield torch.cat([(self.group == g).nonzero().squeeze(1) for g in members])
 
 
-def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor[rows]
+def _rows(value: Any, rows: Tensor) -> Any:
+    return value[rows] if isinstance(value, Tensor) else value
 
 
 def micro_batches(
@@ -202,14 +224,19 @@ def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
     answers = [(index, group, graded) for index, group in enumerate(groups) for graded in group.graded]
     prompt_ids, prompt_mask = pad_left([group.prompt_ids for _, group, _ in answers], pad_id)
     response_ids, response_mask = pad_right([g.completion.token_ids for _, _, g in answers], pad_id)
-    rollout_logp = torch.zeros(response_ids.shape)
+    sampled_mask, rollout_logp = torch.zeros_like(response_mask), torch.zeros(response_ids.shape)
     if answers:
-        rollout_logp[response_mask] = torch.from_numpy(np.concatenate([g.completion.logprobs for _, _, g in answers]))
+        sampled = np.concatenate([g.completion.sampled_mask for _, _, g in answers])
+        logprobs = np.concatenate([g.completion.logprobs for _, _, g in answers])
+        sampled_mask[response_mask] = torch.from_numpy(sampled)
+        # What stands where nothing was sampled has no meaning, and may be no number.
+        rollout_logp[sampled_mask] = torch.from_numpy(logprobs[sampled])
     return Batch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         response_ids=response_ids,
         response_mask=response_mask,
+        sampled_mask=sampled_mask,
         group=torch.tensor([index for index, _, _ in answers], dtype=torch.long),
         index=torch.arange(len(answers)),
         rewards=torch.tensor([g.reward for _, _, g in answers], dtype=torch.float32),

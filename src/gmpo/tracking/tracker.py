@@ -128,16 +128,20 @@ def _token_records(
 ) -> dict[int, dict[str, Any]]:
     """Batch row -> what the learner computed for each token, for the rows of the first `groups` groups.
 
-    `updates` lists each update that computed the row: log-probs before the update and the tokens a bound held.
+    Lists have one entry for each real token of the response. Where some were not sampled, `sampled` has 0 for them, and
+    their other entries mean nothing. `updates` lists each update that computed the row: log-probs before the update and
+    the tokens a bound held.
     """
     wanted = (batch.group < groups).nonzero().squeeze(1).tolist()
     records: dict[int, dict[str, Any]] = {}
     for row in wanted:
         n = int(batch.response_mask[row].sum())
+        sampled = batch.sampled_mask[row, :n]
         prompt = batch.prompt_ids[row][batch.prompt_mask[row]]
         records[row] = {
             "prompt_ids": prompt.tolist(),
             "response_ids": batch.response_ids[row, :n].tolist(),
+            **({} if sampled.all() else {"sampled": sampled.int().tolist()}),
             "rollout_logp": batch.rollout_logp[row, :n].tolist(),
             "old_logp": None if batch.old_logp is None else batch.old_logp[row, :n].tolist(),
             "ref_logp": None if batch.ref_logp is None else batch.ref_logp[row, :n].tolist(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
-from gmpo.algo.masks import sequence_mean
+from gmpo.algo.masks import last_token, sequence_mean
 from gmpo.config.corrections import Rejection
 from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
 from gmpo.records.batch import Batch
@@ -96,8 +96,12 @@ class Credit:
         self.loss_mask = loss_mask or LossMask()
 
     def __call__(self, batch: Batch, kl_coef: float) -> Credited:
-        """Put each response's reward on its last token, subtract the KL penalty, estimate advantages; then mask and
-        weight what the loss sees. Every answer informs its group's baseline, also one that leaves the loss."""
+        """Put each response's reward on its last sampled token, subtract the KL penalty, estimate advantages; then mask
+        and weight what the loss sees. Every answer informs its group's baseline, also one that leaves the loss.
+
+        An answer may end with tokens that were not sampled; they are no actions of the policy, so the reward belongs to
+        the last one that is. A response without any sampled token has no place for a reward, and counts with 0.
+        """
         token_rewards, kl_coef, metrics = self._token_rewards(batch, kl_coef)
         traits = self.estimator.traits
         tensors: dict[str, Tensor | None] = {}
@@ -105,16 +109,14 @@ class Credit:
             tensors["values"] = batch.values
         if traits.needs_greedy:
             tensors["greedy_reward"] = batch.greedy_reward
-        advantage = self.estimator.fn(token_rewards, batch.response_mask, batch.group, **tensors, **self.numbers)
+        advantage = self.estimator.fn(token_rewards, batch.sampled_mask, batch.group, **tensors, **self.numbers)
         batch = batch.replace(token_rewards=token_rewards, advantage=advantage)
         batch, correction_metrics = self._corrected(self._masked(batch))
         return Credited(batch, kl_coef, {**metrics, **correction_metrics})
 
     def _token_rewards(self, batch: Batch, kl_coef: float) -> tuple[Tensor, float, dict[str, float]]:
-        mask = batch.response_mask
-        last = mask.sum(dim=1, keepdim=True) - 1
-        positions = torch.arange(mask.shape[1]).unsqueeze(0)
-        token_rewards = torch.where(positions == last, batch.rewards.unsqueeze(1), 0.0)
+        mask = batch.sampled_mask
+        token_rewards = torch.where(last_token(mask), batch.rewards.unsqueeze(1), 0.0)
         if self.reward_kl is None:
             return token_rewards, kl_coef, {}
         assert batch.old_logp is not None
@@ -130,7 +132,7 @@ class Credit:
         return token_rewards, kl_coef, metrics
 
     def _masked(self, batch: Batch) -> Batch:
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         if self.loss_mask.zero_variance:
             mask = mask & ~group_moments(batch.rewards, batch.group).constant.unsqueeze(1)
         if self.loss_mask.truncated and batch.finished is not None:
@@ -139,28 +141,28 @@ class Credit:
             assert batch.entropy is not None
             bound = torch.quantile(batch.entropy[mask].double(), self.loss_mask.entropy_quantile)
             mask = mask & (batch.entropy >= bound)
-        return batch if mask is batch.response_mask else batch.replace(loss_mask=mask)
+        return batch.replace(loss_mask=mask)
 
     def _corrected(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         c = self.correction
         metrics: dict[str, float] = {}
-        if batch.old_logp is not None and batch.old_logp is not batch.rollout_logp:
-            log_ratio = batch.old_logp - batch.rollout_logp
-            mask = batch.mask
-            metrics |= mismatch(batch.old_logp, batch.rollout_logp, batch.response_mask)
+        if batch.learner_logp is not None:
+            log_ratio = batch.learner_logp - batch.rollout_logp
+            mask = batch.loss_mask
+            metrics |= mismatch(batch.learner_logp, batch.rollout_logp, batch.sampled_mask)
             for rejection in c.rejections:
-                kept = accepted(log_ratio, batch.mask, rule=rejection.rule, low=rejection.low, high=rejection.high)
-                metrics |= rejection_stats(rejection.rule, batch.mask, kept)
+                kept = accepted(log_ratio, batch.loss_mask, rule=rejection.rule, low=rejection.low, high=rejection.high)
+                metrics |= rejection_stats(rejection.rule, batch.loss_mask, kept)
                 mask = mask & kept
             if c.rejections:
-                metrics |= rejection_stats("", batch.mask, mask)
+                metrics |= rejection_stats("", batch.loss_mask, mask)
                 batch = batch.replace(loss_mask=mask)
-            weights = self._weights(log_ratio, mask, batch.response_mask)
+            weights = self._weights(log_ratio, mask, batch.sampled_mask)
             if weights is not None:
                 metrics |= weight_stats(weights, mask, c.threshold)
                 batch = batch.replace(weights=weights)
         if c.bypass:
-            batch = batch.replace(old_logp=batch.rollout_logp)
+            batch = batch.replace(old_is_rollout=True)
         return batch, metrics
 
     def _weights(self, log_ratio: Tensor, mask: Tensor, answer: Tensor) -> Tensor | None:

@@ -48,14 +48,14 @@ class Scoring:
         if not self.old or self.tolerance == 0.0:
             return Scored(self.learner.score(batch, old=self.old), {})
         probe = self.learner.score(batch.select(_probed(batch, step)), old=True)
-        assert probe.old_logp is not None
-        apart = (probe.old_logp - probe.rollout_logp)[probe.response_mask].abs()
+        assert probe.learner_logp is not None
+        apart = (probe.learner_logp - probe.rollout_logp)[probe.sampled_mask].abs()
         agree = bool((apart <= self.tolerance).all())
         metrics = {"rollout/old_log_probs_reused": float(agree)}
         if not agree:  # also when a difference is NaN
             return Scored(self.learner.score(batch, old=True), metrics)
-        metrics |= mismatch(probe.old_logp, probe.rollout_logp, probe.response_mask)
-        return Scored(self.learner.score(batch, old=False).replace(old_logp=batch.rollout_logp), metrics)
+        metrics |= mismatch(probe.learner_logp, probe.rollout_logp, probe.sampled_mask)
+        return Scored(self.learner.score(batch, old=False).replace(old_is_rollout=True), metrics)
 
 
 def _probed(batch: Batch, step: int) -> Tensor:

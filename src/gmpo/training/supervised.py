@@ -23,11 +23,12 @@ def demonstration_batch(items: Sequence[EncodedDemonstration], *, pad_id: int) -
         prompt_mask=prompt_mask,
         response_ids=response_ids,
         response_mask=response_mask,
+        sampled_mask=response_mask,  # as if the policy had said them
         group=torch.arange(len(items)),
         index=torch.arange(len(items)),
         rewards=torch.zeros(len(items)),
         rollout_logp=zeros,
-        old_logp=zeros,
+        learner_logp=zeros,
         entropy=zeros,
         advantage=torch.ones(response_ids.shape),
     )
@@ -37,8 +38,8 @@ def mean_loss(learner: Learner, items: Sequence[EncodedDemonstration], *, pad_id
     """Mean `-logp` per answer token, in nats, without learning."""
     batch = demonstration_batch(items, pad_id=pad_id)
     scored = learner.score(batch, old=True)
-    assert scored.old_logp is not None
-    return float(-scored.old_logp[batch.response_mask].double().mean())
+    assert scored.learner_logp is not None
+    return float(-scored.learner_logp[batch.sampled_mask].double().mean())
 
 
 def fine_tune(
