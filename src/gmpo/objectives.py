@@ -48,6 +48,11 @@ class LossTraits:
     published_clip: tuple[float, float] | None = None
     """Its paper's bounds, where PPO's 0.2 is on another scale."""
 
+    @property
+    def all_numbers(self) -> tuple[str, ...]:
+        """The keyword arguments from the configuration, of the loss or of its choice of tokens, each once."""
+        return tuple(dict.fromkeys(self.numbers + self.select_numbers))
+
 
 @dataclass(frozen=True, slots=True)
 class RejectionTraits:
