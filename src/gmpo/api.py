@@ -154,7 +154,7 @@ def train(
                 sampler=collector.sampler,
                 learner=learner,
                 gather=build_gather(c, collector, problems, history),
-                score=build_scoring(c, learner, counts),
+                score=build_scoring(c, learner),
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,

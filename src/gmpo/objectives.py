@@ -69,6 +69,18 @@ class RejectionTraits:
         return self.divergence == "k1"
 
 
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One option of `rollout_rs` with its bounds. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
+
+    rule: str
+    """A name of `REJECTIONS`."""
+    low: float
+    """k1: the smallest ratio mu / pi_old that is kept. Otherwise 0, which every divergence reaches."""
+    high: float
+    """k1: the largest ratio that is kept. Otherwise the largest divergence."""
+
+
 ESTIMATORS: Mapping[str, EstimatorTraits] = {
     "grpo": EstimatorTraits(("normalise_by_std",), needs_groups=True),
     "gae": EstimatorTraits(("gamma", "lam"), needs_critic=True, per_token=True),

@@ -22,35 +22,6 @@ from gmpo.config.schema_training import Optim
 from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
 
 
-def needs_reference(config: Config) -> bool:
-    """Whether a term compares the policy with the reference model."""
-    actor = config.actor_rollout_ref.actor
-    return (actor.use_kl_loss and actor.kl_loss_coef > 0) or config.algorithm.use_kl_in_reward
-
-
-def needs_old_logp(config: Config, updates: int) -> bool:
-    """Whether a step starts with the learner's log-probs of what was sampled.
-
-    Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand in
-    for them, unless something else compares the two or needs the entropies.
-    """
-    compares = build_correction(config).compares or config.algorithm.use_kl_in_reward
-    groups = config.algorithm.filter_groups
-    stale = groups.enable and groups.max_staleness > 0
-    if stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
-        return True
-    return updates > 1 and not config.algorithm.rollout_correction.bypass_mode
-
-
-def can_reuse_logp(config: Config) -> bool:
-    """Whether the sampler's log-probs may stand for the old ones: it has the learner's weights, nothing compares the
-    two policies, and nothing needs the entropies that come with old log-probs."""
-    groups = config.algorithm.filter_groups
-    stale = groups.enable and groups.max_staleness > 0
-    compares = build_correction(config).compares
-    return not (stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None)
-
-
 def build_objective(config: Config, total_steps: int) -> Objective:
     """The loss that `policy_loss.loss_mode` names, with its numbers and the terms beside it."""
     actor = config.actor_rollout_ref.actor
@@ -67,7 +38,7 @@ def build_objective(config: Config, total_steps: int) -> Objective:
         aggregation=actor.loss_agg_mode,
         loss_scale=float(actor.loss_scale_factor or config.data.max_response_length),
         temperature=config.actor_rollout_ref.rollout.temperature,
-        kl_coef=actor.kl_loss_coef if actor.use_kl_loss else 0.0,
+        kl_coef=actor.kl_loss_coef if actor.has_kl_term else 0.0,
         kl_kind=actor.kl_loss_type,
         entropy_coef=actor.entropy_coeff,
         seed=actor.data_loader_seed,

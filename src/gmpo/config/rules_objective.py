@@ -71,7 +71,7 @@ def _aggregation(config: Config, given: Given, traits: LossTraits) -> Iterator[I
     actor, critic = config.actor_rollout_ref.actor, config.critic
     mode, scale = f"{ACTOR}.loss_agg_mode", f"{ACTOR}.loss_scale_factor"
     own = traits.per_sequence or traits.aggregation is not None
-    if own and not (actor.entropy_coeff or actor.use_kl_loss):
+    if own and not (actor.entropy_coeff or actor.has_kl_term):
         mean = f"is defined with {traits.aggregation}" if traits.aggregation else "averages over answers"
         reason = f"{actor.policy_loss.loss_mode} {mean}, and there is no KL or entropy term that it could govern"
         yield from inert(reason, scale)
@@ -101,8 +101,7 @@ def one_update(config: Config, given: Given) -> Iterator[Issue]:
     """A loss per response is nothing of its own before the second update of a step."""
     actor = config.actor_rollout_ref.actor
     mode, traits = actor.policy_loss.loss_mode, LOSSES[actor.policy_loss.loss_mode]
-    updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
-    if not traits.per_sequence or updates > 1 or config.algorithm.rollout_correction.bypass_mode:
+    if not traits.per_sequence or config.updates_per_step > 1 or config.algorithm.rollout_correction.bypass_mode:
         return
     summed = "length_norm" in traits.numbers and not actor.policy_loss.length_norm
     alike = "seq-mean-token-sum" if summed else ALIKE_FROM_THE_START

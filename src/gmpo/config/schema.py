@@ -171,3 +171,52 @@ class Config(Section):
     reward_model: RewardModel = Field(default_factory=RewardModel)
     custom_reward_function: CustomRewardFunction = Field(default_factory=CustomRewardFunction)
     trainer: Trainer = Field(default_factory=Trainer)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a term compares the policy with the reference model."""
+        return self.actor_rollout_ref.actor.has_kl_term or self.algorithm.use_kl_in_reward
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of the policy per training step; the last one may be smaller."""
+        actor = self.actor_rollout_ref.actor
+        return -(-self.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
+
+    @property
+    def critic_updates_per_step(self) -> int:
+        """Optimizer updates of the critic per training step; 0 without one."""
+        critic = self.critic
+        return -(-self.data.train_batch_size // critic.ppo_mini_batch_size) * critic.ppo_epochs if critic.enable else 0
+
+    @property
+    def problems_per_round(self) -> int:
+        """Problems that are sampled at once; a step takes several such rounds where groups are filtered."""
+        return self.data.gen_batch_size if self.algorithm.filter_groups.enable else self.data.train_batch_size
+
+    @property
+    def needs_old_logp(self) -> bool:
+        """Whether a step starts with the learner's log-probs of what was sampled.
+
+        Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand
+        in for them, unless something else compares the two or needs the entropies.
+        """
+        bypass = self.algorithm.rollout_correction.bypass_mode
+        several = self.updates_per_step > 1 and not bypass
+        return several or self._needs_own_logp or self.algorithm.use_kl_in_reward
+
+    @property
+    def can_reuse_logp(self) -> bool:
+        """Whether log-probs of a sampler with the learner's weights may stand for the old ones: nothing compares the
+        two policies, and nothing needs the entropies that come with old log-probs."""
+        return not self._needs_own_logp
+
+    @property
+    def _needs_own_logp(self) -> bool:
+        stale, entropies = self.algorithm.filter_groups.keeps_groups, self.actor_rollout_ref.actor.entropy_quantile
+        return stale or entropies is not None or self.algorithm.rollout_correction.compares
+
+    @property
+    def devices(self) -> int:
+        """Devices of the run. A count that is not given is taken as 1."""
+        return self.trainer.nnodes * max(1, self.trainer.n_gpus_per_node or 1)

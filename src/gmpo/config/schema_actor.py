@@ -159,6 +159,11 @@ class Actor(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     policy_loss: PolicyLoss = Field(default_factory=PolicyLoss)
 
+    @property
+    def has_kl_term(self) -> bool:
+        """Whether the loss holds a KL to the reference model."""
+        return self.use_kl_loss and self.kl_loss_coef > 0
+
 
 class RefModel(Section):
     """Weights of the reference model."""
@@ -205,6 +210,11 @@ class ValKwargs(Section):
     do_sample: bool = setting(
         None, "False takes the most probable token each time, whatever the temperature.", derived="temperature > 0"
     )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return not self.do_sample or self.temperature == 0
 
 
 class Rollout(Section):
