@@ -269,12 +269,16 @@ def without_counterpart(
     if reason := unsupported(path, any_value):
         return reason
     reason = unsupported(path, refused)
-    if value in NEUTRAL.get(path, ()):
-        return f"the value asks for nothing ({unsupported(path, refused)})"
-    asks = value is True or value not in OFF if not isinstance(value, list | dict) else bool(value)
-    if reason is None or ".megatron" in path or asks:
+    if reason is None or ".megatron" in path or not asks_nothing(path, value):
         return None
     return f"the value asks for nothing ({reason})"
+
+
+def asks_nothing(path: str, value: object) -> bool:
+    """Whether the value of a key of verl that is not in the tree leaves things as they are without the key."""
+    if isinstance(value, list | dict):
+        return not value
+    return value in NEUTRAL.get(path, ()) or (value is not True and value in OFF)
 
 
 def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:
