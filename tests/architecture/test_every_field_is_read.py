@@ -32,6 +32,7 @@ CONSUMED_BY_LOADING = {
     "trainer.project_name",
     "trainer.experiment_name",
     "actor_rollout_ref.actor.ppo_micro_batch_size",
+    "actor_rollout_ref.actor.clip_ratio",
 }
 """Settings whose effect is the value of other, derived ones, where no program reads them itself."""
 CONSUMED_BY_RULES = {"algorithm.allow_truncated_sampling"}
@@ -238,6 +239,7 @@ def test_a_setting_that_loading_consumes_changes_another_one() -> None:
         "trainer.project_name": "p",
         "trainer.experiment_name": "e",
         "actor_rollout_ref.actor.ppo_micro_batch_size": 4,
+        "actor_rollout_ref.actor.clip_ratio": 0.3,
     }
     assert values.keys() == CONSUMED_BY_LOADING
     for path, value in values.items():

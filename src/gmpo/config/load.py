@@ -147,9 +147,14 @@ def _idle(
 ) -> frozenset[str]:
     """Given keys without effect that stand at the value which they have when nothing is given."""
     defaults, _ = program.complete({})
-    known = (path for path in without_effect if path in settings.values and get(config, path) == get(defaults, path))
+    known = {path: leaves(program.root)[path].follows for path in without_effect if path in settings.values}
+    idle = (
+        path
+        for path, source in known.items()
+        if get(config, path) == get(defaults, path) or (source is not None and get(config, path) == get(config, source))
+    )
     foreign = (path for path, (value, _) in settings.ignored.items() if asks_nothing(path, value))
-    return frozenset((*known, *foreign))
+    return frozenset((*idle, *foreign))
 
 
 def _only_shown(program: _Program[ConfigT], layer: Layer) -> frozenset[str]:

@@ -11,6 +11,7 @@ from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
 from gmpo.config.schema_reward import CustomRewardFunction, RewardModel
+from gmpo.config.schema_training import RUN_FOLDER
 
 Truncation = Literal["error", "left", "right", "middle"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,7 +37,7 @@ class Data(Section):
     gen_batch_size: int = setting(
         None,
         "Problems asked in each round of sampling under algorithm.filter_groups.",
-        derived="data.train_batch_size",
+        follows="data.train_batch_size",
         ge=1,
     )
     val_batch_size: int | None = setting(
@@ -56,7 +57,7 @@ class Data(Section):
         "error", "What to do with a prompt that is too long: stop, or keep its end (left), its start (right), or both."
     )
     shuffle: bool = setting(True, "Visit the training problems in a new random order each epoch, drawn from data.seed.")
-    seed: int = setting(None, "Seed of the order of the training problems.", derived="trainer.seed", ge=0)
+    seed: int = setting(None, "Seed of the order of the training problems.", follows="trainer.seed", ge=0)
     train_max_samples: int = setting(-1, "Use only so many training problems. -1 uses all.", ge=-1)
     val_max_samples: int = setting(-1, "Use only so many validation problems. -1 uses all.", ge=-1)
     pass_rate_range: tuple[float, float] | None = setting(
@@ -121,9 +122,7 @@ class Trainer(Section):
     )
     project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
     experiment_name: str = setting("run", "Name of the run for loggers; part of the default run folder.")
-    default_local_dir: str = setting(
-        None, "The run folder: checkpoints, metrics, samples.", derived="checkpoints/{project_name}/{experiment_name}"
-    )
+    default_local_dir: str = setting(None, "The run folder: checkpoints, metrics, samples.", derived=RUN_FOLDER)
     save_freq: int = setting(-1, "Write a checkpoint every so many steps and after the last one. -1 is off.", ge=-1)
     test_freq: int = setting(-1, "Validate every so many steps and after the last one. -1 is off.", ge=-1)
     val_before_train: bool = setting(True, "Validate before the first step, when there are validation files.")
