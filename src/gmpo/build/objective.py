@@ -17,7 +17,7 @@ from gmpo.backends.models import ModelSource, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.config import Config
 from gmpo.config.corrections import rejections
-from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS, values
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS, configured_numbers
 from gmpo.config.schema_training import Optim
 from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
 
@@ -26,7 +26,7 @@ def build_objective(config: Config, total_steps: int) -> Objective:
     """The loss that `policy_loss.loss_mode` names, with its numbers and the terms beside it."""
     actor = config.actor_rollout_ref.actor
     loss = POLICY_LOSSES[actor.policy_loss.loss_mode]
-    numbers = values(config, loss.traits.all_numbers, LOSS_KEYS)
+    numbers = configured_numbers(config, loss.traits.all_numbers, LOSS_KEYS)
     courses = {name: value for name, value in numbers.items() if isinstance(value, tuple)}
     return Objective(
         loss=loss,
@@ -93,7 +93,7 @@ def build_credit(config: Config) -> Credit:
     )
     return Credit(
         estimator,
-        values(config, estimator.traits.numbers, ESTIMATOR_KEYS),
+        configured_numbers(config, estimator.traits.numbers, ESTIMATOR_KEYS),
         reward_kl if algorithm.use_kl_in_reward else None,
         correction=build_correction(config),
         loss_mask=LossMask(

@@ -38,6 +38,6 @@ LOSS_KEYS: Mapping[str, str] = {
 the first to the second over the run."""
 
 
-def values(config: Config, names: Iterable[str], keys: Mapping[str, str]) -> dict[str, Any]:
+def configured_numbers(config: Config, names: Iterable[str], keys: Mapping[str, str]) -> dict[str, Any]:
     """The named numbers as a configuration sets them."""
     return {name: get(config, keys[name]) for name in names}
