@@ -154,7 +154,7 @@ def train(
                 sampler=collector.sampler,
                 learner=learner,
                 gather=build_gather(c, collector, problems, history),
-                score=build_scoring(c, learner, counts),
+                score=build_scoring(c, learner),
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,
@@ -249,12 +249,13 @@ def _speaker(console: Console) -> Callable[..., None]:
 
 
 def _print_notes(say: Callable[..., None], resolved: Resolved[Any]) -> None:
-    """Warnings and inert keys, one line each; `gmpo check` shows everything."""
-    notes = [("warning", note.path, note.reason) for note in resolved.warnings]
-    notes += [("no effect", note.path, note.reason) for note in resolved.inert]
-    notes += [("no effect", key.path, key.reason) for key in resolved.ignored]
-    for kind, path, reason in notes:
-        say(f"{kind}: {path}: {reason}", style="yellow")
+    """Warnings, and keys that ask for something without effect, one line each; `gmpo check` shows everything."""
+    for kind, notes in (("warning", resolved.warnings), ("no effect", resolved.without_effect)):
+        for note in notes:
+            say(f"{kind}: {note.path}: {note.reason}", style="yellow")
+    if count := len(resolved.idle):
+        keys = "1 key is" if count == 1 else f"{count} keys are"
+        say(f"no effect: {keys} given with the default value, where it changes nothing; `gmpo check` lists them")
 
 
 def _check_writable(folder: Path) -> None:

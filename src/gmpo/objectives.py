@@ -48,6 +48,11 @@ class LossTraits:
     published_clip: tuple[float, float] | None = None
     """Its paper's bounds, where PPO's 0.2 is on another scale."""
 
+    @property
+    def all_numbers(self) -> tuple[str, ...]:
+        """The keyword arguments from the configuration, of the loss or of its choice of tokens, each once."""
+        return tuple(dict.fromkeys(self.numbers + self.select_numbers))
+
 
 @dataclass(frozen=True, slots=True)
 class RejectionTraits:
@@ -62,6 +67,18 @@ class RejectionTraits:
     def two_sided(self) -> bool:
         """The threshold is a band of ratios around 1; otherwise an upper bound on the divergence."""
         return self.divergence == "k1"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One option of `rollout_rs` with its bounds. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
+
+    rule: str
+    """A name of `REJECTIONS`."""
+    low: float
+    """k1: the smallest ratio mu / pi_old that is kept. Otherwise 0, which every divergence reaches."""
+    high: float
+    """k1: the largest ratio that is kept. Otherwise the largest divergence."""
 
 
 ESTIMATORS: Mapping[str, EstimatorTraits] = {

@@ -4,14 +4,15 @@ A read is an attribute access `x.name` in the package where `x` is known to be t
 annotation (`actor: Actor`), by assignment (`actor = config.actor_rollout_ref.actor`) or by the attributes before it
 (`...actor.name`). Where the type of `x` is not known, a name that only one section declares counts as well.
 
-The schema does not count as a reader, nor do the rules and the report, which only talk about settings.
+A property of the schema counts as a reader where the package reads it in turn. The rules and the report do not count:
+they only talk about settings.
 """
 
 from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +20,25 @@ import pytest
 import gmpo
 from gmpo.config import Config, SftConfig, load
 from gmpo.config.fields import Section
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.tree import leaves
 from gmpo.errors import ConfigError
 
 PACKAGE = Path(gmpo.__file__).parent
-NOT_READERS = ("config/schema", "config/rules", "config/reference", "check/")
+SCHEMA = "config/schema"
+NOT_READERS = ("config/rules", "config/reference", "check/")
 CONSUMED_BY_LOADING = {
     "trainer.seed",
     "trainer.project_name",
     "trainer.experiment_name",
     "actor_rollout_ref.actor.ppo_micro_batch_size",
+    "actor_rollout_ref.actor.clip_ratio",
 }
 """Settings whose effect is the value of other, derived ones, where no program reads them itself."""
 CONSUMED_BY_RULES = {"algorithm.allow_truncated_sampling"}
 """Permissions: their effect is that a configuration is accepted."""
+READ_BY_PATH = {*LOSS_KEYS.values(), *ESTIMATOR_KEYS.values()}
+"""Numbers of losses and estimators, which build reads through their table: `tests/build/test_objective_numbers.py`."""
 ONE_CHOICE = {"actor_rollout_ref.rollout.name": "hf"}
 """Settings of which the rules leave one value, so that there is nothing to read yet."""
 
@@ -74,7 +80,8 @@ class _Reader(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         outer = dict(self.types)
         for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-            self._bind(argument.arg, self._annotated(argument.annotation))
+            if argument.arg != "self":
+                self._bind(argument.arg, self._annotated(argument.annotation))
         self.generic_visit(node)
         self.types = outer
 
@@ -121,10 +128,27 @@ def reads(source: str) -> Reads:
 
 
 def package_reads() -> Reads:
-    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-    return set().union(
-        *(reads(path.read_text("utf-8")) for name, path in files.items() if not name.startswith(NOT_READERS))
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+    found: Reads = set().union(
+        *(reads(text) for name, text in files.items() if not name.startswith((SCHEMA, *NOT_READERS)))
     )
+    properties = _properties(text for name, text in files.items() if name.startswith(SCHEMA))
+    for _ in properties:  # One that is read may read others.
+        names = {name for _, name in found}
+        found |= set().union(*(inner for name, inner in properties.items() if name in names))
+    return found
+
+
+def _properties(schema: Iterable[str]) -> dict[str, Reads]:
+    """What each property of a section reads."""
+    found = {}
+    for section in (node for text in schema for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
+        for method in (node for node in section.body if isinstance(node, ast.FunctionDef)):
+            reader = _Reader()
+            reader.types["self"] = frozenset({section.name} & SECTIONS.keys())
+            reader.visit(method)
+            found[method.name] = reader.reads
+    return found
 
 
 def unread(root: type[Section], found: Reads) -> list[str]:
@@ -134,7 +158,7 @@ def unread(root: type[Section], found: Reads) -> list[str]:
         path
         for path, leaf in leaves(root).items()
         if leaf.inert is None
-        and path not in CONSUMED_BY_LOADING | CONSUMED_BY_RULES | ONE_CHOICE.keys()
+        and path not in CONSUMED_BY_LOADING | CONSUMED_BY_RULES | READ_BY_PATH | ONE_CHOICE.keys()
         # What reads a section that others extend reads their settings too.
         and not {(section.__name__, leaf.name) for section in leaf.owner.__mro__} & found
         and not (declared[leaf.name] == 1 and ("", leaf.name) in found)
@@ -154,6 +178,31 @@ def build(config: Config, rollout: Rollout | ValKwargs):
     found = reads(source)
     assert {("Optim", "lr"), ("ValKwargs", "n"), ("ValKwargs", "top_p"), ("Rollout", "top_p")} <= found
     assert not {("Data", "seed"), ("Rollout", "n"), ("Model", "path")} & found
+
+
+def test_a_property_of_a_section_reads_its_settings() -> None:
+    source = """
+class Actor(Section):
+    def has_kl_term(self) -> bool:
+        return self.use_kl_loss and self.optim.lr > 0
+class Other:
+    def other(self) -> bool:
+        return self.shuffle
+"""
+    found = _properties([source])
+    assert {("Actor", "use_kl_loss"), ("Optim", "lr")} <= found["has_kl_term"]
+    assert found["other"] == {("", "shuffle")}
+
+
+def test_every_property_of_a_section_is_read() -> None:
+    declared = {name for section in SECTIONS.values() for name, value in vars(section).items() if _is_own(name, value)}
+    assert "uses_reference" in declared
+    unread_ones = declared - {name for _, name in package_reads()}
+    assert not unread_ones, f"nothing reads {', '.join(sorted(unread_ones))}"
+
+
+def _is_own(name: str, value: object) -> bool:
+    return isinstance(value, property) and not name.startswith("model_")
 
 
 def test_a_setting_that_nobody_reads_is_found() -> None:
@@ -190,6 +239,7 @@ def test_a_setting_that_loading_consumes_changes_another_one() -> None:
         "trainer.project_name": "p",
         "trainer.experiment_name": "e",
         "actor_rollout_ref.actor.ppo_micro_batch_size": 4,
+        "actor_rollout_ref.actor.clip_ratio": 0.3,
     }
     assert values.keys() == CONSUMED_BY_LOADING
     for path, value in values.items():

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmpo.config import load
-from gmpo.config.corrections import Rejection, parse_rejections, rejections
+from gmpo.config.corrections import parse_rejections, rejections
 from gmpo.config.presets import PRESETS
 from gmpo.config.tree import get
 from gmpo.errors import ConfigError
-from gmpo.objectives import LOSSES, REJECTIONS
+from gmpo.objectives import LOSSES, REJECTIONS, Rejection
 
 C = "algorithm.rollout_correction"
 A = "actor_rollout_ref.actor"

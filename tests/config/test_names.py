@@ -12,8 +12,8 @@ from gmpo.algo.masks import AGGREGATIONS
 from gmpo.algo.schedule import SHAPES
 from gmpo.config import Config
 from gmpo.config.derive import REINFORCE_LOSS
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.presets import PRESETS
-from gmpo.config.rules_objective import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import leaves
 from gmpo.objectives import ESTIMATORS, LOSSES, REJECTIONS

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from gmpo.config import load
-from gmpo.config.rules_objective import ESTIMATOR_KEYS, LOSS_KEYS
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.tree import get
 from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS, LOSSES

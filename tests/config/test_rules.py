@@ -332,6 +332,22 @@ def test_derived_settings_are_exactly_those_that_a_derivation_fills() -> None:
     assert all(get(Config(), path) is None for path in declared)
 
 
+def test_a_setting_follows_one_of_the_same_type_or_a_list_of_the_same_names() -> None:
+    known = leaves(Config)
+    followers = {path: leaf for path, leaf in known.items() if leaf.follows}
+    assert len(followers) > 20
+    for path, leaf in followers.items():
+        source = known[leaf.follows or ""]
+        assert (leaf.kind, leaf.choices) == (source.kind, source.choices), path
+        assert leaf.nullable or not source.nullable, path
+
+
+def test_what_follows_a_follower_takes_the_value_at_the_end() -> None:
+    config = load(["trainer.seed=7", f"{A}.ppo_micro_batch_size=16"]).config
+    assert config.critic.data_loader_seed == 7
+    assert config.critic.forward_micro_batch_size_per_gpu == 16
+
+
 def test_every_setting_has_a_description_of_one_or_two_sentences() -> None:
     for path, leaf in leaves(Config).items():
         text = leaf.field.description

@@ -136,7 +136,8 @@ def test_data_writes_stories_that_train_reads(bench: Any, command: Command) -> N
 
 
 def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) -> None:
-    assert command("train", *bench.arguments()).code == 0
+    """Of the file's keys those alone are spoken of that were set: `trainer.nnodes` here, at its default."""
+    assert command("train", *bench.arguments({"trainer.nnodes": 1})).code == 0
     again = command(
         "train",
         "--config",
@@ -146,6 +147,9 @@ def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) 
     )
     assert again.code == 0
     assert "done after 1 steps" in again.out
+    notes = [line for line in again.out.splitlines() if line.startswith("no effect")]
+    assert len(notes) == 1
+    assert notes[0].startswith("no effect: 1 key is given with the default value")
 
 
 @pytest.mark.parametrize(

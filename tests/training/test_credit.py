@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gmpo.algo.advantages import ADVANTAGES
-from gmpo.config.corrections import Rejection
+from gmpo.objectives import Rejection
 from gmpo.records.batch import Batch
 from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
 

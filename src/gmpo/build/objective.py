@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,82 +17,32 @@ from gmpo.backends.models import ModelSource, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.config import Config
 from gmpo.config.corrections import rejections
-from gmpo.config.schema_actor import Actor
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS, configured_numbers
 from gmpo.config.schema_training import Optim
 from gmpo.training.credit import Correction, Credit, LossMask, RewardKL
-
-
-def needs_reference(config: Config) -> bool:
-    """Whether a term compares the policy with the reference model."""
-    actor = config.actor_rollout_ref.actor
-    return (actor.use_kl_loss and actor.kl_loss_coef > 0) or config.algorithm.use_kl_in_reward
-
-
-def needs_old_logp(config: Config, updates: int) -> bool:
-    """Whether a step starts with the learner's log-probs of what was sampled.
-
-    Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand in
-    for them, unless something else compares the two or needs the entropies.
-    """
-    compares = build_correction(config).compares or config.algorithm.use_kl_in_reward
-    groups = config.algorithm.filter_groups
-    stale = groups.enable and groups.max_staleness > 0
-    if stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
-        return True
-    return updates > 1 and not config.algorithm.rollout_correction.bypass_mode
-
-
-def can_reuse_logp(config: Config) -> bool:
-    """Whether the sampler's log-probs may stand for the old ones: it has the learner's weights, nothing compares the
-    two policies, and nothing needs the entropies that come with old log-probs."""
-    groups = config.algorithm.filter_groups
-    stale = groups.enable and groups.max_staleness > 0
-    compares = build_correction(config).compares
-    return not (stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None)
 
 
 def build_objective(config: Config, total_steps: int) -> Objective:
     """The loss that `policy_loss.loss_mode` names, with its numbers and the terms beside it."""
     actor = config.actor_rollout_ref.actor
-    correction = config.algorithm.rollout_correction
-    reinforce = correction.bypass_mode and correction.loss_type == "reinforce"
-    numbers, schedules = _loss_numbers(actor, total_steps)
+    loss = POLICY_LOSSES[actor.policy_loss.loss_mode]
+    numbers = configured_numbers(config, loss.traits.all_numbers, LOSS_KEYS)
+    courses = {name: value for name, value in numbers.items() if isinstance(value, tuple)}
     return Objective(
-        policy_loss=POLICY_LOSSES["gpg" if reinforce else actor.policy_loss.loss_mode],
-        loss_numbers=numbers,
-        schedules=schedules,
+        policy_loss=loss,
+        loss_numbers={name: value for name, value in numbers.items() if name not in courses},
+        schedules={
+            name: partial(linear, start=start, end=end, total_steps=total_steps)
+            for name, (start, end) in courses.items()
+        },
         aggregation=actor.loss_agg_mode,
         loss_scale=float(actor.loss_scale_factor or config.data.max_response_length),
         temperature=config.actor_rollout_ref.rollout.temperature,
-        kl_coef=actor.kl_loss_coef if actor.use_kl_loss else 0.0,
+        kl_coef=actor.kl_loss_coef if actor.has_kl_term else 0.0,
         kl_kind=actor.kl_loss_type,
         entropy_coef=actor.entropy_coeff,
         seed=actor.data_loader_seed,
     )
-
-
-def _loss_numbers(actor: Actor, total_steps: int) -> tuple[dict[str, Any], dict[str, Callable[[int], float]]]:
-    """Every number a loss may take, and those that change with the step."""
-    loss = actor.policy_loss
-    numbers = {
-        "clip_low": actor.clip_ratio_low,
-        "clip_high": actor.clip_ratio_high,
-        "clip_dual": actor.clip_ratio_c,
-        "clip_level": loss.clip_level,
-        "length_norm": loss.length_norm,
-        "upper": loss.geo_mean_upper,
-        "tau_positive": actor.tau_pos,
-        "tau_negative": actor.tau_neg,
-        "clip_cov_share": loss.clip_cov_ratio,
-        "cov_low": loss.clip_cov_lb,
-        "cov_high": loss.clip_cov_ub,
-        "kl_cov_share": loss.kl_cov_ratio,
-        "kl_coef": loss.ppo_kl_coef,
-    }
-    if isinstance(loss.power, tuple):
-        start, end = loss.power
-        return numbers, {"power": partial(linear, start=start, end=end, total_steps=total_steps)}
-    return {**numbers, "power": float(loss.power)}, {}
 
 
 def build_optimizer(optim: Optim, *, max_norm: float, max_nonfinite: int, total_steps: int) -> OptimizerSettings:
@@ -137,13 +85,6 @@ def build_credit(config: Config) -> Credit:
     """The estimator that `adv_estimator` names, with its numbers, and what leaves or weights the loss."""
     algorithm, actor = config.algorithm, config.actor_rollout_ref.actor
     estimator = ADVANTAGES[algorithm.adv_estimator]
-    numbers = {
-        "normalise_by_std": algorithm.norm_adv_by_std_in_grpo,
-        "gamma": algorithm.gamma,
-        "lam": algorithm.lam,
-        "floor": algorithm.geo_mean_eps,
-        "offset": algorithm.geo_mean_offset,
-    }
     control = algorithm.kl_ctrl
     reward_kl = RewardKL(
         kind=algorithm.kl_penalty,
@@ -152,7 +93,7 @@ def build_credit(config: Config) -> Credit:
     )
     return Credit(
         estimator,
-        {name: numbers[name] for name in estimator.traits.numbers},
+        configured_numbers(config, estimator.traits.numbers, ESTIMATOR_KEYS),
         reward_kl if algorithm.use_kl_in_reward else None,
         correction=build_correction(config),
         loss_mask=LossMask(

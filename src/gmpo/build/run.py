@@ -32,9 +32,6 @@ from gmpo.build.objective import (
     build_critic,
     build_objective,
     build_optimizer,
-    can_reuse_logp,
-    needs_old_logp,
-    needs_reference,
     split_by,
 )
 from gmpo.config import Config, SftConfig
@@ -136,7 +133,7 @@ def build_sampler(config: Config, policy: Policy) -> TorchSampler:
 
 def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingParams:
     """Of training rollouts, or of validation, where `do_sample=False` is greedy decoding."""
-    greedy = isinstance(settings, ValKwargs) and not settings.do_sample
+    greedy = isinstance(settings, ValKwargs) and settings.greedy
     return SamplingParams(
         n=settings.n,
         temperature=0.0 if greedy else settings.temperature,
@@ -150,7 +147,7 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
     """Policy, optimizer and, where they are asked for, the reference model and the critic."""
     tree = config.actor_rollout_ref
     reference = None
-    if needs_reference(config):
+    if config.uses_reference:
         source = ModelSource(tree.ref.model.path, tree.model.trust_remote_code, tree.model.override_config)
         reference = load_model(source, policy.device.torch)
     actor, rollout = tree.actor, tree.rollout
@@ -221,9 +218,8 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     """Which problems a step asks, in which order, and which groups it learns from."""
     data, groups = config.data, config.algorithm.filter_groups
     key = "data.gen_batch_size" if groups.enable else "data.train_batch_size"
-    size = data.gen_batch_size if groups.enable else data.train_batch_size
     stream: ProblemStream[EncodedProblem] = ProblemStream(
-        problems.items, size, shuffle=data.shuffle, seed=data.seed, key=key
+        problems.items, config.problems_per_round, shuffle=data.shuffle, seed=data.seed, key=key
     )
     chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
     return Gather(
@@ -259,13 +255,13 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
     )
 
 
-def build_scoring(config: Config, learner: LocalLearner, numbers: Numbers) -> Scoring:
+def build_scoring(config: Config, learner: LocalLearner) -> Scoring:
     """What is computed at the start of a step."""
     rollout = config.actor_rollout_ref.rollout
     return Scoring(
         learner,
-        old=needs_old_logp(config, numbers.updates_per_step),
-        tolerance=rollout.log_prob_tolerance if can_reuse_logp(config) else 0.0,
+        old=config.needs_old_logp,
+        tolerance=rollout.log_prob_tolerance if config.can_reuse_logp else 0.0,
     )
 
 

@@ -51,8 +51,7 @@ class Devices:
     def of(config: Config) -> Devices:
         """From `trainer` and the actor's section. A device count that is not given is taken as 1."""
         actor = config.actor_rollout_ref.actor
-        world = config.trainer.nnodes * max(1, config.trainer.n_gpus_per_node or 1)
-        size = actor.fsdp_config.fsdp_size
+        world, size = config.devices, actor.fsdp_config.fsdp_size
         return Devices(world, size if 0 < size < world else world, max(1, actor.ulysses_sequence_parallel_size))
 
 
@@ -70,7 +69,7 @@ def estimate(config: Config, shape: ModelShape) -> list[Item]:
     if precision.optimizer_offload:
         items = [_offloaded(item, "optimizer_offload") if item.name == "optimizer" else item for item in items]
     items += _activations(config, shape, devices, compute)
-    if tree.actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+    if config.uses_reference:
         item = Item("reference", shape.parameters * 4 / devices.shards / GB, _each(shape, 4, devices))
         items.append(_offloaded(item, "param_offload") if tree.ref.fsdp_config.param_offload else item)
     if config.critic.enable:
@@ -155,6 +154,6 @@ def _sampler(config: Config, shape: ModelShape, compute: int) -> list[Item]:
             Item("sampler weights", weights / GB, f"{shape.parameters:,} x 2 B / {tp} devices", "sampling"),
             Item("key-value cache", pool / GB, f"gpu_memory_utilization {held}", "sampling"),
         ]
-    rows = min(rollout.max_num_seqs, data.train_batch_size * rollout.n)
+    rows = min(rollout.max_num_seqs, config.problems_per_round * rollout.n)
     formula = f"{rows:,} answers x {longest:,} tokens x {per_token:,} B, at the longest"
     return [Item("key-value cache", rows * longest * per_token / GB, formula, "sampling")]

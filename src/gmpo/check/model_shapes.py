@@ -71,52 +71,9 @@ class ModelShape:
         return 4 * self.hidden + 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim + 3 * width
 
 
-def _qwen2(layers: int, hidden: int, wide: int, heads: int, kv: int, *, tied: bool, dim: int = 128) -> ModelShape:
-    vocabulary = 151936 if hidden < 3584 else 152064
-    return ModelShape(layers, hidden, wide, heads, kv, dim, vocabulary, tied, qkv_bias=True)
-
-
-def _qwen3(layers: int, hidden: int, wide: int, heads: int, *, tied: bool) -> ModelShape:
-    return ModelShape(layers, hidden, wide, heads, 8, 128, 151936, tied, qk_norm=True)
-
-
-def _qwen3_moe(layers: int, hidden: int, heads: int, expert_width: int) -> ModelShape:
-    return ModelShape(
-        *(layers, hidden, 0, heads, 4, 128, 151936, False),
-        qk_norm=True,
-        experts=128,
-        active_experts=8,
-        expert_width=expert_width,
-    )
-
-
-def _llama3(layers: int, hidden: int, wide: int, heads: int, *, tied: bool = False, dim: int = 128) -> ModelShape:
-    return ModelShape(layers, hidden, wide, heads, 8, dim, 128256, tied)
-
-
 SHAPES: Mapping[str, ModelShape] = {
-    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, tied=True, dim=64),
-    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, tied=True),
-    "qwen2.5-3b": _qwen2(36, 2048, 11008, 16, 2, tied=True),
-    "qwen2.5-7b": _qwen2(28, 3584, 18944, 28, 4, tied=False),
-    "qwen2.5-14b": _qwen2(48, 5120, 13824, 40, 8, tied=False),
-    "qwen2.5-32b": _qwen2(64, 5120, 27648, 40, 8, tied=False),
-    "qwen2.5-72b": _qwen2(80, 8192, 29568, 64, 8, tied=False),
-    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, tied=True),
-    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, tied=True),
-    "qwen3-4b": _qwen3(36, 2560, 9728, 32, tied=True),
-    "qwen3-8b": _qwen3(36, 4096, 12288, 32, tied=False),
-    "qwen3-14b": _qwen3(40, 5120, 17408, 40, tied=False),
-    "qwen3-32b": _qwen3(64, 5120, 25600, 64, tied=False),
-    "qwen3-30b-a3b": _qwen3_moe(48, 2048, 32, 768),
-    "qwen3-235b-a22b": _qwen3_moe(94, 4096, 64, 1536),
-    "llama-3-1b": _llama3(16, 2048, 8192, 32, tied=True, dim=64),
-    "llama-3-3b": _llama3(28, 3072, 8192, 24, tied=True),
-    "llama-3-8b": _llama3(32, 4096, 14336, 32),
-    "llama-3-70b": _llama3(80, 8192, 28672, 64),
-    "deepseek-r1-distill-qwen-1.5b": _qwen2(28, 1536, 8960, 12, 2, tied=False),
-    "deepseek-llm-7b": ModelShape(30, 4096, 11008, 32, 32, 128, 102400, False),
-    "gemma-2-2b": ModelShape(26, 2304, 9216, 8, 4, 256, 256000, True, norms=4),
+    name: ModelShape(**fields)
+    for name, fields in json.loads(Path(__file__).with_name("model_shapes.json").read_text("utf-8")).items()
 }
 """Name -> shape. Variants (-Instruct, -Base, -Math, -Coder) have the shape of their family."""
 

@@ -70,7 +70,7 @@ def render(resolved: Resolved[Config], derived: Sequence[Number], missing: Seque
     follows = [(item.path, _value(item.value), item.why) for item in resolved.derived]
     return Group(
         Rule("configuration", align="left"),
-        Syntax(resolved.to_yaml(), "yaml", background_color="default", word_wrap=True),
+        Syntax(resolved.tree_yaml(), "yaml", background_color="default", word_wrap=True),
         Rule("derived numbers", align="left"),
         _numbers(derived),
         *(Text(f"  ? not here, so its rows are unknown: {file}", style="dim") for file in missing),

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gmpo.config.schema import Config
-from gmpo.objectives import REJECTIONS
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One option of `rollout_rs` with its bounds. Example: `Rejection("seq_mean_k1", 0.999, 1.001)`."""
-
-    rule: str
-    """A name of `gmpo.objectives.REJECTIONS`."""
-    low: float
-    """k1: the smallest ratio mu / pi_old that is kept. Otherwise 0, which every divergence reaches."""
-    high: float
-    """k1: the largest ratio that is kept. Otherwise the largest divergence."""
+from gmpo.objectives import REJECTIONS, Rejection
 
 
 def rejections(config: Config) -> tuple[Rejection, ...]:

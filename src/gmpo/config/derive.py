@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from gmpo.config.fields import Section
 from gmpo.config.presets import PRESETS
 from gmpo.config.schema import Config
-from gmpo.config.schema_sft import SftConfig
-from gmpo.config.tree import get, replace
+from gmpo.config.schema_actor import DEFAULT_GROUP_SIZE
+from gmpo.config.schema_sft import LARGEST_MICRO_BATCH, SftConfig
+from gmpo.config.schema_training import RUN_FOLDER
+from gmpo.config.tree import get, leaves, replace
 from gmpo.objectives import ESTIMATORS
 
 ACTOR = "actor_rollout_ref.actor"
@@ -18,8 +20,6 @@ REF = "actor_rollout_ref.ref"
 ROLLOUT = "actor_rollout_ref.rollout"
 CRITIC = "critic"
 CORRECTION = "algorithm.rollout_correction"
-DEFAULT_GROUP_SIZE = 5
-LARGEST_SFT_MICRO_BATCH = 32
 REINFORCE_LOSS = "gpg"
 """The `loss_mode` that verl's `loss_type=reinforce` is."""
 
@@ -40,15 +40,17 @@ Derivation = Callable[[Config, Given], Iterator[Derived]]
 SftDerivation = Callable[[SftConfig, Given], Iterator[Derived]]
 
 
-def follow(path: str, source: str) -> Callable[[Section, Given], Iterator[Derived]]:
-    """The derivation that copies another setting where there is none."""
-
-    def derive(config: Section, given: Given) -> Iterator[Derived]:
-        value = get(config, source)
-        if get(config, path) is None and value is not None:
-            yield Derived(path, value, f"follows {source}")
-
-    return derive
+def _follow(config: Section, given: Given) -> Iterator[Derived]:
+    """What the schema declares to follow another setting, which may follow a third."""
+    known = leaves(type(config))
+    for path, leaf in known.items():
+        if leaf.follows is None or get(config, path) is not None:
+            continue
+        source = leaf.follows
+        while get(config, source) is None and (further := known[source].follows) is not None:
+            source = further
+        if (value := get(config, source)) is not None:
+            yield Derived(path, value, f"follows {leaf.follows}")
 
 
 def _group_size(config: Config, given: Given) -> Iterator[Derived]:
@@ -58,13 +60,6 @@ def _group_size(config: Config, given: Given) -> Iterator[Derived]:
             yield Derived(f"{ROLLOUT}.n", DEFAULT_GROUP_SIZE, f"{estimator} compares the answers to one problem")
         else:
             yield Derived(f"{ROLLOUT}.n", 1, f"{estimator} needs no group")
-
-
-def _clip_bounds(config: Config, given: Given) -> Iterator[Derived]:
-    # In verl low and high have defaults of their own, which win over clip_ratio and so hide it.
-    for side in ("clip_ratio_low", "clip_ratio_high"):
-        if get(config, f"{ACTOR}.{side}") is None:
-            yield Derived(f"{ACTOR}.{side}", config.actor_rollout_ref.actor.clip_ratio, f"follows {ACTOR}.clip_ratio")
 
 
 def _preset(config: Config, given: Given) -> Iterator[Derived]:
@@ -107,10 +102,6 @@ def _log_prob_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
             dynamic = actor.use_dynamic_bsz and not own
             why = "a micro-batch size of its own is given" if own else f"follows {ACTOR}.use_dynamic_bsz"
             yield Derived(f"{part}.log_prob_use_dynamic_bsz", dynamic, why)
-    for part in (ROLLOUT, REF):
-        yield from follow(f"{part}.log_prob_micro_batch_size_per_gpu", f"{ACTOR}.ppo_micro_batch_size_per_gpu")(
-            config, given
-        )
 
 
 def _critic(config: Config, given: Given) -> Iterator[Derived]:
@@ -126,9 +117,6 @@ def _critic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
     if get(config, f"{CRITIC}.use_dynamic_bsz") is None:
         why = "a micro-batch size of its own is given" if own else f"follows {ACTOR}.use_dynamic_bsz"
         yield Derived(f"{CRITIC}.use_dynamic_bsz", actor.use_dynamic_bsz and not own, why)
-    if not own and actor.ppo_micro_batch_size_per_gpu is not None:
-        path, source = f"{CRITIC}.ppo_micro_batch_size_per_gpu", f"{ACTOR}.ppo_micro_batch_size_per_gpu"
-        yield Derived(path, actor.ppo_micro_batch_size_per_gpu, f"follows {source}")
 
 
 def _critic_model(config: Config, given: Given) -> Iterator[Derived]:
@@ -159,7 +147,7 @@ def _epochs(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
 def _run_folder(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
     if get(config, "trainer.default_local_dir") is None:
         trainer = config.trainer
-        folder = f"checkpoints/{trainer.project_name}/{trainer.experiment_name}"
+        folder = RUN_FOLDER.format(project_name=trainer.project_name, experiment_name=trainer.experiment_name)
         yield Derived("trainer.default_local_dir", folder, "from project_name and experiment_name")
 
 
@@ -171,44 +159,24 @@ def _device(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
 def _sft_micro_batch(config: SftConfig, given: Given) -> Iterator[Derived]:
     if get(config, "data.micro_batch_size_per_gpu") is None:
         rows = config.data.train_batch_size
-        size = max(size for size in range(1, min(rows, LARGEST_SFT_MICRO_BATCH) + 1) if rows % size == 0)
-        why = f"the largest divisor of data.train_batch_size up to {LARGEST_SFT_MICRO_BATCH}"
+        size = max(size for size in range(1, min(rows, LARGEST_MICRO_BATCH) + 1) if rows % size == 0)
+        why = f"the largest divisor of data.train_batch_size up to {LARGEST_MICRO_BATCH}"
         yield Derived("data.micro_batch_size_per_gpu", size, why)
 
-
-FOLLOWS_ACTOR = ("ppo_mini_batch_size", "ppo_epochs", "shuffle", "data_loader_seed", "loss_agg_mode")
-"""Keys that the critic takes from the actor where it has none of its own."""
 
 DERIVATIONS: Sequence[Derivation] = (
     _preset,
     _loss_of_bypass,
     _group_size,
-    _clip_bounds,
     _global_micro_batches,
     _dynamic_micro_batches,
     _log_prob_micro_batches,
-    follow(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
-    follow(f"{REF}.log_prob_max_token_len_per_gpu", f"{ACTOR}.ppo_max_token_len_per_gpu"),
-    follow("reward_model.reward_kwargs.max_resp_len", "data.max_response_length"),
-    follow("data.gen_batch_size", "data.train_batch_size"),
-    follow(f"{REF}.model.path", "actor_rollout_ref.model.path"),
-    follow(f"{REF}.strategy", f"{ACTOR}.strategy"),
-    follow(f"{REF}.ulysses_sequence_parallel_size", f"{ACTOR}.ulysses_sequence_parallel_size"),
-    follow(f"{REF}.use_torch_compile", f"{ACTOR}.use_torch_compile"),
-    follow(f"{ROLLOUT}.prompt_length", "data.max_prompt_length"),
-    follow(f"{ROLLOUT}.response_length", "data.max_response_length"),
     _greedy_validation,
-    follow(f"{ACTOR}.checkpoint.load_contents", f"{ACTOR}.checkpoint.save_contents"),
-    follow("data.seed", "trainer.seed"),
-    follow(f"{ROLLOUT}.seed", "trainer.seed"),
-    follow(f"{ACTOR}.data_loader_seed", "trainer.seed"),
     _critic,
-    follow(f"{CRITIC}.model.path", "actor_rollout_ref.model.path"),
-    _critic_model,
-    *(follow(f"{CRITIC}.{key}", f"{ACTOR}.{key}") for key in FOLLOWS_ACTOR),
     _critic_micro_batches,
-    follow(f"{CRITIC}.forward_micro_batch_size_per_gpu", f"{CRITIC}.ppo_micro_batch_size_per_gpu"),
-    follow(f"{CRITIC}.forward_max_token_len_per_gpu", f"{CRITIC}.ppo_max_token_len_per_gpu"),
+    # What is above asks which settings have a value of their own, what is below reads those that follow.
+    _follow,
+    _critic_model,
     _epochs,
     _run_folder,
     _device,

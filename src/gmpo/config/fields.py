@@ -40,6 +40,7 @@ def setting(
     description: str,
     *,
     own: bool = False,
+    follows: str | None = None,
     derived: str | None = None,
     inert: str | None = None,
     **bounds: Any,
@@ -49,9 +50,10 @@ def setting(
     `own`: the key is not one of verl's. `inert`: the key is accepted and has no effect, for this reason. `bounds`:
     `gt`, `ge`, `lt`, `le`, in the field's unit.
 
-    `derived`: the rule that gives the value when the user gives none (or null). Such a field has the default None,
-    although its type may exclude it: pydantic does not check defaults, and loading replaces every such None and then
-    checks the whole tree, so readers of a loaded tree never meet it.
+    `follows`: the path of the setting whose value it takes when the user gives none (or null). `derived`: in words, any
+    other rule that then gives the value; `gmpo.config.derive` holds it. Such a field has the default None, although its
+    type may exclude it: pydantic does not check defaults, and loading replaces every such None and then checks the
+    whole tree, so readers of a loaded tree never meet it.
     """
-    notes: dict[str, JsonValue] = {"own": own, "derived": derived, "inert": inert}
+    notes: dict[str, JsonValue] = {"own": own, "follows": follows, "derived": derived, "inert": inert}
     return Field(default=default, description=description, json_schema_extra=notes, **bounds)

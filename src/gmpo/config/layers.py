@@ -1,9 +1,9 @@
-"""What the user gave: recipe, file, tree and overrides, in rising order, brought to one list of settings."""
+"""What the user gave: file, tree and command line, each above the recipe that it names, as one list of settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,35 @@ from gmpo.errors import ConfigError
 
 RECIPES = Path(__file__).with_name("recipes")
 COMMAND_LINE = "command line"
+GIVEN = "given"
+"""Key of a saved configuration that lists the paths that were set; see `gmpo.config.saved`."""
+_ACTOR = "actor_rollout_ref.actor"
+OBJECTIVE = (
+    "algorithm.adv_estimator",
+    "algorithm.norm_adv_by_std_in_grpo",
+    "algorithm.use_kl_in_reward",
+    f"{_ACTOR}.policy_loss.loss_mode",
+    f"{_ACTOR}.loss_agg_mode",
+    f"{_ACTOR}.clip_ratio",
+    f"{_ACTOR}.clip_ratio_low",
+    f"{_ACTOR}.clip_ratio_high",
+    f"{_ACTOR}.use_kl_loss",
+)
+"""Which objective is trained: what tells recipes apart. A bound of GSPO's must not stay under GMPO's loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one source gives."""
+
+    trees: tuple[Mapping[Any, Any], ...]
+    """Nested or dotted keys; later ones win."""
+    place: str
+    """Its name in messages, for example `"command line"`."""
+    recipe: str | None = None
+    """The recipe that lies directly below it."""
+    given: frozenset[str] | None = None
+    """Of a saved configuration: the paths that were set. The others stand in it for the reader."""
 
 
 @dataclass(slots=True)
@@ -40,8 +69,61 @@ class Settings:
     """Key of verl that is not in the tree and changes nothing -> its value, and why it changes nothing."""
     doubtful: set[str] = field(default_factory=set)
     """Paths whose value is wrong, or that an unknown key was probably meant to be."""
+    set_back: dict[str, str] = field(default_factory=dict)
+    """Path that a recipe set back to its default -> which value it had, and which recipe did it."""
 
-    def add(self, tree: Mapping[Any, Any], place: str, *, prefix: str = "", spelling: str | None = None) -> None:
+    def lay(self, layer: Layer, *, leave_out: frozenset[str] = frozenset()) -> None:
+        """Lay the layer's recipe and then the layer over what is there, without the paths of `leave_out`.
+
+        A recipe states a whole objective: of `OBJECTIVE`, what it does not give goes back to its default. One whose
+        every value is there already or is overridden by its layer becomes a problem.
+        """
+        if layer.recipe is None:
+            self._add(layer, leave_out)
+            return
+        below, known = dict(self.values), leaves(self.root)
+        place = f"recipe {layer.recipe}"
+        recipe = Settings(self.root, self.moved, self.unsupported, self.no_counterpart)
+        recipe.add(read_yaml(recipes()[layer.recipe]), place)
+        undone = [path for path in OBJECTIVE if path in below and path not in recipe.values]
+        for path in undone:
+            self._undo(path, place)
+        self.add(nest(recipe.values), place)
+        self._add(layer, leave_out)
+        for path in self.set_back.keys() & self.values.keys():
+            del self.set_back[path]  # Given anew beside the recipe.
+        there = {
+            path
+            for path, value in recipe.values.items()
+            if path in below and coerce(known[path], below[path]) == coerce(known[path], value)
+        }
+        overridden = {path for path in recipe.values if self.places[path] != place}
+        if there | overridden == recipe.values.keys() and not self.set_back.keys() & set(undone):
+            self.problems.append(_without_effect(layer, sorted(there - overridden), sorted(overridden)))
+
+    def _add(self, layer: Layer, leave_out: frozenset[str]) -> None:
+        for tree in layer.trees:
+            self.add(tree, layer.place, leave_out=leave_out)
+
+    def _undo(self, path: str, place: str) -> None:
+        leaf, value = leaves(self.root)[path], self.values.pop(path)
+        if coerce(leaf, value) != leaf.field.default:
+            self.set_back[path] = (
+                f"was {shown(value)} ({self.places[path]}); {place}, which states a whole objective, sets it back to "
+                "its default. To keep it, give it beside the recipe"
+            )
+        self.places.pop(path)
+        self.spellings.pop(path)
+
+    def add(
+        self,
+        tree: Mapping[Any, Any],
+        place: str,
+        *,
+        prefix: str = "",
+        spelling: str | None = None,
+        leave_out: frozenset[str] = frozenset(),
+    ) -> None:
         """Lay a tree over what is there; keys may be nested or dotted. Keys that no setting has become problems.
 
         `prefix` and `spelling` are for the descent: the path of `tree`, and its other name if it was given under one.
@@ -49,12 +131,14 @@ class Settings:
         for key, value in tree.items():
             old, path = moved(f"{prefix}{key}", self.moved) or (spelling, f"{prefix}{key}")
             section = path in sections(self.root)
+            if path in leave_out:
+                continue
             if path in leaves(self.root):
                 self._put(path, value, old or path, place)
             elif (free := enclosing(self.root, path)) is not None:
                 self._put(free[0], nest({free[1]: value}), old or free[0], place)
             elif isinstance(value, Mapping) and (value or section):
-                self.add(value, place, prefix=f"{path}.", spelling=old)
+                self.add(value, place, prefix=f"{path}.", spelling=old, leave_out=leave_out)
             elif reason := without_counterpart(path, _plain(value), self.no_counterpart, self.unsupported):
                 self.ignored[path] = (_plain(value), reason)
             else:
@@ -137,37 +221,53 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
-def collect(
-    settings: Settings,
+def read_layers(
+    root: type[Section],
     overrides: Sequence[str],
     file: Path | None,
     tree: Mapping[str, Any] | None,
     *,
     with_recipes: bool,
-) -> None:
-    """Read all layers into `settings`: recipe < file < tree < overrides. The last one to name a recipe chooses it."""
-    texts = frozenset(path for path, leaf in leaves(settings.root).items() if leaf.kind is str)
+) -> tuple[list[Layer], list[str]]:
+    """File, tree and command line in rising order, with the recipes that they name, and what could not be read.
+
+    `recipe=null` in one takes away the recipes of those below. A name that no recipe has is among the problems.
+    """
+    texts = frozenset(path for path, leaf in leaves(root).items() if leaf.kind is str)
     parsed, problems = parse_overrides(overrides, texts)
-    settings.problems.extend(problems)
-    layers: list[tuple[dict[Any, Any], str]] = []
+    sources: list[tuple[list[dict[Any, Any]], str]] = []
     if file is not None:
         try:
-            layers.append((read_yaml(file), str(file)))
+            sources.append(([read_yaml(file)], str(file)))
         except ConfigError as error:
-            settings.problems.append(str(error))
+            problems.append(str(error))
     if tree is not None:
-        layers.append((dict(tree), "tree"))
-    layers += [({override.path: override.value}, COMMAND_LINE) for override in parsed]
-    chosen = [layer.pop("recipe") for layer, _ in layers if "recipe" in layer]
-    if chosen and chosen[-1] is not None:
-        known = recipes() if with_recipes else {}
-        if isinstance(chosen[-1], str) and chosen[-1] in known:
-            layers.insert(0, (read_yaml(known[chosen[-1]]), f"recipe {chosen[-1]}"))
-        else:
+        sources.append(([dict(tree)], "tree"))
+    sources.append(([{override.path: override.value} for override in parsed], COMMAND_LINE))
+    layers: list[Layer] = []
+    known = recipes() if with_recipes else {}
+    for trees, place in sources:
+        named = [one.pop("recipe") for one in trees if "recipe" in one]
+        given = trees[0].pop(GIVEN) if place != COMMAND_LINE and GIVEN in trees[0] else None
+        if given is not None and not (isinstance(given, list) and all(isinstance(path, str) for path in given)):
+            problems.append(f"{GIVEN} = {shown(given)} ({place})\nmust list the keys that were set; remove it.")
+            given = None
+        recipe = named[-1] if named else None
+        if named and recipe is None:
+            layers = [replace(layer, recipe=None) for layer in layers]
+        elif named and not (isinstance(recipe, str) and recipe in known):
             names = f"known are {', '.join(known)}" if known else "there are none for supervised learning"
-            settings.problems.append(f"recipe = {chosen[-1]!r}\nunknown recipe; {names}.")
-    for layer, place in layers:
-        settings.add(layer, place)
+            problems.append(f"recipe = {recipe!r} ({place})\nunknown recipe; {names}.")
+            recipe = None
+        layers.append(Layer(tuple(trees), place, recipe, None if given is None else frozenset(given)))
+    return layers, problems
+
+
+def _without_effect(layer: Layer, there: Sequence[str], overridden: Sequence[str]) -> str:
+    """The message for a recipe that changes nothing."""
+    reasons = [f"given already with its values: {', '.join(there)}"] if there else []
+    reasons += [f"overridden ({layer.place}): {', '.join(overridden)}"] if overridden else []
+    return f"recipe = {layer.recipe} ({layer.place})\nchanges nothing. {'; '.join(reasons)}. Leave the recipe out."
 
 
 def _plain(value: Any) -> Any:

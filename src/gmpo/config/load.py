@@ -1,8 +1,8 @@
-"""Defaults < recipe < file < tree < overrides -> one checked configuration. All that is wrong is reported at once."""
+"""Defaults < file < tree < overrides -> one checked configuration. All that is wrong is reported at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,10 +12,19 @@ from pydantic import ValidationError
 
 from gmpo.config.derive import DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
 from gmpo.config.issues import ROWS, VAL_ROWS, Issue
-from gmpo.config.keys import MOVED, NO_COUNTERPART, REFUSED_VALUES, SFT_MOVED, SFT_UNSUPPORTED, UNSUPPORTED
-from gmpo.config.layers import Settings, collect
+from gmpo.config.keys import (
+    MOVED,
+    NO_COUNTERPART,
+    REFUSED_VALUES,
+    SFT_MOVED,
+    SFT_UNSUPPORTED,
+    UNSUPPORTED,
+    asks_nothing,
+)
+from gmpo.config.layers import Layer, Settings, read_layers
 from gmpo.config.resolved import ConfigT, Ignored, Note, Resolved
 from gmpo.config.rules import RULES, SFT_RULES
+from gmpo.config.saved import only_shown
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import Leaf, get, leaves, nest, shown
@@ -33,6 +42,19 @@ class _Program(Generic[ConfigT]):
     derivations: Sequence[Callable[[ConfigT, Given], Iterator[Derived]]]
     rules: Sequence[Callable[[ConfigT, Given], Iterator[Issue]]]
     with_recipes: bool
+
+    def settings(self) -> Settings:
+        return Settings(self.root, self.moved, self.unsupported, self.no_counterpart)
+
+    def complete(self, values: Mapping[str, Any]) -> tuple[ConfigT, tuple[Derived, ...]]:
+        """The tree of some settings, with all that follows from them.
+
+        Raises:
+            ValidationError: a value is of the wrong type or out of range.
+        """
+        config, derived = derive(self.root.model_validate(nest(values)), frozenset(values), self.derivations)
+        # The first validation skipped the defaults of derived settings; this one finds any that none was derived for.
+        return self.root.model_validate(config.model_dump()), derived
 
 
 _TRAIN = _Program(Config, MOVED, UNSUPPORTED, NO_COUNTERPART, DERIVATIONS, RULES, with_recipes=True)
@@ -52,8 +74,10 @@ def load(
     Args:
         overrides: verl's forms, for example `["trainer.seed=3", "+data.train_files=['a.parquet']"]`; `recipe=NAME`
             chooses a recipe. Later ones win.
-        file: YAML with nested or dotted keys, interpolations and an optional key `recipe`.
-        tree: the same as a Python mapping.
+        file: YAML with nested or dotted keys, interpolations and an optional key `recipe`; also the `config.yaml` of a
+            run, which says which of its keys were set.
+        tree: the same as a Python mapping. Each of the three lies above the recipe that it names, and that one above
+            the layer before.
         rows: the caller hands over the training problems, so data.train_files is not needed; val_rows likewise.
 
     Raises:
@@ -81,14 +105,15 @@ def _load(
     tree: Mapping[str, Any] | None,
     handed_over: frozenset[str],
 ) -> Resolved[ConfigT]:
-    settings = Settings(program.root, program.moved, program.unsupported, program.no_counterpart)
-    collect(settings, overrides, file, tree, with_recipes=program.with_recipes)
+    settings = program.settings()
+    layers, problems = read_layers(program.root, overrides, file, tree, with_recipes=program.with_recipes)
+    settings.problems.extend(problems)
+    for layer in layers:
+        settings.lay(layer, leave_out=_only_shown(program, layer))
     settings.resolve()
     _refuse_values(settings)
     given = frozenset(settings.values) - _drop_invalid(settings, program.root)
-    config, derived = derive(program.root.model_validate(nest(settings.values)), given, program.derivations)
-    # The first validation skipped the defaults of derived settings; this one finds any that none was derived for.
-    config = program.root.model_validate(config.model_dump())
+    config, derived = program.complete(settings.values)
     issues = [issue for rule in program.rules for issue in rule(config, given | handed_over)]
     places = {item.path: "derived" for item in derived} | settings.places
     problems = settings.problems + [
@@ -105,13 +130,50 @@ def _load(
     without_effect = {note.path for note in inert}
     return Resolved(
         config=config,
-        given=given,
+        values=settings.values,
         derived=tuple(item for item in derived if item.path not in without_effect),
         inert=tuple(note for note in inert if note.path in given and note.path not in refused),
         ignored=tuple(Ignored(path, value, reason) for path, (value, reason) in settings.ignored.items()),
         unavailable=unavailable,
-        warnings=_other_names(settings) + _notes(issues, "warning"),
+        idle=_idle(program, settings, config, without_effect),
+        warnings=_other_names(settings)
+        + tuple(Note(path, reason) for path, reason in settings.set_back.items())
+        + _notes(issues, "warning"),
     )
+
+
+def _idle(
+    program: _Program[ConfigT], settings: Settings, config: ConfigT, without_effect: Iterable[str]
+) -> frozenset[str]:
+    """Given keys without effect that stand at the value which they have when nothing is given."""
+    defaults, _ = program.complete({})
+    known = {path: leaves(program.root)[path].follows for path in without_effect if path in settings.values}
+    idle = (
+        path
+        for path, source in known.items()
+        if get(config, path) == get(defaults, path) or (source is not None and get(config, path) == get(config, source))
+    )
+    foreign = (path for path, (value, _) in settings.ignored.items() if asks_nothing(path, value))
+    return frozenset((*idle, *foreign))
+
+
+def _only_shown(program: _Program[ConfigT], layer: Layer) -> frozenset[str]:
+    """The paths of a saved configuration that were not set; none of any other layer."""
+    if layer.given is None:
+        return frozenset()
+    saved = program.settings()
+    for tree in layer.trees:
+        saved.add(tree, layer.place)
+    saved.resolve()
+
+    def complete(paths: frozenset[str]) -> ConfigT:
+        return program.complete({path: value for path, value in saved.values.items() if path in paths})[0]
+
+    try:
+        written = program.root.model_validate(nest(saved.values))
+        return only_shown(written, frozenset(saved.values), layer.given, complete)
+    except ValidationError:
+        return frozenset()  # What is wrong in it is reported with everything else.
 
 
 def _refuse_values(settings: Settings) -> None:

@@ -137,7 +137,7 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         ConfigError: a batch is larger than the data set.
     """
     data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    prompts, mini, critic = data.train_batch_size, actor.ppo_mini_batch_size, config.critic
+    prompts, mini = data.train_batch_size, actor.ppo_mini_batch_size
     responses, mini_rows = prompts * rollout.n, mini * rollout.n
     size = None if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
     longest = data.max_prompt_length + data.max_response_length
@@ -147,21 +147,20 @@ def numbers(config: Config, train_rows: int | None, val_rows: int | None) -> Num
         prompts_per_step=prompts,
         responses_per_step=responses,
         mini_batch_responses=mini_rows,
-        updates_per_step=-(-prompts // mini) * actor.ppo_epochs,
+        updates_per_step=config.updates_per_step,
         micro_batches_per_update=None if size is None else -(-mini_rows // (size * _replicas(config))),
         max_tokens_per_step=responses * longest,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         epochs=epochs,
         validation_responses=None if val_problems is None else val_problems * rollout.val_kwargs.n,
-        critic_updates_per_step=-(-prompts // critic.ppo_mini_batch_size) * critic.ppo_epochs if critic.enable else 0,
+        critic_updates_per_step=config.critic_updates_per_step,
     )
 
 
 def _replicas(config: Config) -> int:
     """Devices, or groups of devices that share sequences, between which a mini-batch is divided."""
-    world = config.trainer.nnodes * max(1, config.trainer.n_gpus_per_node or 1)
-    return max(1, world // max(1, config.actor_rollout_ref.actor.ulysses_sequence_parallel_size))
+    return max(1, config.devices // max(1, config.actor_rollout_ref.actor.ulysses_sequence_parallel_size))
 
 
 def _capped(rows: int | None, limit: int) -> int | None:

@@ -18,7 +18,7 @@ _INTRODUCTION = """\
 This file is generated from the schema: `python -m gmpo.config.reference > docs/configuration.md`.
 
 `gmpo train` takes verl's keys as `KEY=VALUE`, and the same tree as YAML with `--config FILE.yaml`. What wins, from weak
-to strong: defaults, recipe, file, command line; of two equal keys the later one.
+to strong: defaults, the file's recipe, file, the command line's recipe, command line; of two equal keys the later one.
 
 - **Forms.** `key=value`, `+key=value` and `++key=value` mean the same. Lists are `['a','b']`, `["a","b"]` or `[a,b]`;
   mappings `{a: 1}`; also `True`, `null`, `3e-4`. YAML keys may be nested or dotted, and `${data.max_prompt_length}`
@@ -35,6 +35,17 @@ validation; `rollout.name` is `hf`; `algorithm.adv_estimator` is `grpo`; `clip_r
 what it says; seeds follow `trainer.seed`; devices are those present; loggers are console and TensorBoard.
 """
 
+_RECIPES = """\
+`recipe=NAME` lays a recipe below the file or command line that names it, and above everything before that: with
+`--config FILE.yaml recipe=grpo` GRPO is trained, whatever objective the file has. A recipe states a whole objective:
+estimator, loss, bounds, average and KL terms of the file that it does not give go back to their defaults, and a warning
+names each. A recipe that changes nothing is an error; `recipe=null` takes the file's recipe away.
+
+The `config.yaml` of a run may be such a file. It holds the complete tree, and under `given` the keys that were set:
+only these, and what was changed in the file, count as set again. The rest follows from them, also from what the command
+line changes: with `trainer.seed=3` all seeds that followed it still do.
+"""
+
 
 def markdown() -> str:
     """The whole reference, as `docs/configuration.md` holds it."""
@@ -44,7 +55,7 @@ def markdown() -> str:
 def _lines() -> Iterator[str]:
     yield _INTRODUCTION
     yield "## Recipes\n"
-    yield "`recipe=NAME` lays a recipe under everything else that is given.\n"
+    yield _RECIPES
     for name, path in recipes().items():
         comment = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#")]
         yield f"- `{name}`: {' '.join(comment)}"

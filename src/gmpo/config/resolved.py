@@ -11,8 +11,15 @@ from omegaconf import OmegaConf
 
 from gmpo.config.derive import Derived
 from gmpo.config.fields import Section
+from gmpo.config.layers import GIVEN
+from gmpo.config.tree import merge, nest
 
 ConfigT = TypeVar("ConfigT", bound=Section)
+
+SAVED = f"""\
+# The complete configuration. `{GIVEN}` lists the keys that were set; read again with --config they count as set, and so
+# does what is changed here. All else is a default or follows from what is set.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,9 @@ class Resolved(Generic[ConfigT]):
     """A checked configuration. Every given key is honoured, inert or unavailable."""
 
     config: ConfigT
-    given: frozenset[str]
-    """Paths that the user set, a recipe's included. A free-form setting such as `override_config` is one path."""
+    values: Mapping[str, Any]
+    """Path -> value of what the user set, a recipe's included. A free-form setting such as `override_config` is one
+    path."""
     derived: tuple[Derived, ...]
     """Values with an effect that follow from others, because the user gave none."""
     inert: tuple[Note, ...]
@@ -48,15 +56,38 @@ class Resolved(Generic[ConfigT]):
     unavailable: tuple[Note, ...]
     """What this version cannot train with; `gmpo check` shows it and `gmpo train` refuses."""
     warnings: tuple[Note, ...]
+    idle: frozenset[str]
+    """Those keys of `inert` and `ignored` that ask for nothing: they stand at the value that they have without."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Paths that the user set."""
+        return frozenset(self.values)
 
     @property
     def honoured(self) -> frozenset[str]:
         """Given keys that have their effect."""
         return self.given - {note.path for note in (*self.inert, *self.unavailable)}
 
+    @property
+    def without_effect(self) -> tuple[Note, ...]:
+        """Given keys that ask for something and change nothing."""
+        notes = (*self.inert, *(Note(key.path, key.reason) for key in self.ignored))
+        return tuple(note for note in notes if note.path not in self.idle)
+
     def to_yaml(self) -> str:
-        """The whole tree as YAML. Loading it as a file gives an equal configuration."""
-        return OmegaConf.to_yaml(OmegaConf.create(as_tree(self.config)))
+        """The whole tree as YAML, with the keys that were set. Loading it as a file gives an equal configuration and an
+        equal account of it."""
+        tree = merge({GIVEN: sorted(self.given), **as_tree(self.config)}, nest(_plain(self.values)))
+        return SAVED + _yaml(tree)
+
+    def tree_yaml(self) -> str:
+        """The whole tree alone, for display."""
+        return _yaml(as_tree(self.config))
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
 
 
 def as_tree(config: Section) -> dict[str, Any]:

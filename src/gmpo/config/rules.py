@@ -12,7 +12,6 @@ from gmpo.config.rules_batches import (
     log_prob_micro_batches,
     micro_batches,
     token_budgets,
-    uses_reference,
 )
 from gmpo.config.rules_correction import RULES as CORRECTION_RULES
 from gmpo.config.rules_critic import critic
@@ -65,12 +64,15 @@ def kl_terms(config: Config, given: Given) -> Iterator[Issue]:
     actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
     if not actor.use_kl_loss:
         yield from inert(f"{ACTOR}.use_kl_loss is off", f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type")
+    elif not actor.has_kl_term:
+        reason = f"{ACTOR}.kl_loss_coef is 0, so the loss has no KL term"
+        yield from inert(reason, f"{ACTOR}.use_kl_loss", f"{ACTOR}.kl_loss_type")
     controller = [f"algorithm.kl_ctrl.{name}" for name in ("type", "kl_coef", "horizon", "target_kl")]
     if not algorithm.use_kl_in_reward:
         yield from inert("algorithm.use_kl_in_reward is off", "algorithm.kl_penalty", *controller)
     elif algorithm.kl_ctrl.type == "fixed":
         yield from inert("only algorithm.kl_ctrl.type=adaptive reads it", *controller[2:])
-    if not uses_reference(config):
+    if not config.uses_reference:
         reason = f"no KL term is on ({ACTOR}.use_kl_loss, algorithm.use_kl_in_reward), so there is no reference model"
         yield from inert(reason, *below(REF))
 
@@ -121,10 +123,9 @@ def validation(config: Config, given: Given) -> Iterator[Issue]:
         yield from inert(
             "val_kwargs.do_sample is off", *(f"{prefix}.{name}" for name in ("temperature", "top_p", "top_k"))
         )
-    greedy = not settings.do_sample or settings.temperature == 0
-    if settings.do_sample and greedy:
+    if settings.do_sample and settings.greedy:
         yield warning(f"{prefix}.do_sample", "is on, but val_kwargs.temperature is 0, which is greedy")
-    if greedy and settings.n > 1:
+    if settings.greedy and settings.n > 1:
         yield warning(
             f"{prefix}.n", f"takes {settings.n} answers, but greedy ones are all equal; raise the temperature"
         )

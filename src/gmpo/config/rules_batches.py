@@ -12,11 +12,6 @@ from gmpo.config.schema_critic import Critic
 from gmpo.objectives import ESTIMATORS
 
 
-def uses_reference(config: Config) -> bool:
-    """Whether a term needs the reference model."""
-    return config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
-
-
 def _updated(config: Config) -> tuple[tuple[str, Actor | Critic], ...]:
     """The sections that are trained, with their paths. The actor's, which the critic's keys follow, comes first."""
     actor, critic = config.actor_rollout_ref.actor, config.critic
@@ -88,7 +83,7 @@ def _micro_batches(config: Config, given: Given, prefix: str, part: Actor | Crit
 
 def log_prob_micro_batches(config: Config, given: Given) -> Iterator[Issue]:
     tree = config.actor_rollout_ref
-    parts = ((ROLLOUT, tree.rollout), (REF, tree.ref)) if uses_reference(config) else ((ROLLOUT, tree.rollout),)
+    parts = ((ROLLOUT, tree.rollout), (REF, tree.ref)) if config.uses_reference else ((ROLLOUT, tree.rollout),)
     for prefix, part in parts:
         size, tokens = f"{prefix}.log_prob_micro_batch_size_per_gpu", f"{prefix}.log_prob_max_token_len_per_gpu"
         if part.log_prob_use_dynamic_bsz:
@@ -122,7 +117,7 @@ def token_budgets(config: Config, given: Given) -> Iterator[Issue]:
         (
             f"{REF}.log_prob_max_token_len_per_gpu",
             tree.ref.log_prob_max_token_len_per_gpu,
-            tree.ref.log_prob_use_dynamic_bsz and uses_reference(config),
+            tree.ref.log_prob_use_dynamic_bsz and config.uses_reference,
         ),
         *(
             (f"{CRITIC}.{name}", tokens, config.critic.use_dynamic_bsz and config.critic.enable)

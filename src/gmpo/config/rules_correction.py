@@ -67,10 +67,6 @@ def bypass(config: Config, given: Given) -> Iterator[Issue]:
         yield error(LOSS_TYPE, reason, BYPASS)
     elif not correction.bypass_mode:
         yield from inert(f"{BYPASS} is off", LOSS_TYPE)
-    if correction.bypass_mode and not _compares(config):
-        names = ("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu")
-        reason = f"{BYPASS} takes the sampler's log-probs, so the learner computes none before the update"
-        yield from inert(reason, *(f"{ROLLOUT}.{name}" for name in names))
 
 
 def _weighed_twice(config: Config) -> Iterator[Issue]:
@@ -84,13 +80,23 @@ def _weighed_twice(config: Config) -> Iterator[Issue]:
             yield error(path, reason, BYPASS, LOSS_TYPE)
 
 
-def _compares(config: Config) -> bool:
-    """Whether something needs the learner's log-probs or entropies at the start of the step."""
-    correction = config.algorithm.rollout_correction
-    corrects = correction.rollout_is is not None or correction.icepop is not None or bool(correction.rollout_rs)
-    entropies = config.actor_rollout_ref.actor.entropy_quantile is not None
-    return corrects or entropies or config.algorithm.use_kl_in_reward
+def old_log_probs(config: Config, given: Given) -> Iterator[Issue]:
+    """The pass that computes old log-probs, and the probe that may spare it."""
+    tolerance = f"{ROLLOUT}.log_prob_tolerance"
+    if config.needs_old_logp:
+        if not config.can_reuse_logp:
+            yield from inert("the learner's log-probs and entropies are needed whatever the sampler's are", tolerance)
+        return
+    if config.algorithm.rollout_correction.bypass_mode:
+        reason = f"{BYPASS} takes the sampler's log-probs, so the learner computes none before the update"
+    else:
+        reason = "a step makes one update, from the weights that sampled, so no log-probs are computed before it"
+    yield from inert(reason, tolerance)
+    # A loss that chooses its tokens makes the same kind of pass.
+    if LOSSES[config.actor_rollout_ref.actor.policy_loss.loss_mode].select is None:
+        names = ("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu")
+        yield from inert(reason, *(f"{ROLLOUT}.{name}" for name in names))
 
 
-RULES = (weights, rejection, bypass)
+RULES = (weights, rejection, bypass, old_log_probs)
 """In the order in which they are reported."""

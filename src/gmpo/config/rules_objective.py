@@ -5,39 +5,13 @@ What an estimator or a loss takes and needs comes from its traits in `gmpo.objec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from gmpo.config.derive import ACTOR, ROLLOUT, Given
 from gmpo.config.issues import Issue, error, inert, warning
+from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS
 from gmpo.config.schema import Config
 from gmpo.objectives import ESTIMATORS, LOSSES, LossTraits
-
-ESTIMATOR_KEYS: Mapping[str, str] = {
-    "normalise_by_std": "algorithm.norm_adv_by_std_in_grpo",
-    "gamma": "algorithm.gamma",
-    "lam": "algorithm.lam",
-    "floor": "algorithm.geo_mean_eps",
-    "offset": "algorithm.geo_mean_offset",
-}
-"""Keyword argument of an estimator -> the key that gives it."""
-
-LOSS_KEYS: Mapping[str, str] = {
-    "clip_low": f"{ACTOR}.clip_ratio_low",
-    "clip_high": f"{ACTOR}.clip_ratio_high",
-    "clip_dual": f"{ACTOR}.clip_ratio_c",
-    "clip_level": f"{ACTOR}.policy_loss.clip_level",
-    "length_norm": f"{ACTOR}.policy_loss.length_norm",
-    "upper": f"{ACTOR}.policy_loss.geo_mean_upper",
-    "power": f"{ACTOR}.policy_loss.power",
-    "tau_positive": f"{ACTOR}.tau_pos",
-    "tau_negative": f"{ACTOR}.tau_neg",
-    "clip_cov_share": f"{ACTOR}.policy_loss.clip_cov_ratio",
-    "cov_low": f"{ACTOR}.policy_loss.clip_cov_lb",
-    "cov_high": f"{ACTOR}.policy_loss.clip_cov_ub",
-    "kl_cov_share": f"{ACTOR}.policy_loss.kl_cov_ratio",
-    "kl_coef": f"{ACTOR}.policy_loss.ppo_kl_coef",
-}
-"""Keyword argument of a loss or of its choice of tokens -> the key that gives it."""
 
 LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
 CLIP_KEYS = tuple(f"{ACTOR}.{name}" for name in ("clip_ratio", "clip_ratio_low", "clip_ratio_high"))
@@ -76,16 +50,16 @@ def loss(config: Config, given: Given) -> Iterator[Issue]:
     actor = config.actor_rollout_ref.actor
     mode, traits = actor.policy_loss.loss_mode, LOSSES[actor.policy_loss.loss_mode]
     for number, path in LOSS_KEYS.items():
-        if number not in _numbers(traits):
-            users = [other for other, entry in LOSSES.items() if number in _numbers(entry)]
+        if number not in traits.all_numbers:
+            users = [other for other, entry in LOSSES.items() if number in entry.all_numbers]
             yield from inert(f"{LOSS_MODE}={mode} does not use it, only {_either(users)}", path)
-    if not {"clip_low", "clip_high"} & set(_numbers(traits)):
+    if not {"clip_low", "clip_high"} & set(traits.all_numbers):
         yield from inert(f"{LOSS_MODE}={mode} clips no ratio", CLIP_KEYS[0])
     elif set(CLIP_KEYS[1:]) <= given:
         yield from inert("clip_ratio_low and clip_ratio_high are given, and they win", CLIP_KEYS[0])
     if "clip_level" in traits.numbers and actor.policy_loss.clip_level == "none":
         yield from inert(f"{ACTOR}.policy_loss.clip_level=none bounds nothing", *CLIP_KEYS)
-    if actor.policy_loss.clip_cov_lb >= actor.policy_loss.clip_cov_ub and "cov_low" in _numbers(traits):
+    if actor.policy_loss.clip_cov_lb >= actor.policy_loss.clip_cov_ub and "cov_low" in traits.all_numbers:
         reason = f"must be below clip_cov_ub = {actor.policy_loss.clip_cov_ub:g}; no covariance lies between them"
         yield error(LOSS_KEYS["cov_low"], reason, LOSS_KEYS["cov_high"])
     yield from _aggregation(config, given, traits)
@@ -97,7 +71,7 @@ def _aggregation(config: Config, given: Given, traits: LossTraits) -> Iterator[I
     actor, critic = config.actor_rollout_ref.actor, config.critic
     mode, scale = f"{ACTOR}.loss_agg_mode", f"{ACTOR}.loss_scale_factor"
     own = traits.per_sequence or traits.aggregation is not None
-    if own and not (actor.entropy_coeff or actor.use_kl_loss):
+    if own and not (actor.entropy_coeff or actor.has_kl_term):
         mean = f"is defined with {traits.aggregation}" if traits.aggregation else "averages over answers"
         reason = f"{actor.policy_loss.loss_mode} {mean}, and there is no KL or entropy term that it could govern"
         yield from inert(reason, scale)
@@ -127,8 +101,7 @@ def one_update(config: Config, given: Given) -> Iterator[Issue]:
     """A loss per response is nothing of its own before the second update of a step."""
     actor = config.actor_rollout_ref.actor
     mode, traits = actor.policy_loss.loss_mode, LOSSES[actor.policy_loss.loss_mode]
-    updates = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
-    if not traits.per_sequence or updates > 1 or config.algorithm.rollout_correction.bypass_mode:
+    if not traits.per_sequence or config.updates_per_step > 1 or config.algorithm.rollout_correction.bypass_mode:
         return
     summed = "length_norm" in traits.numbers and not actor.policy_loss.length_norm
     alike = "seq-mean-token-sum" if summed else ALIKE_FROM_THE_START
@@ -151,10 +124,6 @@ def truncated_sampling(config: Config, given: Given) -> Iterator[Issue]:
             yield error(path, f"{bias}. Set it to {off}, or accept the bias with {allowed}=True", allowed)
     if not any(cut for cut, _ in cuts.values()):
         yield from inert(f"{ROLLOUT}.top_p and top_k cut nothing", allowed)
-
-
-def _numbers(traits: LossTraits) -> tuple[str, ...]:
-    return traits.numbers + traits.select_numbers
 
 
 def _either(names: list[str]) -> str:

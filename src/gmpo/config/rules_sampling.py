@@ -27,8 +27,7 @@ def filter_groups(config: Config, given: Given) -> Iterator[Issue]:
     if settings.metric == "seq_final_reward" and config.algorithm.use_kl_in_reward:
         reason = "is the reward less the KL penalty, which is not known while sampling; seq_reward is"
         yield error(f"{FILTER}.metric", reason, "algorithm.use_kl_in_reward")
-    correction = config.algorithm.rollout_correction
-    if settings.max_staleness > 0 and correction.rollout_is is None and not correction.rollout_rs:
+    if settings.keeps_groups and not config.algorithm.rollout_correction.compares:
         reason = (
             "lets groups of earlier weights into the batch, and nothing corrects for it; "
             "algorithm.rollout_correction.rollout_is=token weighs them"

@@ -11,6 +11,7 @@ from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
 from gmpo.config.schema_reward import CustomRewardFunction, RewardModel
+from gmpo.config.schema_training import RUN_FOLDER
 
 Truncation = Literal["error", "left", "right", "middle"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,7 +37,7 @@ class Data(Section):
     gen_batch_size: int = setting(
         None,
         "Problems asked in each round of sampling under algorithm.filter_groups.",
-        derived="data.train_batch_size",
+        follows="data.train_batch_size",
         ge=1,
     )
     val_batch_size: int | None = setting(
@@ -56,7 +57,7 @@ class Data(Section):
         "error", "What to do with a prompt that is too long: stop, or keep its end (left), its start (right), or both."
     )
     shuffle: bool = setting(True, "Visit the training problems in a new random order each epoch, drawn from data.seed.")
-    seed: int = setting(None, "Seed of the order of the training problems.", derived="trainer.seed", ge=0)
+    seed: int = setting(None, "Seed of the order of the training problems.", follows="trainer.seed", ge=0)
     train_max_samples: int = setting(-1, "Use only so many training problems. -1 uses all.", ge=-1)
     val_max_samples: int = setting(-1, "Use only so many validation problems. -1 uses all.", ge=-1)
     pass_rate_range: tuple[float, float] | None = setting(
@@ -121,9 +122,7 @@ class Trainer(Section):
     )
     project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
     experiment_name: str = setting("run", "Name of the run for loggers; part of the default run folder.")
-    default_local_dir: str = setting(
-        None, "The run folder: checkpoints, metrics, samples.", derived="checkpoints/{project_name}/{experiment_name}"
-    )
+    default_local_dir: str = setting(None, "The run folder: checkpoints, metrics, samples.", derived=RUN_FOLDER)
     save_freq: int = setting(-1, "Write a checkpoint every so many steps and after the last one. -1 is off.", ge=-1)
     test_freq: int = setting(-1, "Validate every so many steps and after the last one. -1 is off.", ge=-1)
     val_before_train: bool = setting(True, "Validate before the first step, when there are validation files.")
@@ -171,3 +170,52 @@ class Config(Section):
     reward_model: RewardModel = Field(default_factory=RewardModel)
     custom_reward_function: CustomRewardFunction = Field(default_factory=CustomRewardFunction)
     trainer: Trainer = Field(default_factory=Trainer)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a term compares the policy with the reference model."""
+        return self.actor_rollout_ref.actor.has_kl_term or self.algorithm.use_kl_in_reward
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of the policy per training step; the last one may be smaller."""
+        actor = self.actor_rollout_ref.actor
+        return -(-self.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
+
+    @property
+    def critic_updates_per_step(self) -> int:
+        """Optimizer updates of the critic per training step; 0 without one."""
+        critic = self.critic
+        return -(-self.data.train_batch_size // critic.ppo_mini_batch_size) * critic.ppo_epochs if critic.enable else 0
+
+    @property
+    def problems_per_round(self) -> int:
+        """Problems that are sampled at once; a step takes several such rounds where groups are filtered."""
+        return self.data.gen_batch_size if self.algorithm.filter_groups.enable else self.data.train_batch_size
+
+    @property
+    def needs_old_logp(self) -> bool:
+        """Whether a step starts with the learner's log-probs of what was sampled.
+
+        Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand
+        in for them, unless something else compares the two or needs the entropies.
+        """
+        bypass = self.algorithm.rollout_correction.bypass_mode
+        several = self.updates_per_step > 1 and not bypass
+        return several or self._needs_own_logp or self.algorithm.use_kl_in_reward
+
+    @property
+    def can_reuse_logp(self) -> bool:
+        """Whether log-probs of a sampler with the learner's weights may stand for the old ones: nothing compares the
+        two policies, and nothing needs the entropies that come with old log-probs."""
+        return not self._needs_own_logp
+
+    @property
+    def _needs_own_logp(self) -> bool:
+        stale, entropies = self.algorithm.filter_groups.keeps_groups, self.actor_rollout_ref.actor.entropy_quantile
+        return stale or entropies is not None or self.algorithm.rollout_correction.compares
+
+    @property
+    def devices(self) -> int:
+        """Devices of the run. A count that is not given is taken as 1."""
+        return self.trainer.nnodes * max(1, self.trainer.n_gpus_per_node or 1)

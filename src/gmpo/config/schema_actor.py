@@ -10,6 +10,7 @@ from gmpo.config.fields import Section, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
+DEFAULT_GROUP_SIZE = 5
 VLLM_ONLY = "the vllm sampler reads it, which is not available yet"
 
 KlLossType = Literal[
@@ -66,7 +67,7 @@ class Checkpoint(Section):
         "and random streams follow from seed and step.",
     )
     load_contents: Contents = setting(
-        None, "What is restored when a run continues.", derived="actor.checkpoint.save_contents"
+        None, "What is restored when a run continues.", follows="actor_rollout_ref.actor.checkpoint.save_contents"
     )
     async_save: bool = setting(
         True,
@@ -98,19 +99,19 @@ class Actor(Section):
     ppo_epochs: int = setting(1, "Passes over the answers of a step.", ge=1)
     shuffle: bool = setting(False, "Permute the problems of a step before cutting mini-batches, anew in each epoch.")
     data_loader_seed: int = setting(
-        None, "Seed of that permutation, and of the tokens that clip_cov chooses.", derived="trainer.seed", ge=0
+        None, "Seed of that permutation, and of the tokens that clip_cov chooses.", follows="trainer.seed", ge=0
     )
     clip_ratio: float = setting(0.2, "Clip bound for both sides where clip_ratio_low or _high is not given.", ge=0)
     clip_ratio_low: float = setting(
         None,
         "Lower bound: ratios below 1 - low are clipped; for geo_mean and power_mean log-ratios below -low.",
-        derived="actor.clip_ratio",
+        follows="actor_rollout_ref.actor.clip_ratio",
         ge=0,
     )
     clip_ratio_high: float = setting(
         None,
         "Upper bound: ratios above 1 + high are clipped; for geo_mean and power_mean log-ratios above high.",
-        derived="actor.clip_ratio",
+        follows="actor_rollout_ref.actor.clip_ratio",
         ge=0,
     )
     clip_ratio_c: float = setting(3.0, "Dual clip of vanilla: with A < 0 the loss is at most -A times this.", gt=1)
@@ -159,19 +160,26 @@ class Actor(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     policy_loss: PolicyLoss = Field(default_factory=PolicyLoss)
 
+    @property
+    def has_kl_term(self) -> bool:
+        """Whether the loss holds a KL to the reference model."""
+        return self.use_kl_loss and self.kl_loss_coef > 0
+
 
 class RefModel(Section):
     """Weights of the reference model."""
 
-    path: str = setting(None, "Folder or hub name of the reference model.", derived="actor_rollout_ref.model.path")
+    path: str = setting(None, "Folder or hub name of the reference model.", follows="actor_rollout_ref.model.path")
 
 
 class Ref(Section):
     """The reference model of the KL terms. It exists only with actor.use_kl_loss or algorithm.use_kl_in_reward."""
 
-    strategy: Strategy = setting(None, "How parameters are sharded.", derived="actor.strategy", inert=ONE_PROCESS)
+    strategy: Strategy = setting(
+        None, "How parameters are sharded.", follows="actor_rollout_ref.actor.strategy", inert=ONE_PROCESS
+    )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
-        None, "Answers per forward pass.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+        None, "Answers per forward pass.", follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", ge=1
     )
     log_prob_use_dynamic_bsz: bool = setting(
         None,
@@ -179,17 +187,20 @@ class Ref(Section):
         derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
     )
     log_prob_max_token_len_per_gpu: int = setting(
-        None, "That token budget.", derived="actor.ppo_max_token_len_per_gpu", ge=1
+        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1
     )
     ulysses_sequence_parallel_size: int = setting(
         None,
         "Devices that share one sequence.",
-        derived="actor.ulysses_sequence_parallel_size",
+        follows="actor_rollout_ref.actor.ulysses_sequence_parallel_size",
         ge=1,
         inert=ONE_PROCESS,
     )
     use_torch_compile: bool = setting(
-        None, "Compile the entropy function.", derived="actor.use_torch_compile", inert="nothing is compiled"
+        None,
+        "Compile the entropy function.",
+        follows="actor_rollout_ref.actor.use_torch_compile",
+        inert="nothing is compiled",
     )
     model: RefModel = Field(default_factory=RefModel)
     fsdp_config: RefFsdpConfig = Field(default_factory=RefFsdpConfig)
@@ -206,6 +217,11 @@ class ValKwargs(Section):
         None, "False takes the most probable token each time, whatever the temperature.", derived="temperature > 0"
     )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return not self.do_sample or self.temperature == 0
+
 
 class Rollout(Section):
     """The sampler, and the pass that recomputes log-probs with the learner."""
@@ -213,25 +229,27 @@ class Rollout(Section):
     name: Literal["hf", "vllm"] = setting(
         "hf", "Sampler. hf is the embedded one; vllm is not available yet. verl has no default."
     )
-    n: int = setting(None, "Answers per problem.", derived="5 for group estimators, otherwise 1", ge=1)
+    n: int = setting(
+        None, "Answers per problem.", derived=f"{DEFAULT_GROUP_SIZE} for group estimators, otherwise 1", ge=1
+    )
     temperature: float = setting(
         1.0, "Sampling temperature. Every log-prob in training is taken at this temperature too.", gt=0
     )
     top_p: float = setting(1.0, "Sample among the most probable tokens that together reach this share.", gt=0, le=1)
     top_k: int = setting(-1, "Sample among so many most probable tokens. -1 is off.", ge=-1)
-    seed: int = setting(None, "Seed of sampling.", derived="trainer.seed", ge=0)
+    seed: int = setting(None, "Seed of sampling.", follows="trainer.seed", ge=0)
     max_num_seqs: int = setting(256, "Answers sampled at once. Saves memory and never changes what is sampled.", ge=1)
     prompt_length: int = setting(
         None,
         "Longest prompt, in tokens.",
-        derived="data.max_prompt_length",
+        follows="data.max_prompt_length",
         inert="another name of data.max_prompt_length",
         ge=1,
     )
     response_length: int = setting(
         None,
         "Longest answer, in tokens.",
-        derived="data.max_response_length",
+        follows="data.max_response_length",
         inert="another name of data.max_response_length",
         ge=1,
     )
@@ -241,7 +259,10 @@ class Rollout(Section):
         inert="this is always done",
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
-        None, "Answers per forward pass for old log-probs.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+        None,
+        "Answers per forward pass for old log-probs.",
+        follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        ge=1,
     )
     log_prob_use_dynamic_bsz: bool = setting(
         None,
@@ -249,7 +270,7 @@ class Rollout(Section):
         derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
     )
     log_prob_max_token_len_per_gpu: int = setting(
-        None, "That token budget.", derived="actor.ppo_max_token_len_per_gpu", ge=1
+        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1
     )
     log_prob_tolerance: float = setting(
         1e-4,

@@ -66,6 +66,11 @@ class RolloutCorrection(Section):
         own=True,
     )
 
+    @property
+    def compares(self) -> bool:
+        """Whether weights or rejection compare the two policies, so that the learner's log-probs are needed."""
+        return self.rollout_is is not None or self.icepop is not None or bool(self.rollout_rs)
+
 
 class FilterGroups(Section):
     """DAPO's dynamic sampling: groups whose answers are all alike are dropped, and sampling goes on."""
@@ -88,6 +93,11 @@ class FilterGroups(Section):
         own=True,
         ge=0,
     )
+
+    @property
+    def keeps_groups(self) -> bool:
+        """Whether a step may hold groups that earlier weights sampled."""
+        return self.enable and self.max_staleness > 0
 
 
 class Algorithm(Section):

@@ -27,7 +27,7 @@ class CriticFsdpConfig(Section):
 class CriticModel(Section):
     """The critic's weights: a backbone whose language head is replaced by one number per token."""
 
-    path: str = setting(None, "Folder or hub name of the backbone.", derived="actor_rollout_ref.model.path")
+    path: str = setting(None, "Folder or hub name of the backbone.", follows="actor_rollout_ref.model.path")
     tokenizer_path: str | None = setting(
         None,
         "Tokenizer of the critic.",
@@ -78,10 +78,16 @@ class Critic(Section):
     )
     strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS)
     ppo_mini_batch_size: int = setting(
-        None, "Problems per optimizer update of the critic.", derived="actor.ppo_mini_batch_size", ge=1
+        None,
+        "Problems per optimizer update of the critic.",
+        follows="actor_rollout_ref.actor.ppo_mini_batch_size",
+        ge=1,
     )
     ppo_micro_batch_size_per_gpu: int | None = setting(
-        None, "Answers per forward and backward pass.", derived="actor.ppo_micro_batch_size_per_gpu", ge=1
+        None,
+        "Answers per forward and backward pass.",
+        follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        ge=1,
     )
     ppo_micro_batch_size: int | None = setting(
         None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1
@@ -89,7 +95,7 @@ class Critic(Section):
     forward_micro_batch_size_per_gpu: int | None = setting(
         None,
         "Answers per forward pass that computes values for the advantages.",
-        derived="critic.ppo_micro_batch_size_per_gpu",
+        follows="critic.ppo_micro_batch_size_per_gpu",
         ge=1,
     )
     use_dynamic_bsz: bool = setting(
@@ -103,19 +109,25 @@ class Critic(Section):
     forward_max_token_len_per_gpu: int = setting(
         None,
         "Token budget of a forward pass that computes values.",
-        derived="critic.ppo_max_token_len_per_gpu",
+        follows="critic.ppo_max_token_len_per_gpu",
         ge=1,
     )
-    ppo_epochs: int = setting(None, "Passes over the answers of a step.", derived="actor.ppo_epochs", ge=1)
-    shuffle: bool = setting(
-        None, "Permute the problems of a step before cutting mini-batches, anew in each epoch.", derived="actor.shuffle"
+    ppo_epochs: int = setting(
+        None, "Passes over the answers of a step.", follows="actor_rollout_ref.actor.ppo_epochs", ge=1
     )
-    data_loader_seed: int = setting(None, "Seed of that permutation.", derived="actor.data_loader_seed", ge=0)
+    shuffle: bool = setting(
+        None,
+        "Permute the problems of a step before cutting mini-batches, anew in each epoch.",
+        follows="actor_rollout_ref.actor.shuffle",
+    )
+    data_loader_seed: int = setting(
+        None, "Seed of that permutation.", follows="actor_rollout_ref.actor.data_loader_seed", ge=0
+    )
     cliprange_value: float = setting(
         0.5, "How far a value may move from the one at the start of the step before its loss stops falling.", gt=0
     )
     loss_agg_mode: LossAggMode = setting(
-        None, "How the token losses of the values become one number.", derived="actor.loss_agg_mode"
+        None, "How the token losses of the values become one number.", follows="actor_rollout_ref.actor.loss_agg_mode"
     )
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
     ulysses_sequence_parallel_size: int = setting(1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS)

@@ -25,7 +25,7 @@ class RewardKwargs(Section):
 
     overlong_buffer_cfg: OverlongBuffer = Field(default_factory=OverlongBuffer)
     max_resp_len: int = setting(
-        None, "Length at which the penalty is full, in tokens.", derived="data.max_response_length", ge=1
+        None, "Length at which the penalty is full, in tokens.", follows="data.max_response_length", ge=1
     )
 
 

@@ -8,7 +8,10 @@ from pydantic import Field
 
 from gmpo.config.fields import Section, setting
 from gmpo.config.schema import Device, LoggerName
-from gmpo.config.schema_training import Schedule
+from gmpo.config.schema_training import RUN_FOLDER, Schedule
+
+LARGEST_MICRO_BATCH = 32
+"""Most demonstrations of a micro-batch whose size is not given."""
 
 
 class SftData(Section):
@@ -22,7 +25,7 @@ class SftData(Section):
     micro_batch_size_per_gpu: int = setting(
         None,
         "Demonstrations per forward and backward pass. Saves memory and never changes the gradient.",
-        derived="the largest divisor of train_batch_size up to 32",
+        derived=f"the largest divisor of train_batch_size up to {LARGEST_MICRO_BATCH}",
         ge=1,
     )
     max_length: int = setting(1024, "Longest prompt with its answer, in tokens.", ge=2)
@@ -70,9 +73,7 @@ class SftTrainer(Section):
     total_training_steps: int | None = setting(
         None, "Updates, at most. When total_epochs is given too, the run ends at whichever comes first.", ge=1
     )
-    default_local_dir: str = setting(
-        None, "The run folder: metrics and the final model.", derived="checkpoints/{project_name}/{experiment_name}"
-    )
+    default_local_dir: str = setting(None, "The run folder: metrics and the final model.", derived=RUN_FOLDER)
     project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
     experiment_name: str = setting("sft", "Name of the run for loggers; part of the default run folder.")
     logger: tuple[LoggerName, ...] = setting(

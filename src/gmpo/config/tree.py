@@ -41,9 +41,15 @@ class Leaf:
         return bool(self._note("own"))
 
     @property
+    def follows(self) -> str | None:
+        """The path of the setting whose value it takes when the user gives none."""
+        path: str | None = self._note("follows")
+        return path
+
+    @property
     def derived(self) -> str | None:
-        """The rule that gives the value when the user gives none."""
-        rule: str | None = self._note("derived")
+        """The rule that gives the value when the user gives none: the setting that it follows, or another in words."""
+        rule: str | None = self.follows or self._note("derived")
         return rule
 
     @property

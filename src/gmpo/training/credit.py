@@ -13,8 +13,8 @@ from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import last_token, sequence_mean
-from gmpo.config.corrections import Rejection
 from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
+from gmpo.objectives import Rejection
 from gmpo.records.batch import Batch
 
 
@@ -44,11 +44,6 @@ class Correction:
     rejections: tuple[Rejection, ...] = ()
     bypass: bool = False
     """The sampler's log-probs are the old ones: one clipped ratio covers mismatch and update."""
-
-    @property
-    def compares(self) -> bool:
-        """It needs the learner's log-probs at the start of the step."""
-        return self.level is not None or self.icepop is not None or bool(self.rejections)
 
 
 @dataclass(frozen=True, slots=True)
