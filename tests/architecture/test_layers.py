@@ -151,9 +151,6 @@ FORBIDDEN = (
 )
 """What no merge may bring in. Layers leave these free, or would allow them again after a move."""
 
-KNOWN_EXCEPTIONS: Mapping[str, str] = {"training/credit.py": "gmpo.config.corrections"}
-"""Imports that are forbidden and still there. May only become fewer."""
-
 
 @dataclass(frozen=True)
 class Unspoken:
@@ -217,10 +214,6 @@ def _covers(where: tuple[str, ...], path: str) -> bool:
     return any(path == place or (place.endswith("/") and path.startswith(place)) for place in where)
 
 
-def _without_exceptions(path: str, names: set[str]) -> set[str]:
-    return {name for name in names if not _below(name, KNOWN_EXCEPTIONS.get(path, "none"))}
-
-
 def chains(path: str, tree: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     """Ways by which loading a module loads others: (module, what it imports, what that imports, ...)."""
     modules = {_dotted(other): other for other in tree}
@@ -229,7 +222,7 @@ def chains(path: str, tree: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     while waiting:
         chain = waiting.pop(0)
         here = modules[chain[-1]]
-        loaded = _without_exceptions(here, imports(here, tree[here], when_loaded=True))
+        loaded = imports(here, tree[here], when_loaded=True)
         loaded |= {name.rpartition(".")[0] for name in loaded}  # a package's __init__ runs before its modules
         for name in sorted(loaded - seen - {""}):
             seen.add(name)
@@ -242,7 +235,7 @@ def broken(path: str, tree: Mapping[str, str], rule: Forbidden) -> list[str]:
     """What a module of `tree` does against a rule, as lines that name the import and the reason."""
     if not _covers(rule.where, path) or path in rule.apart_from:
         return []
-    own = [(_dotted(path), name) for name in sorted(_without_exceptions(path, imports(path, tree[path])))]
+    own = [(_dotted(path), name) for name in sorted(imports(path, tree[path]))]
     ways = [*own, *(chains(path, tree) if rule.even_indirectly else ())]
     found: dict[str, str] = {}
     for chain in ways:
@@ -303,11 +296,6 @@ def test_every_rule_guards_something() -> None:
             assert any(_covers((place,), path) for path in PACKAGE), f"{place} does not exist: correct the table"
     for place in (name for rule in FORBIDDEN for name in rule.apart_from):
         assert place in PACKAGE, f"{place} does not exist: correct the table"
-
-
-def test_every_known_exception_is_still_there() -> None:
-    for path, name in KNOWN_EXCEPTIONS.items():
-        assert name in imports(path, PACKAGE[path]), f"{path} no longer imports {name}: remove the exception"
 
 
 def test_there_is_no_circle_between_modules() -> None:
