@@ -18,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from gmpo.algo.kl import kl_penalty
 from gmpo.algo.losses import POLICY_LOSSES, reduce_surrogate
 from gmpo.algo.masks import AGGREGATIONS, aggregate
+from gmpo.algo.objective import Objective
 from gmpo.backends.critic import Critic, CriticSettings, load_value_model, value_head
 from gmpo.backends.devices import Device
-from gmpo.backends.learner import LocalLearner, Objective
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import ModelSource, load_model
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.records.batch import Batch
@@ -159,8 +160,8 @@ def test_holes_anywhere_give_the_log_probs_entropies_and_gradient_of_separate_ro
         loss_mask=mask & (torch.rand(mask.shape, generator=g) < 0.8),
     )
     o, kept, counts = objective(mode), batch.loss_mask, batch.counts()
-    surrogate = o.loss.fn(logp, old, advantage, kept, **NUMBERS)
-    loss = reduce_surrogate(surrogate, kept, traits=o.loss.traits, mode=mode, counts=counts, loss_scale=SCALE)
+    surrogate = o.policy_loss.fn(logp, old, advantage, kept, **NUMBERS)
+    loss = reduce_surrogate(surrogate, kept, traits=o.policy_loss.traits, mode=mode, counts=counts, loss_scale=SCALE)
     loss = loss + o.kl_coef * aggregate(kl_penalty(logp, ref, o.kl_kind), kept, mode, counts, SCALE)
     loss = loss - o.entropy_coef * aggregate(entropy, kept, mode, counts, SCALE)
     plain.zero_grad()

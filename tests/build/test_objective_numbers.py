@@ -59,7 +59,7 @@ def test_the_values_differ_from_each_other_and_from_the_defaults() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_number_of_a_loss_and_of_its_choice_of_tokens_is_the_value_under_its_key(name: str) -> None:
     objective = build_objective(configured(LOSS, name, LOSS_NUMBERS), STEPS)
-    assert objective.loss is POLICY_LOSSES[name]
+    assert objective.policy_loss is POLICY_LOSSES[name]
     for names in (LOSSES[name].numbers, LOSSES[name].select_numbers):
         assert objective.numbers(names, step=0) == {number: LOSS_NUMBERS[number][1] for number in names}
 

@@ -138,7 +138,7 @@ class Objective:
             advantage,
             mask,
             torch.from_numpy(noise),
-            **self._numbers(self.policy_loss.traits.select_numbers, step),
+            **self.numbers(self.policy_loss.traits.select_numbers, step),
         )
         return chosen
 
@@ -161,7 +161,7 @@ class Objective:
         old = logp.detach() if inputs.old_logp is None else inputs.old_logp
         extra = {} if inputs.selected is None else {"selected": inputs.selected}
         weighted = logp if inputs.weights is None else with_gradient_weights(logp, inputs.weights)
-        numbers = self._numbers(self.policy_loss.traits.numbers, step)
+        numbers = self.numbers(self.policy_loss.traits.numbers, step)
         surrogate = self.policy_loss.fn(weighted, old, inputs.advantage, mask, **numbers, **extra)
         loss = reduce_surrogate(
             surrogate,
@@ -202,7 +202,7 @@ class Objective:
         """
         return aggregate(entropy, mask, "token-mean", computed, self.loss_scale)
 
-    def _numbers(self, names: Sequence[str], step: int) -> dict[str, Any]:
+    def numbers(self, names: Sequence[str], step: int) -> dict[str, Any]:
         """The named numbers at a training step; one that is not given takes the function's default."""
         fixed = {name: self.loss_numbers[name] for name in names if name in self.loss_numbers}
         return fixed | {name: self.schedules[name](step) for name in names if name in self.schedules}
