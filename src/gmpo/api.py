@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,7 +142,13 @@ def train(
         history = build_history(c, folder, problems)
         sinks = _sinks(resolved, folder, policy, console, label, length, history)
         checkpoints = build_store(c, folder, data_sources(problems), say)
-        with _tracker(sinks, writer) as tracker, checkpoints as store, Stop(say) as stop:
+        with (
+            closing(learner),
+            closing(collector.sampler),
+            _tracker(sinks, writer) as tracker,
+            checkpoints as store,
+            Stop(say) as stop,
+        ):
             evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
             if c.trainer.val_only:
                 done = validate(
@@ -154,7 +160,7 @@ def train(
                 sampler=collector.sampler,
                 learner=learner,
                 gather=build_gather(c, collector, problems, history),
-                score=build_scoring(c, learner, counts),
+                score=build_scoring(c, learner, collector.sampler, counts),
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,
@@ -208,7 +214,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     )
     writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
     sinks = _sinks(resolved, folder, policy, console, label, length)
-    with claimed(folder), _tracker(sinks, writer) as tracker, Stop(say) as stop:
+    with claimed(folder), closing(learner), _tracker(sinks, writer) as tracker, Stop(say) as stop:
         done = fine_tune(
             stream,
             total_steps=length.total_steps,

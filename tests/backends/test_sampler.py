@@ -26,8 +26,9 @@ from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.backends.forward import TokenModel
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.backends.weights import LiveWeights
 from gmpo.errors import BackendError
-from gmpo.ports import SampleRequest, SamplingParams, Weights
+from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Completion
 
@@ -84,7 +85,7 @@ def sampler(
     """With `library`, every step is a pass of the library's model, as for families that have no fast decoder."""
     device = Device(torch.device("cpu"), torch.float32)
     made = TorchSampler(device=device, seed=seed, stop_ids=frozenset(stop_ids), max_num_seqs=max_num_seqs)
-    made.load(Weights(model, version=7))
+    made.load(LiveWeights(model, version=7))
     made._fast = made._fast and not library
     return made
 

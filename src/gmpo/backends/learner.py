@@ -21,8 +21,9 @@ from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.forward import TokenModel
 from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.backends.weights import LiveWeights
 from gmpo.ops.linear_logprob import Entropies
-from gmpo.ports import Update, Weights
+from gmpo.ports import Update
 from gmpo.records.batch import Batch
 from gmpo.streams import uniform
 
@@ -98,9 +99,12 @@ class LocalLearner:
             self.reference = TokenModel(reference.requires_grad_(False), device, temperature=temperature)
         self.critic = critic
 
-    def weights(self, version: int) -> Weights:
-        """The live module: a sampler in this process reads it directly."""
-        return Weights(self.model, version)
+    def weights(self, version: int) -> LiveWeights:
+        """The live model: a sampler in this process reads it directly."""
+        return LiveWeights(self.model, version)
+
+    def close(self) -> None:
+        """Nothing is held outside of this process."""
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
         """Log-probs and entropies of the current policy (if `old`), log-probs of the reference and the critic's values

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from gmpo.backends.decoding import Decoder, LibraryDecoder
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.fast_decoder import FastDecoder
+from gmpo.backends.weights import LiveWeights, copy_weights
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
-from gmpo.ports import SampleRequest, SamplingParams, Weights
+from gmpo.ports import SampleRequest, SamplingParams, WeightSource
 from gmpo.records.rollout import Completion, FinishReason
 from gmpo.streams import uniform
 
@@ -37,23 +38,58 @@ class TorchSampler:
         seed: root of the random streams.
         stop_ids: drawing one of these ends an answer; it belongs to the answer. Without any, answers have full length.
         max_num_seqs: answers sampled side by side, a bound on the memory of the cache.
+        model: a model of the sampler's own, on `device`, into which weights are copied; None samples from the
+            learner's live model.
     """
 
-    def __init__(self, *, device: Device, seed: int, stop_ids: frozenset[int], max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        *,
+        device: Device,
+        seed: int,
+        stop_ids: frozenset[int],
+        max_num_seqs: int,
+        model: PreTrainedModel | None = None,
+    ) -> None:
         self.device = device
         self.seed = seed
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
+        self._own = model
         self._model: PreTrainedModel | None = None
         self._fast = False
         self._version = 0
 
-    def load(self, weights: Weights) -> None:
-        """Sample from `weights.module` from now on. It is the learner's own module, read in each rollout."""
-        if weights.module is not self._model:
-            self._model = weights.module
-            self._fast = FastDecoder.supports(self._model)
-        self._version = weights.version
+    @property
+    def shares_learner_weights(self) -> bool:
+        """Without a model of its own."""
+        return self._own is None
+
+    def load(self, source: WeightSource) -> None:
+        """Sample from the source's live model from now on, or from a copy of its tensors in the sampler's own model.
+
+        Raises:
+            BackendError: the source has no live model and the sampler none of its own, or the tensors do not fit it.
+        """
+        if self._own is not None:
+            copy_weights(source, self._own)
+            model = self._own
+        elif isinstance(source, LiveWeights):
+            model = source.model
+        else:
+            raise BackendError(
+                f"the embedded sampler got weights of step {source.version} without a live model "
+                f"({type(source).__name__}) and has no model of its own to copy them into: give it one, or run it in "
+                "the learner's process."
+            )
+        if model is not self._model:
+            self._model = model
+            self._fast = FastDecoder.supports(model)
+        self._version = source.version
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = self._own = None
 
     def generate(
         self,

@@ -30,27 +30,30 @@ def needs_reference(config: Config) -> bool:
     return (actor.use_kl_loss and actor.kl_loss_coef > 0) or config.algorithm.use_kl_in_reward
 
 
-def needs_old_logp(config: Config, updates: int) -> bool:
+def needs_old_logp(config: Config, updates: int, *, shared_weights: bool) -> bool:
     """Whether a step starts with the learner's log-probs of what was sampled.
 
     Not where one update sees exactly the weights that sampled all groups, nor where the sampler's log-probs stand in
     for them, unless something else compares the two or needs the entropies.
+
+    Args:
+        shared_weights: the sampler's `shares_learner_weights`.
     """
     compares = build_correction(config).compares or config.algorithm.use_kl_in_reward
     groups = config.algorithm.filter_groups
     stale = groups.enable and groups.max_staleness > 0
-    if stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
+    if stale or not shared_weights or compares or config.actor_rollout_ref.actor.entropy_quantile is not None:
         return True
     return updates > 1 and not config.algorithm.rollout_correction.bypass_mode
 
 
-def can_reuse_logp(config: Config) -> bool:
-    """Whether the sampler's log-probs may stand for the old ones: it has the learner's weights, nothing compares the
-    two policies, and nothing needs the entropies that come with old log-probs."""
+def can_reuse_logp(config: Config, *, shared_weights: bool) -> bool:
+    """Whether the sampler's log-probs may stand for the old ones: it has the learner's weights (`shared_weights`),
+    nothing compares the two policies, and nothing needs the entropies that come with old log-probs."""
     groups = config.algorithm.filter_groups
     stale = groups.enable and groups.max_staleness > 0
     compares = build_correction(config).compares
-    return not (stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None)
+    return shared_weights and not (stale or compares or config.actor_rollout_ref.actor.entropy_quantile is not None)
 
 
 def build_objective(config: Config, total_steps: int) -> Objective:

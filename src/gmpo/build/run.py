@@ -42,7 +42,7 @@ from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
-from gmpo.ports import SamplingParams
+from gmpo.ports import Learner, Sampler, SamplingParams
 from gmpo.rewards.combined import Rewards
 from gmpo.tracking.folder import PASS_RATES
 from gmpo.training.checkpoint import Store, content_hash
@@ -258,13 +258,14 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
     )
 
 
-def build_scoring(config: Config, learner: LocalLearner, numbers: Numbers) -> Scoring:
+def build_scoring(config: Config, learner: Learner, sampler: Sampler, numbers: Numbers) -> Scoring:
     """What is computed at the start of a step."""
-    rollout = config.actor_rollout_ref.rollout
+    tolerance = config.actor_rollout_ref.rollout.log_prob_tolerance
+    shared = sampler.shares_learner_weights
     return Scoring(
         learner,
-        old=needs_old_logp(config, numbers.updates_per_step),
-        tolerance=rollout.log_prob_tolerance if can_reuse_logp(config) else 0.0,
+        old=needs_old_logp(config, numbers.updates_per_step, shared_weights=shared),
+        tolerance=tolerance if can_reuse_logp(config, shared_weights=shared) else 0.0,
     )
 
 
