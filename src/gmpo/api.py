@@ -155,7 +155,7 @@ def train(
                     sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker
                 )
                 return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
-            state = run_loop(
+            done = run_loop(
                 build_plan(c, policy, counts),
                 sampler=collector.sampler,
                 learner=learner,
@@ -166,10 +166,9 @@ def train(
                 store=store,
                 tracker=_profiled(tracker, folder, policy, console, length) if profile else tracker,
                 stop=stop,
-                kl_coef=c.algorithm.kl_ctrl.kl_coef,
             )
             model = export(learner, folder)
-    return Run(folder, model, state.step, length.total_steps, tuple(tracker.history))
+    return Run(folder, model, done, length.total_steps, tuple(tracker.history))
 
 
 def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
 from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.records.batch import collate
-from gmpo.training.checkpoint import State, Store
+from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
 from gmpo.training.interrupt import Stop
 from gmpo.training.scoring import Scoring
+from gmpo.training.state import CREDIT, GATHER, Stateful, capture, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,51 +54,50 @@ def train(
     store: Store,
     tracker: Tracker,
     stop: Stop,
-    kl_coef: float,
-) -> State:
-    """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the state that was reached.
-
-    Args:
-        kl_coef: coefficient of the KL penalty in the reward at step 0.
-    """
-    state = store.restore(learner) or State(step=0, kl_coef=kl_coef)
-    tracker.start(state.step)
-    sampler.load(learner.weights(state.step))
-    if plan.validate_first and state.step == 0:
+) -> int:
+    """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the steps that are done."""
+    parts: dict[str, Stateful] = {GATHER: gather, CREDIT: credit}
+    step = 0
+    if (state := store.restore(learner)) is not None:
+        restore(state, parts)
+        step = state.step
+    tracker.start(step)
+    sampler.load(learner.weights(step))
+    if plan.validate_first and step == 0:
         tracker.validation(0, evaluate(0))
     stopping = False
-    while state.step < plan.total_steps and not stopping:
-        with tracker.step(state.step + 1) as rec:
-            gathered = gather(state, rec)
+    while step < plan.total_steps and not stopping:
+        with tracker.step(step + 1) as rec:
+            gathered = gather(step, rec)
             groups = gathered.groups
             with rec.time("old_log_prob"):
-                scored = score(collate(groups, pad_id=plan.pad_id), step=state.step)
+                scored = score(collate(groups, pad_id=plan.pad_id), step=step)
             with rec.time("adv"):
-                credited = credit(scored.batch, state.kl_coef)
+                credited = credit(scored.batch)
             with rec.time("update_critic"):
-                rec.add(learner.update_critic(credited.batch, step=state.step))
+                rec.add(learner.update_critic(credited.batch, step=step))
             with rec.time("update_actor"):
-                seed = None if plan.shuffle_seed is None else plan.shuffle_seed + state.step
+                seed = None if plan.shuffle_seed is None else plan.shuffle_seed + step
                 rows = credited.batch.mini_batches(
                     plan.mini_batch_problems, epochs=plan.epochs_per_batch, shuffle_seed=seed
                 )
-                minis = [credited.batch.select(r) for r in rows] if state.step >= plan.critic_warmup else []
-                updates = [learner.update(mini, step=state.step) for mini in minis]
-            state = State(state.step + 1, credited.kl_coef, gathered.position, gathered.surplus)
+                minis = [credited.batch.select(r) for r in rows] if step >= plan.critic_warmup else []
+                updates = [learner.update(mini, step=step) for mini in minis]
+            step += 1
             with rec.time("update_weights"):
-                sampler.load(learner.weights(state.step))
+                sampler.load(learner.weights(step))
             rec.add({**gathered.metrics, **rollout_metrics(groups, max_prompt_length=plan.max_prompt_length)})
             rec.add({**batch_metrics(credited.batch), **update_metrics(minis, updates), **credited.metrics})
             rec.add(scored.metrics)
             rec.samples(groups, credited.batch, minis, updates)
-            if plan.due(plan.test_freq, state.step):
+            if plan.due(plan.test_freq, step):
                 with rec.time("testing"):
-                    rec.add(evaluate(state.step))
+                    rec.add(evaluate(step))
             stopping = stop.requested  # asked once a step: a later signal must not end the loop without a checkpoint
-            if plan.due(plan.save_freq, state.step) or stopping:
+            if plan.due(plan.save_freq, step) or stopping:
                 with rec.time("save_checkpoint"):
-                    store.save(learner, state)
-    return state
+                    store.save(learner, capture(step, parts))
+    return step
 
 
 def validate(*, sampler: Sampler, learner: Learner, evaluate: Evaluation, store: Store, tracker: Tracker) -> int:
