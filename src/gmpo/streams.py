@@ -25,6 +25,15 @@ def permutation(size: int, *key: int) -> npt.NDArray[np.intp]:
     return order
 
 
+def turn_key(key: int, turn: int, answer: int) -> int:
+    """The key of one answer's `turn`-th turn where the n answers to a problem are not sampled together.
+
+    Args:
+        key: of the problem.
+    """
+    return (answer << 112) | (turn << 100) | key
+
+
 def _raw(size: int, key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     # SeedSequence strings numbers of any size together, so (1, 0) and (1,) would name one stream: every number gets
     # the same width, 128 bits, and their count comes first.

@@ -71,6 +71,28 @@ class Completion:
         return np.ones(len(self), dtype=np.bool_) if self.sampled is None else self.sampled
 
 
+def joined(pieces: Sequence[Completion | Sequence[int]]) -> Completion:
+    """One answer made of what the policy said and of ids from elsewhere (a tool's output, say), in their order.
+
+    Its versions are those of the first and the last sampled piece, and it ends as the last one does. Log-probs of ids
+    from elsewhere are 0.
+
+    Raises:
+        ValueError: the policy said nothing.
+    """
+    said = [piece for piece in pieces if isinstance(piece, Completion)]
+    if not said:
+        raise ValueError("an answer needs at least one completion of the policy")
+    sampled = [p.sampled_mask if isinstance(p, Completion) else np.zeros(len(p), np.bool_) for p in pieces]
+    return Completion(
+        np.concatenate([p.token_ids if isinstance(p, Completion) else np.asarray(p, np.int32) for p in pieces]),
+        np.concatenate([p.logprobs if isinstance(p, Completion) else np.zeros(len(p), np.float32) for p in pieces]),
+        said[-1].finish_reason,
+        (said[0].weight_versions[0], said[-1].weight_versions[1]),
+        np.concatenate(sampled),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Graded:
     """A completion with its text, its grade and the reward the learner sees."""

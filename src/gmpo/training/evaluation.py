@@ -38,11 +38,11 @@ class Evaluation:
         """Metrics of the policy after `step` training steps; nothing without validation problems."""
         if not self.problems:
             return {}
-        phase = self.collector.begin(self.params, namespace=VALIDATION, step=0)
-        for start in range(0, len(self.problems), self.batch_size):
-            chunk = self.problems[start : start + self.batch_size]
-            # The position in the whole set names the random streams, so the batch size plays no part.
-            phase.sample(chunk, first=start)
-        groups = phase.groups()
+        with self.collector.begin(self.params, namespace=VALIDATION, step=0) as phase:
+            for start in range(0, len(self.problems), self.batch_size):
+                chunk = self.problems[start : start + self.batch_size]
+                # The position in the whole set names the random streams, so the batch size plays no part.
+                phase.sample(chunk, first=start)
+            groups = phase.groups()
         self.keep(step, groups)
         return validation_metrics(groups)
