@@ -103,7 +103,7 @@ def test_a_run_with_waiting_groups_goes_on_bit_for_bit(bench: Any, same_run: Cal
     bench.train({**part, "trainer.total_training_steps": 2}, run="parts")
     state = json.loads((bench.folder / "parts" / "global_step_2" / "state.json").read_text())
     gather = state["parts"]["gather"]
-    assert (gather["position"], len(gather["waiting"])) == (18, 1)
+    assert (state["parts"]["producer"]["position"], len(gather["waiting"])) == (18, 1)
     assert "token_ids" not in json.dumps(state)
     waiting = load_file(bench.folder / "parts" / "global_step_2" / "state.safetensors")
     assert {name: len(t) for name, t in waiting.items()} == {
@@ -149,8 +149,8 @@ def in_the_first_format(folder: Path) -> None:
 
     gather = state["parts"]["gather"]
     surplus = [{**group, "graded": [answer(a) for a in group["graded"]]} for group in gather["waiting"]]
-    kl_coef = state["parts"]["credit"]["kl_coef"]
-    old = {"step": state["step"], "kl_coef": kl_coef, "position": gather["position"], "surplus": surplus}
+    kl_coef, position = state["parts"]["credit"]["kl_coef"], state["parts"]["producer"]["position"]
+    old = {"step": state["step"], "kl_coef": kl_coef, "position": position, "surplus": surplus}
     (folder / "state.json").write_text(json.dumps({**old, "data": state["data"]}))
 
 

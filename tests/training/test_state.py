@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from gmpo.errors import CheckpointError
-from gmpo.training.state import CREDIT, FORMAT, GATHER, PartState, State, capture, read_state, restore, write_state
+from gmpo.training.state import (
+    CREDIT,
+    FORMAT,
+    GATHER,
+    PRODUCER,
+    PartState,
+    State,
+    capture,
+    read_state,
+    restore,
+    write_state,
+)
 
 
 @dataclass
@@ -71,5 +82,9 @@ def test_a_state_of_other_parts_or_of_a_later_format_is_refused(tmp_path: Path) 
 def test_the_first_format_is_read(tmp_path: Path) -> None:
     old = {"step": 3, "kl_coef": 0.25, "position": 12, "surplus": [], "data": {"data.seed": 1}}
     (tmp_path / "state.json").write_text(json.dumps(old))
-    parts = {GATHER: PartState({"position": 12, "waiting": []}), CREDIT: PartState({"kl_coef": 0.25})}
+    parts = {
+        PRODUCER: PartState({"position": 12}),
+        GATHER: PartState({"waiting": []}),
+        CREDIT: PartState({"kl_coef": 0.25}),
+    }
     assert read_state(tmp_path) == (State(3, parts), {"data.seed": 1})

@@ -51,6 +51,7 @@ from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather, GroupFilter
 from gmpo.training.loop import Plan
 from gmpo.training.pass_rates import PassRates
+from gmpo.training.producer import Producer
 from gmpo.training.scoring import Scoring
 
 Rows = Iterable[Mapping[str, Any]]
@@ -224,16 +225,15 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     stream: ProblemStream[EncodedProblem] = ProblemStream(
         problems.items, size, shuffle=data.shuffle, seed=data.seed, key=key
     )
-    chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
-    return Gather(
+    producer = Producer(
         collector,
         stream,
         sampling_params(config.actor_rollout_ref.rollout, data.max_response_length),
-        history,
-        groups=data.train_batch_size,
-        group_filter=chosen if groups.enable else None,
+        history.wanted,
         greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
     )
+    chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
+    return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
 
 
 def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell: Callable[[str], None]) -> Store:

@@ -1,18 +1,17 @@
-"""The groups of a training step: problems -> answers -> grades, over again until enough groups can teach something."""
+"""The groups of a training step: rounds of sampling, until there are enough groups that can teach something."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gmpo.data.problems import Problem, ProblemStream
-from gmpo.data.prompts import EncodedProblem
+from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError, DataError
-from gmpo.ports import SamplingParams, Step
+from gmpo.ports import Step
 from gmpo.records.rollout import Graded, Group, group_records, groups_from_records
 from gmpo.rewards.verdict import Verdict
-from gmpo.training.collect import TRAINING, Collector
 from gmpo.training.pass_rates import PassRates
+from gmpo.training.producer import Producer
 from gmpo.training.state import GATHER, PartState
 
 
@@ -37,35 +36,21 @@ class StepGroups:
 
 
 class Gather:
-    """Samples and grades the groups of a step.
+    """The groups of each step, out of the rounds of a producer.
 
     Args:
-        stream: the problems; its batches are what one round asks.
         groups: groups a step needs.
         group_filter: None takes every group of one round.
-        greedy_baseline: also draw the greedy answer to each problem.
     """
 
     def __init__(
-        self,
-        collector: Collector,
-        stream: ProblemStream[EncodedProblem],
-        params: SamplingParams,
-        history: PassRates,
-        *,
-        groups: int,
-        group_filter: GroupFilter | None = None,
-        greedy_baseline: bool = False,
+        self, producer: Producer, history: PassRates, *, groups: int, group_filter: GroupFilter | None = None
     ) -> None:
-        self.collector = collector
-        self.stream = stream
-        self.params = params
+        self.producer = producer
         self.history = history
         self.groups = groups
         self.filter = group_filter
-        self.greedy_baseline = greedy_baseline
-        self._by_id = {item.problem.id: item for item in stream.problems}
-        self._position = 0
+        self._by_id = {item.problem.id: item for item in producer.stream.problems}
         self._waiting: list[Group] = []
 
     def __call__(self, step: int, rec: Step) -> StepGroups:
@@ -74,15 +59,14 @@ class Gather:
         Raises:
             DataError: the limit of rounds is reached, or a whole pass over the data holds nothing to learn.
         """
-        waiting, start = self._waiting, self._position
+        waiting, start = self._waiting, self.producer.position
         sampled, kept = list[Group](), [group for group in waiting if self._fresh(group, step)]
         expired = len(waiting) - len(kept)
         rounds = 0
         while len(kept) < self.groups:
             if self.filter is not None:
-                self._check_limits(rounds, self._position - start, sampled, kept)
-            problems, self._position = self.stream.draw(self._position, self.history.wanted)
-            found = self._round(problems, step, first=len(sampled), rec=rec)
+                self._check_limits(rounds, self.producer.position - start, sampled, kept)
+            found = self.producer.next_round(step, len(sampled), rec)
             sampled += found
             kept += [group for group in found if self.filter is None or varies(group, self.filter.metric)]
             rounds += 1
@@ -90,7 +74,7 @@ class Gather:
         self._waiting = [group for group in surplus if self._fresh(group, step + 1)]
         if sampled:
             self.history.record(step + 1, sampled)
-        metrics: dict[str, float] = {"training/epoch": self.stream.epoch_of(max(0, self._position - 1))}
+        metrics: dict[str, float] = {"training/epoch": self.producer.epoch}
         if self.filter is not None:
             metrics |= {
                 "train/num_gen_batches": rounds,
@@ -105,15 +89,14 @@ class Gather:
         return StepGroups(kept[: self.groups], metrics)
 
     def state(self) -> PartState:
-        """The position in the stream of problems, and the groups that wait for a later step."""
+        """The groups that wait for a later step."""
         records, arrays = group_records(self._waiting)
-        return PartState({"position": self._position, "waiting": records}, arrays)
+        return PartState({"waiting": records}, arrays)
 
     def restore(self, state: PartState) -> None:
         """Raises CheckpointError for groups that cannot be read, or whose problems are not there any more."""
         state.check_format(GATHER, known=1)
         try:
-            self._position = int(state.values["position"])
             self._waiting = groups_from_records(state.values["waiting"], state.arrays, self._asked)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's waiting groups cannot be read: {error!r}") from error
@@ -122,15 +105,6 @@ class Gather:
         item = self._by_id[problem_id]
         return item.problem, item.prompt_ids
 
-    def _round(self, problems: Sequence[EncodedProblem], step: int, *, first: int, rec: Step) -> list[Group]:
-        with rec.time("gen"):
-            phase = self.collector.begin(
-                self.params, namespace=TRAINING, step=step, greedy_baseline=self.greedy_baseline
-            )
-            phase.sample(problems, first=first)
-        with rec.time("reward"):
-            return phase.groups()
-
     def _fresh(self, group: Group, step: int) -> bool:
         """Whether a waiting group may be learned from in the step after `step`."""
         assert self.filter is not None, "only a filter leaves a surplus"
@@ -138,7 +112,7 @@ class Gather:
 
     def _check_limits(self, rounds: int, asked: int, sampled: Sequence[Group], kept: Sequence[Group]) -> None:
         assert self.filter is not None
-        useless = asked >= self.stream.epoch_length and not kept
+        useless = asked >= self.producer.stream.epoch_length and not kept
         if useless or 0 < self.filter.max_rounds <= rounds:
             limit = "a whole pass over the data" if useless else f"max_num_gen_batches={rounds} rounds of sampling"
             raise DataError(_too_few_message(limit, self.filter.metric, self.groups, sampled, kept))

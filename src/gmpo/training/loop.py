@@ -13,7 +13,7 @@ from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
 from gmpo.training.interrupt import Stop
 from gmpo.training.scoring import Scoring
-from gmpo.training.state import CREDIT, GATHER, Stateful, capture, restore
+from gmpo.training.state import CREDIT, GATHER, PRODUCER, Stateful, capture, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def train(
     stop: Stop,
 ) -> int:
     """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the steps that are done."""
-    parts: dict[str, Stateful] = {GATHER: gather, CREDIT: credit}
+    parts: dict[str, Stateful] = {PRODUCER: gather.producer, GATHER: gather, CREDIT: credit}
     step = 0
     if (state := store.restore(learner)) is not None:
         restore(state, parts)

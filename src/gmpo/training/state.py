@@ -25,7 +25,7 @@ from gmpo.records.rollout import TOKEN_ARRAYS
 FORMAT = 2
 """Of `state.json`. The first one had no number, and the keys `step`, `kl_coef`, `position` and `surplus`."""
 FILE, TENSORS = "state.json", "state.safetensors"
-GATHER, CREDIT = "gather", "credit"
+PRODUCER, GATHER, CREDIT = "producer", "gather", "credit"
 """Names of parts, as they stand in a checkpoint."""
 
 
@@ -157,7 +157,8 @@ def _first_format(record: Mapping[str, Any]) -> State:
     return State(
         int(record["step"]),
         {
-            GATHER: PartState({"position": int(record["position"]), "waiting": waiting}, arrays),
+            PRODUCER: PartState({"position": int(record["position"])}),
+            GATHER: PartState({"waiting": waiting}, arrays),
             CREDIT: PartState({"kl_coef": float(record["kl_coef"])}),
         },
     )
