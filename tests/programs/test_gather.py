@@ -90,6 +90,10 @@ def test_surplus_groups_are_discarded_or_wait_and_every_group_is_accounted_for(b
     assert [m["train/reused_groups"] for m in kept] == [0, 2, 1, 0]
     assert [m["train/waiting_groups"] for m in kept] == [2, 1, 0, 2]
     assert [m["train/discarded_groups"] for m in kept] == [0, 0, 0, 0]
+    stale = "training/off_policy/trajectory_staleness"
+    assert [m[f"{stale}/max"] for m in kept] == [0, 1, 1, 0]
+    assert [m[f"{stale}/mean"] for m in kept] == [0, 2 / 4, 1 / 4, 0]  # so many of four groups had waited
+    assert all(m[f"{stale}/max"] == 0 for m in discarded)
     # What waited was sampled by older weights: sampler and learner now differ.
     assert kept[1]["rollout_corr/kl"] != 0
     assert abs(kept[0]["rollout_corr/kl"]) < 1e-6

@@ -56,6 +56,22 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
     return metrics
 
 
+def staleness_metrics(batch: Batch, *, step: int) -> dict[str, float]:
+    """How far the weights that sampled the batch are behind those that learn from it, in weight versions.
+
+    Args:
+        step: training steps behind the learner's weights.
+    """
+    if batch.weight_versions is None:
+        return {}
+    first, last = batch.weight_versions.unbind(1)
+    return {
+        **_summary("training/off_policy/trajectory_spans", last - first + 1),
+        **_summary("training/off_policy/trajectory_staleness", step - last),
+        **_summary("training/off_policy/trajectory_staleness_worst", step - first),
+    }
+
+
 def batch_metrics(batch: Batch) -> dict[str, float]:
     """Rewards, advantages and entropy."""
     mask = batch.response_mask

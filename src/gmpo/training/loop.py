@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
+from gmpo.metrics.updates import batch_metrics, rollout_metrics, staleness_metrics, update_metrics
 from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.records.batch import collate
 from gmpo.training.checkpoint import Store
@@ -83,6 +83,7 @@ def train(
                 )
                 minis = [credited.batch.select(r) for r in rows] if step >= plan.critic_warmup else []
                 updates = [learner.update(mini, step=step) for mini in minis]
+            rec.add(staleness_metrics(credited.batch, step=step))
             step += 1
             with rec.time("update_weights"):
                 sampler.load(learner.weights(step))

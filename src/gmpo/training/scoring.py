@@ -22,7 +22,7 @@ PROBED_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredBatch:
     """A batch as credit assignment wants it, and how far learner and sampler were apart."""
 
     batch: Batch
@@ -43,19 +43,19 @@ class Scoring:
         self.old = old
         self.tolerance = tolerance
 
-    def __call__(self, batch: Batch, *, step: int) -> Scored:
+    def __call__(self, batch: Batch, *, step: int) -> ScoredBatch:
         """Score the batch of the step after `step` steps."""
         if not self.old or self.tolerance == 0.0:
-            return Scored(self.learner.score(batch, old=self.old), {})
+            return ScoredBatch(self.learner.score(batch, old=self.old), {})
         probe = self.learner.score(batch.select(_probed(batch, step)), old=True)
         assert probe.old_logp is not None
         apart = (probe.old_logp - probe.rollout_logp)[probe.response_mask].abs()
         agree = bool((apart <= self.tolerance).all())
         metrics = {"rollout/old_log_probs_reused": float(agree)}
         if not agree:  # also when a difference is NaN
-            return Scored(self.learner.score(batch, old=True), metrics)
+            return ScoredBatch(self.learner.score(batch, old=True), metrics)
         metrics |= mismatch(probe.old_logp, probe.rollout_logp, probe.response_mask)
-        return Scored(self.learner.score(batch, old=False).replace(old_logp=batch.rollout_logp), metrics)
+        return ScoredBatch(self.learner.score(batch, old=False).replace(old_logp=batch.rollout_logp), metrics)
 
 
 def _probed(batch: Batch, step: int) -> Tensor:
