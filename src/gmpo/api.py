@@ -52,8 +52,8 @@ from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
 from gmpo.training.checkpoint import export
 from gmpo.training.interrupt import Stop
+from gmpo.training.loop import Parts, validate
 from gmpo.training.loop import train as run_loop
-from gmpo.training.loop import validate
 from gmpo.training.supervised import fine_tune
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -155,8 +155,7 @@ def train(
                     sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker
                 )
                 return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
-            done = run_loop(
-                build_plan(c, policy, counts),
+            parts = Parts(
                 sampler=collector.sampler,
                 learner=learner,
                 gather=build_gather(c, collector, problems, history),
@@ -167,6 +166,7 @@ def train(
                 tracker=_profiled(tracker, folder, policy, console, length) if profile else tracker,
                 stop=stop,
             )
+            done = run_loop(build_plan(c, policy, counts), parts)
             model = export(learner, folder)
     return Run(folder, model, done, length.total_steps, tuple(tracker.history))
 
