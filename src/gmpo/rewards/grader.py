@@ -27,6 +27,8 @@ from gmpo.rewards.scorers import check_options, scorer_for
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.rewards.worker import Prepare, Setup
 
+__all__ = ["GradeRequest", "Grader", "GraderSpec"]
+
 _MAX_OWED = 16
 """Tasks a worker may hold: enough to hide the way to it, few enough that all workers end at about the same time."""
 _POLL_S = 0.2
