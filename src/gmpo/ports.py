@@ -43,7 +43,8 @@ class SampleRequest:
 
     prompt_ids: tuple[int, ...]
     key: int
-    """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch."""
+    """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch. Fits 63 bits, as seeds of
+    other engines do; see `gmpo.streams.stream_key`."""
 
 
 class WeightSource(Protocol):

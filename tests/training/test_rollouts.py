@@ -18,11 +18,12 @@ from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
 from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.rollout import Completion, joined
+from gmpo.streams import TRAINING, stream_key
 from gmpo.training.rollouts import Rollout, RolloutSteps, Turn, run_rollouts, single_turn
 
 PROMPTS: list[tuple[int, ...]] = [(2, 7, 9, 3), (2, 30, 3), (2, 5, 6, 7, 8, 9, 10, 3)]
 PROBLEMS = [EncodedProblem(Problem(f"p{i}", (), "s", "1"), prompt) for i, prompt in enumerate(PROMPTS)]
-KEYS = [100, 101, 102]
+KEYS = [stream_key(TRAINING, position) for position in (100, 101, 102)]
 PARAMS = SamplingParams(n=3, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=20)
 TOOL = (11, 12)
 

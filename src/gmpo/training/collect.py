@@ -12,18 +12,8 @@ from gmpo.ports import Sampler, SamplingParams
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.combined import Rewards
 from gmpo.rewards.grader import GradeRequest
+from gmpo.streams import stream_key
 from gmpo.training.rollouts import Rollout, run_rollouts, single_turn
-
-TRAINING, VALIDATION = 0, 1
-"""Namespaces of random streams."""
-
-
-def stream_key(namespace: int, step: int, position: int) -> int:
-    """A number unique to the `position`-th problem of a phase: its answers' random streams derive from it.
-
-    Validation passes step 0, so that every validation draws the same random numbers and differs only by the policy.
-    """
-    return (namespace << 96) | (step << 48) | position
 
 
 class Collector:
@@ -47,16 +37,14 @@ class Collector:
         self.decode = decode
         self.rollout = rollout
 
-    def begin(
-        self, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool = False
-    ) -> RolloutPhase:
+    def begin(self, params: SamplingParams, *, namespace: int, greedy_baseline: bool = False) -> RolloutPhase:
         """A phase of sampling. Several may be open.
 
         Args:
-            namespace, step: name the random streams of the phase.
+            namespace: of the phase's random streams, see `gmpo.streams`.
             greedy_baseline: also draw the greedy answer to each problem.
         """
-        return RolloutPhase(self, params, namespace=namespace, step=step, greedy_baseline=greedy_baseline)
+        return RolloutPhase(self, params, namespace=namespace, greedy_baseline=greedy_baseline)
 
 
 @dataclass(slots=True)
@@ -74,12 +62,10 @@ class RolloutPhase:
     """`sample` as often as wanted, then `groups`. The answers to a problem are graded as soon as all are there, while
     the sampler works on others. A context manager: left without `groups`, the gradings are given up."""
 
-    def __init__(
-        self, collector: Collector, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool
-    ) -> None:
+    def __init__(self, collector: Collector, params: SamplingParams, *, namespace: int, greedy_baseline: bool) -> None:
         self._collector = collector
         self._params = params
-        self._namespace, self._step = namespace, step
+        self._namespace = namespace
         self._greedy = replace(params, n=1, temperature=0.0) if greedy_baseline else None
         self._judging = collector.rewards.begin()
         self._graded = 0
@@ -98,13 +84,13 @@ class RolloutPhase:
         """Give up what is not graded yet; nothing happens after `groups`."""
         self._judging.close()
 
-    def sample(self, problems: Sequence[EncodedProblem], *, first: int = 0) -> None:
+    def sample(self, problems: Sequence[EncodedProblem], positions: Sequence[int]) -> None:
         """`params.n` answers to each problem.
 
         Args:
-            first: position of `problems[0]` within the phase.
+            positions: of the problems in the stream, or in the validation set: they name the random streams.
         """
-        keys = [stream_key(self._namespace, self._step, first + i) for i in range(len(problems))]
+        keys = [stream_key(self._namespace, position) for position in positions]
         self._roll_out(problems, keys, self._params, self._answers)
         if self._greedy is not None:
             # A greedy answer is a group of its own: functions that compare answers must not see it among the others.

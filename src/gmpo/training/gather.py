@@ -66,7 +66,7 @@ class Gather:
         while len(kept) < self.groups:
             if self.filter is not None:
                 self._check_limits(rounds, self.producer.position - start, sampled, kept)
-            found = self.producer.next_round(step, len(sampled), rec)
+            found = self.producer.next_round(rec)
             sampled += found
             kept += [group for group in found if self.filter is None or varies(group, self.filter.metric)]
             rounds += 1

@@ -12,7 +12,8 @@ from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import CheckpointError
 from gmpo.ports import SamplingParams, Step
 from gmpo.records.rollout import Group
-from gmpo.training.collect import TRAINING, Collector
+from gmpo.streams import TRAINING
+from gmpo.training.collect import Collector
 from gmpo.training.state import PRODUCER, PartState
 
 
@@ -46,20 +47,17 @@ class Producer:
         """Number of the epoch that the last problem handed over belongs to, from 0."""
         return self.stream.epoch_of(max(0, self.position - 1))
 
-    def next_round(self, step: int, first: int, rec: Step) -> list[Group]:
+    def next_round(self, rec: Step) -> list[Group]:
         """The groups of the next batch of the stream; times the phases `gen` and `reward` on `rec`.
 
         Raises:
             DataError: a whole pass over the data holds too few wanted problems.
         """
         drawn = self.stream.draw(self.position, self.wanted)
-        with rec.time("gen"):
-            phase = self.collector.begin(
-                self.params, namespace=TRAINING, step=step, greedy_baseline=self.greedy_baseline
-            )
+        phase = self.collector.begin(self.params, namespace=TRAINING, greedy_baseline=self.greedy_baseline)
         with phase:
             with rec.time("gen"):
-                phase.sample(drawn.items, first=first)
+                phase.sample(drawn.items, drawn.positions)
             with rec.time("reward"):
                 groups = phase.groups()
         self.position = drawn.end
