@@ -83,7 +83,7 @@ def test_the_first_format_is_read(tmp_path: Path) -> None:
     old = {"step": 3, "kl_coef": 0.25, "position": 12, "surplus": [], "data": {"data.seed": 1}}
     (tmp_path / "state.json").write_text(json.dumps(old))
     parts = {
-        PRODUCER: PartState({"position": 12}),
+        PRODUCER: PartState({"position": 12, "under_way": []}),
         GATHER: PartState({"waiting": []}),
         CREDIT: PartState({"kl_coef": 0.25}),
     }

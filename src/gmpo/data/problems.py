@@ -158,6 +158,10 @@ class ProblemStream(Generic[T]):
         """Number of the epoch that a position belongs to, from 0."""
         return position // self.epoch_length
 
+    def at(self, position: int) -> T:
+        """The item at a position."""
+        return self.problems[self._index(position)]
+
     def take(self, step: int) -> list[T]:
         """The batch of a step, where every step takes the next one."""
         return self.draw(step * self._batch_size).items

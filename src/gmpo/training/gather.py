@@ -86,6 +86,7 @@ class Gather:
             }
             if sampled:
                 metrics["train/sampled_pass_rate"] = sum(map(pass_rate, sampled)) / len(sampled)
+        self.producer.run_ahead(rec)
         return StepGroups(kept[: self.groups], metrics)
 
     def state(self) -> PartState:

@@ -157,7 +157,7 @@ def _first_format(record: Mapping[str, Any]) -> State:
     return State(
         int(record["step"]),
         {
-            PRODUCER: PartState({"position": int(record["position"])}),
+            PRODUCER: PartState({"position": int(record["position"]), "under_way": []}),
             GATHER: PartState({"waiting": waiting}, arrays),
             CREDIT: PartState({"kl_coef": float(record["kl_coef"])}),
         },
