@@ -1,4 +1,4 @@
-"""Every random number of a run is a function of named integers (seed, step, position ..), so there is no state to save.
+"""Every random number of a run is a function of named integers (seed, position ..), so there is no state to save.
 
 numpy keeps the raw streams of its bit generators for good, but not what `Generator`'s methods make of them; a run may
 be resumed under another numpy, so these functions use raw draws alone.

@@ -125,6 +125,8 @@ class TorchSampler:
     ) -> None:
         # The longest prompts first: one that enters later then has room before the column where all rows end.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+        # A prompt enters with all its answers at once, so that they share its prefill; only where they are more than
+        # there are places does it enter again.
         copies = min(params.n, self.max_num_seqs)
         waiting = deque(
             (i, range(first, min(first + copies, params.n))) for i in order for first in range(0, params.n, copies)
@@ -136,11 +138,13 @@ class TorchSampler:
             free = self.max_num_seqs - running
             enough = free >= max(copies, ENTER_ABOVE * self.max_num_seqs)
             enters = bool(waiting) and (running == 0 or (decoder.enters_running and enough))
+            # Finished rows go on decoding for nothing until there are enough of them to be worth a copy of the cache.
             if rows is not None and (enters or running == 0 or running < COMPACT_BELOW * len(rows.running)):
                 self._collect(rows, answers)
                 rows = rows.take(rows.running)
                 decoder.keep(rows.kept)
                 rows = rows if running else None
+            # The rows that are there take their step before others enter: afterwards all have logits for one draw.
             if rows is not None:
                 logits = decoder.step(rows.newest)
             if enters:
@@ -194,7 +198,7 @@ class TorchSampler:
         )
 
     def _collect(self, rows: _Rows, answers: _Answers) -> None:
-        """Hand over the finished rows."""
+        """Hand over the finished rows. The only place where tokens leave the device, so not done for every step."""
         done = (~rows.running).nonzero().squeeze(1)
         if not bool(rows.logprobs[done].isfinite().all()):
             raise BackendError(
@@ -263,7 +267,8 @@ class _Rows:
 
 
 def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, range]]:
-    """The first of those who wait, as many as there is room for, all with as many answers."""
+    """The first of those that wait, as many as there is room for, all with as many answers: one prefill repeats each of
+    its prompts equally often."""
     taken = [waiting.popleft()]
     each = len(taken[0][1])
     while waiting and len(waiting[0][1]) == each and (len(taken) + 1) * each <= free:
@@ -274,7 +279,10 @@ def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, r
 def _uniform_numbers(
     seed: int, requests: Sequence[SampleRequest], owners: Sequence[tuple[int, int]], params: SamplingParams
 ) -> np.ndarray:
-    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
+    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j).
+
+    All are drawn when the row enters, one for each position it may reach: token t then uses number t, whatever stands
+    beside the row and however often rows are dropped."""
     if params.temperature == 0.0:
         return np.zeros((len(owners), params.max_tokens + 1))
     drawn = np.stack([uniform(params.max_tokens, seed, requests[i].key, j) for i, j in owners])

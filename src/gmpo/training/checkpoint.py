@@ -5,8 +5,8 @@
     <root>/global_step_<N>/actor/, critic/       what the learner wrote
 
 A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Training goes on
-from a copy meanwhile, if so set. Random streams and the order of problems are functions of seed and step, so there is
-nothing of them to save.
+from a copy meanwhile, if so set. Random streams and the order of problems are functions of seed and position, so there
+is nothing of them to save but the position.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Store:
         """Write a checkpoint of `state`, or begin to, once the one before is written.
 
         Raises:
-            CheckpointError: it could not be written, and neither could the one before if that was written behind.
+            CheckpointError: it could not be written, and neither could the one before if that was in the background.
         """
         behind = self.behind and self._failure() is None
         for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
@@ -95,16 +95,16 @@ class Store:
         write = learner.snapshot(self.save_contents, copy=behind)
         if behind:
             self._begun = self._thread.submit(self._write, write, state)
-            self._begun.add_done_callback(self._tell_failure)
+            self._begun.add_done_callback(self._report_failure)
         else:
             self._begun = None
             self._write(write, state)
 
     def _failure(self) -> BaseException | None:
-        """What the last write behind the training failed with; waits for its end."""
+        """What the last write in the background failed with; waits for its end."""
         return None if self._begun is None else self._begun.exception()
 
-    def _tell_failure(self, done: Future[None]) -> None:
+    def _report_failure(self, done: Future[None]) -> None:
         if (failure := done.exception()) is not None:
             self.tell(f"warning: {failure} Training goes on, and the next checkpoint tries once more.")
 
