@@ -91,7 +91,8 @@ def here(case: str, folder: Path, prompts: list[list[int]], threads: int) -> dic
 
     from gmpo.backends.devices import Device
     from gmpo.backends.torch_sampler import TorchSampler
-    from gmpo.ports import SampleRequest, SamplingParams, Weights
+    from gmpo.backends.weights import LiveWeights
+    from gmpo.ports import SampleRequest, SamplingParams
     from gmpo.records.batch import pad_left
 
     torch.set_num_threads(threads)
@@ -101,7 +102,7 @@ def here(case: str, folder: Path, prompts: list[list[int]], threads: int) -> dic
     sampler = TorchSampler(
         device=Device(torch.device("cpu"), torch.float32), seed=0, stop_ids=frozenset({end}), max_num_seqs=256
     )
-    sampler.load(Weights(model, 0))
+    sampler.load(LiveWeights(model, 0))
     requests = [SampleRequest(tuple(prompt), key) for key, prompt in enumerate(prompts)]
     ids, mask = pad_left(prompts, 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,8 +52,8 @@ from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
 from gmpo.training.checkpoint import export
 from gmpo.training.interrupt import Stop
+from gmpo.training.loop import Parts, validate
 from gmpo.training.loop import train as run_loop
-from gmpo.training.loop import validate
 from gmpo.training.supervised import fine_tune
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -142,28 +142,33 @@ def train(
         history = build_history(c, folder, problems)
         sinks = _sinks(resolved, folder, policy, console, label, length, history)
         checkpoints = build_store(c, folder, data_sources(problems), say)
-        with _tracker(sinks, writer) as tracker, checkpoints as store, Stop(say) as stop:
+        with (
+            closing(learner),
+            closing(collector.sampler),
+            _tracker(sinks, writer) as tracker,
+            checkpoints as store,
+            Stop(say) as stop,
+        ):
             evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
             if c.trainer.val_only:
                 done = validate(
                     sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker
                 )
                 return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
-            state = run_loop(
-                build_plan(c, policy, counts),
+            parts = Parts(
                 sampler=collector.sampler,
                 learner=learner,
                 gather=build_gather(c, collector, problems, history),
-                score=build_scoring(c, learner),
+                score=build_scoring(c, learner, collector.sampler),
                 credit=build_credit(c),
                 evaluate=evaluate,
                 store=store,
                 tracker=_profiled(tracker, folder, policy, console, length) if profile else tracker,
                 stop=stop,
-                kl_coef=c.algorithm.kl_ctrl.kl_coef,
             )
+            done = run_loop(build_plan(c, policy, counts), parts)
             model = export(learner, folder)
-    return Run(folder, model, state.step, length.total_steps, tuple(tracker.history))
+    return Run(folder, model, done, length.total_steps, tuple(tracker.history))
 
 
 def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:
@@ -208,7 +213,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     )
     writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
     sinks = _sinks(resolved, folder, policy, console, label, length)
-    with claimed(folder), _tracker(sinks, writer) as tracker, Stop(say) as stop:
+    with claimed(folder), closing(learner), _tracker(sinks, writer) as tracker, Stop(say) as stop:
         done = fine_tune(
             stream,
             total_steps=length.total_steps,

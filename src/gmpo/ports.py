@@ -5,11 +5,11 @@ A backend fulfils these protocols; the loop, evaluation and checkpoints use noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -43,25 +43,43 @@ class SampleRequest:
 
     prompt_ids: tuple[int, ...]
     key: int
-    """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch."""
+    """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch. Fits 63 bits, as seeds of
+    other engines do; see `gmpo.streams.stream_key`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A policy's weights on their way from learner to sampler.
+class WeightSource(Protocol):
+    """A policy's weights on their way from learner to sampler."""
 
-    `module` is the learner's live model where both share a process: nothing is copied then."""
+    @property
+    def version(self) -> int:
+        """Number of training steps behind them."""
+        ...
 
-    module: Any
-    version: int
-    """Number of training steps behind them."""
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its Hugging Face name, in full; tied ones under each of their names, because a receiver
+        that keeps them apart would go on with an old head otherwise. To be read before the learner's next update."""
+        ...
 
 
 class Sampler(Protocol):
     """Draws answers from the policy it was last loaded with."""
 
-    def load(self, weights: Weights) -> None:
-        """Take over weights; completions sampled from now on carry their version."""
+    @property
+    def shares_learner_weights(self) -> bool:
+        """It runs the learner's own module in the learner's process, so that its log-probs may stand for the
+        learner's. False for a sampler with weights or kernels of its own: the two are then two policies."""
+        ...
+
+    def load(self, source: WeightSource) -> None:
+        """Take over weights; completions sampled from now on carry their version.
+
+        Raises:
+            BackendError: the weights do not fit, or cannot reach this sampler.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up what the sampler holds: processes, memory, the model. It is not used afterwards."""
         ...
 
     def generate(
@@ -116,8 +134,8 @@ class Learner(Protocol):
         """One optimizer update on the whole of `batch`, the mini-batch."""
         ...
 
-    def weights(self, version: int) -> Weights:
-        """The current policy for a sampler."""
+    def weights(self, version: int) -> WeightSource:
+        """The current policy for a sampler, `version` training steps behind it."""
         ...
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
@@ -131,6 +149,10 @@ class Learner(Protocol):
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
         """Read what was written."""
+        ...
+
+    def close(self) -> None:
+        """Give up what the learner holds: processes and memory elsewhere. It is not used afterwards."""
         ...
 
 

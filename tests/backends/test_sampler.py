@@ -27,8 +27,9 @@ from gmpo.backends.forward import PolicyModule
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.backends.weights import LiveWeights
 from gmpo.errors import BackendError
-from gmpo.ports import SampleRequest, SamplingParams, Weights
+from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Completion
 
@@ -85,7 +86,7 @@ def sampler(
     """With `library`, every step is a pass of the library's model, as for families that have no fast decoder."""
     device = Device(torch.device("cpu"), torch.float32)
     made = TorchSampler(device=device, seed=seed, stop_ids=frozenset(stop_ids), max_num_seqs=max_num_seqs)
-    made.load(Weights(model, version=7))
+    made.load(LiveWeights(model, version=7))
     made._fast = made._fast and not library
     return made
 
@@ -197,7 +198,7 @@ def test_an_adapter_that_adds_nothing_yet_ends_the_fast_decoder(
     adapter = adapter or attach(layer)
     assert altered(policy) == "model.layers.0.self_attn.q_proj"
     adapter.up.fill_(0.3)
-    made.load(Weights(policy, 1))
+    made.load(LiveWeights(policy, 1))
     answer = made.generate(REQUESTS, params(n=1, temperature=1.0))[0][0]
     assert list(answer.logprobs) == pytest.approx(plain_logp(policy, PROMPTS[0], answer, 1.0), abs=1e-4)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmpo.data.files import row_count, write_parquet
-from gmpo.data.problems import ProblemStream, load_problems, problems_from_rows, sample
+from gmpo.data.problems import Draw, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.errors import ConfigError, DataError
 
 
@@ -226,17 +226,19 @@ def test_an_epoch_visits_every_problem_at_most_once_and_leaves_out_only_the_last
 
 def test_a_draw_passes_over_what_is_not_wanted_and_goes_on_behind_the_last_one_taken() -> None:
     stream = ProblemStream(range(8), 2, shuffle=False, seed=0)
-    assert stream.draw(1, lambda i: i % 2 == 0) == ([2, 4], 5)
-    assert stream.draw(5, lambda i: i % 2 == 0) == ([6, 0], 9)  # over the end of the first epoch
-    assert stream.draw(9) == ([1, 2], 11)
+    assert stream.draw(1, lambda i: i % 2 == 0) == Draw([2, 4], [2, 4], 5)
+    assert stream.draw(5, lambda i: i % 2 == 0) == Draw([6, 0], [6, 8], 9)  # over the end of the first epoch
+    assert stream.draw(9) == Draw([1, 2], [9, 10], 11)
 
 
 def test_a_draw_over_the_seam_of_two_epochs_never_holds_a_problem_twice() -> None:
     stream = ProblemStream(range(4), 4, shuffle=True, seed=3)
     for position in range(8):
-        batch, end = stream.draw(position)
-        assert sorted(batch) == [0, 1, 2, 3]
-        assert position + 4 <= end <= position + 8
+        drawn = stream.draw(position)
+        assert sorted(drawn.items) == [0, 1, 2, 3]
+        assert position + 4 <= drawn.end <= position + 8
+        assert drawn.positions == sorted(set(drawn.positions)), "each position names one problem of the batch"
+        assert (drawn.positions[0], drawn.positions[-1]) == (position, drawn.end - 1)
 
 
 def test_too_few_wanted_problems_are_an_error_that_counts_them() -> None:

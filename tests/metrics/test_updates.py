@@ -10,7 +10,7 @@ import torch
 
 from gmpo.data.problems import Problem
 from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
-from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
+from gmpo.metrics.updates import batch_metrics, rollout_metrics, staleness_metrics, update_metrics
 from gmpo.ports import Update
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Completion, Graded, Group
@@ -281,3 +281,21 @@ def test_rollout_metrics_on_paper() -> None:
         Verdict.GRADER_ERROR: 0.0,
     }
     assert got["reward/correct_share"] == 0.5
+
+
+def test_staleness_counts_weight_versions_from_the_newest_and_from_the_oldest_token() -> None:
+    """Three answers, learned from by the weights of step 7: sampled by those of step 7, of step 5, and of 4 to 6."""
+    versions = torch.tensor([[7, 7], [5, 5], [4, 6]])
+    metrics = staleness_metrics(batch_of([1, 1, 1], [1.0, 0.0, 0.0]).replace(weight_versions=versions), step=7)
+    off = "training/off_policy/trajectory"
+    assert metrics == {
+        f"{off}_staleness/mean": 1.0,  # 0, 2, 1
+        f"{off}_staleness/max": 2.0,
+        f"{off}_staleness/min": 0.0,
+        f"{off}_staleness_worst/mean": pytest.approx(5 / 3),  # 0, 2, 3
+        f"{off}_staleness_worst/max": 3.0,
+        f"{off}_staleness_worst/min": 0.0,
+        f"{off}_spans/mean": pytest.approx(5 / 3),  # 1, 1, 3
+        f"{off}_spans/max": 3.0,
+        f"{off}_spans/min": 1.0,
+    }

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError, DataError
-from gmpo.records.rollout import Completion, Graded, Group, group_from_record, group_record
+from gmpo.records.rollout import Completion, Graded, Group, group_records, groups_from_records
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.training.gather import histogram
 
@@ -89,6 +90,10 @@ def test_surplus_groups_are_discarded_or_wait_and_every_group_is_accounted_for(b
     assert [m["train/reused_groups"] for m in kept] == [0, 2, 1, 0]
     assert [m["train/waiting_groups"] for m in kept] == [2, 1, 0, 2]
     assert [m["train/discarded_groups"] for m in kept] == [0, 0, 0, 0]
+    stale = "training/off_policy/trajectory_staleness"
+    assert [m[f"{stale}/max"] for m in kept] == [0, 1, 1, 0]
+    assert [m[f"{stale}/mean"] for m in kept] == [0, 2 / 4, 1 / 4, 0]  # so many of four groups had waited
+    assert all(m[f"{stale}/max"] == 0 for m in discarded)
     # What waited was sampled by older weights: sampler and learner now differ.
     assert kept[1]["rollout_corr/kl"] != 0
     assert abs(kept[0]["rollout_corr/kl"]) < 1e-6
@@ -101,12 +106,56 @@ def test_a_run_with_waiting_groups_goes_on_bit_for_bit(bench: Any, same_run: Cal
     part = {**changes, "trainer.save_freq": 1}
     bench.train({**part, "trainer.total_training_steps": 2}, run="parts")
     state = json.loads((bench.folder / "parts" / "global_step_2" / "state.json").read_text())
-    assert (state["position"], len(state["surplus"])) == (18, 1)
+    gather = state["parts"]["gather"]
+    assert (state["parts"]["producer"]["position"], len(gather["waiting"])) == (18, 1)
+    assert "token_ids" not in json.dumps(state)
+    waiting = load_file(bench.folder / "parts" / "global_step_2" / "state.safetensors")
+    assert {name: len(t) for name, t in waiting.items()} == {
+        f"gather/{name}": sum(answer["tokens"] for answer in gather["waiting"][0]["graded"])
+        for name in ("token_ids", "logprobs", "sampled")
+    }
     run = bench.train({**part, "trainer.total_training_steps": 4}, run="parts")
     assert [m["training/global_step"] for m in run.history] == [3, 4]
     same_run(bench.folder / "parts", bench.folder / "whole", 4)
     rates = [(bench.folder / name / "pass_rates.jsonl").read_bytes() for name in ("parts", "whole")]
     assert rates[0] == rates[1]
+
+
+def test_a_checkpoint_of_the_first_format_with_waiting_groups_goes_on_bit_for_bit(
+    bench: Any, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    own = {**FILTER, **KEEP_ALL, "data.gen_batch_size": 6, "algorithm.filter_groups.max_staleness": 1}
+    changes = settings(bench, own)
+    bench.train({**changes, "trainer.total_training_steps": 4}, run="whole")
+    part = {**changes, "trainer.save_freq": 1}
+    bench.train({**part, "trainer.total_training_steps": 2}, run="parts")
+    in_the_first_format(bench.folder / "parts" / "global_step_2")
+    run = bench.train({**part, "trainer.total_training_steps": 4}, run="parts")
+    assert [m["training/global_step"] for m in run.history] == [3, 4]
+    same_run(bench.folder / "parts", bench.folder / "whole", 4)
+
+
+def in_the_first_format(folder: Path) -> None:
+    """Rewrite a state as version 0.1 wrote it: no number of the format, and the tokens of waiting groups in JSON."""
+    state = json.loads((folder / "state.json").read_text())
+    arrays = load_file(folder / "state.safetensors")
+    (folder / "state.safetensors").unlink()
+    ids, logprobs = (arrays[f"gather/{name}"].tolist() for name in ("token_ids", "logprobs"))
+    assert arrays["gather/sampled"].all()
+
+    def answer(new: dict[str, Any]) -> dict[str, Any]:
+        n, versions = new.pop("tokens"), new.pop("weight_versions")
+        taken = {"token_ids": [ids.pop(0) for _ in range(n)], "logprobs": [logprobs.pop(0) for _ in range(n)]}
+        return {
+            "completion": {**taken, "finish_reason": new.pop("finish_reason"), "weight_version": versions[0]},
+            **new,
+        }
+
+    gather = state["parts"]["gather"]
+    surplus = [{**group, "graded": [answer(a) for a in group["graded"]]} for group in gather["waiting"]]
+    kl_coef, position = state["parts"]["credit"]["kl_coef"], state["parts"]["producer"]["position"]
+    old = {"step": state["step"], "kl_coef": kl_coef, "position": position, "surplus": surplus}
+    (folder / "state.json").write_text(json.dumps({**old, "data": state["data"]}))
 
 
 def test_solved_problems_are_left_out_once_their_pass_rate_is_known_and_in_the_next_run_from_the_start(
@@ -153,17 +202,27 @@ def test_settings_that_contradict_each_other_are_refused(bench: Any, changes: di
         bench.train({**vanilla, **changes})
 
 
-def test_a_group_survives_its_record_bit_for_bit() -> None:
+def test_groups_survive_their_records_bit_for_bit() -> None:
+    """Numbers and text in JSON, tokens in arrays; the second group has another length and no greedy answer."""
     answer = Graded(
         Completion((3, 1, 2), (-0.1, -1e-17, -3.3333333333333335), "length", (6, 7), sampled=(True, False, True)),
         'a "text"\n',
         Grade(Verdict.UNPARSED, 0.1 + 0.2, extra={"acc": 0, "words": [1, None]}),
         reward=1 / 3,
+        parts={"main": 0.1},
     )
+    other = Graded(Completion((4,), (-2.5,), "stop", (7, 7)), "", Grade(Verdict.CORRECT, 1.0), 1.0)
     problem = sum_problem()
-    group = Group(problem, (5, 6), (answer, answer), baseline=answer)
-    record = json.loads(json.dumps(group_record(group)))
-    assert group_from_record(record, problem, (5, 6)) == group
+    groups = [Group(problem, (5, 6), (answer, other), baseline=answer), Group(problem, (5, 6), (other, other))]
+    records, arrays = group_records(groups)
+    assert [len(array) for array in arrays.values()] == [9, 9, 9]
+    records = json.loads(json.dumps(records))
+    assert groups_from_records(records, arrays, {"rows:1": (problem, (5, 6))}.__getitem__) == groups
+    with pytest.raises(ValueError, match="7 tokens are named"):
+        groups_from_records(
+            [records[0] | {"baseline": records[1]["graded"][0]}, records[1]], arrays, lambda _: (problem, ())
+        )
+    assert group_records([]) == ([], {})
 
 
 def sum_problem() -> Problem:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from gmpo.build.objective import can_reuse_logp, needs_old_logp
+from gmpo.config import load
+
 TOLERANCE = "actor_rollout_ref.rollout.log_prob_tolerance"
 
 
@@ -58,3 +61,11 @@ def test_where_something_compares_the_policies_or_nothing_needs_them_there_is_no
     bench: Any, own: dict[str, Any]
 ) -> None:
     assert all("rollout/old_log_probs_reused" not in m for m in bench.train(own).history)
+
+
+def test_a_sampler_with_weights_of_its_own_is_never_taken_at_its_word() -> None:
+    config = load(["recipe=gmpo"]).config
+    assert can_reuse_logp(config, shared_weights=True)
+    assert not can_reuse_logp(config, shared_weights=False)
+    assert not needs_old_logp(config, 1, shared_weights=True)
+    assert needs_old_logp(config, 1, shared_weights=False)

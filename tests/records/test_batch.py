@@ -83,6 +83,20 @@ def test_collate_keeps_every_token_with_its_log_prob_reward_and_group() -> None:
     assert (batch.rows, batch.groups) == (4, 2)
 
 
+def test_weight_versions_travel_with_their_rows_however_short_the_answers_are() -> None:
+    def sampled(token_ids: tuple[int, ...], versions: tuple[int, int]) -> Graded:
+        completion = Completion(token_ids, [-1.0] * len(token_ids), "stop", versions)
+        return Graded(completion, "", Grade(Verdict.WRONG, 0.0), 0.0)
+
+    batch = collate([group((1,), sampled((4,), (3, 3)), sampled((), (2, 2)), sampled((5, 6, 7), (1, 2)))], pad_id=PAD)
+    assert batch.weight_versions is not None
+    assert batch.weight_versions.tolist() == [[3, 3], [2, 2], [1, 2]]
+    for rows in ([1], [0, 1], [2, 0]):
+        part = batch.select(torch.tensor(rows)).weight_versions
+        assert part is not None
+        assert part.tolist() == batch.weight_versions[rows].tolist()
+
+
 def test_a_token_with_the_padding_id_is_a_token_like_any_other() -> None:
     batch = collate([group((PAD, 1), answer((PAD, PAD), 1.0))], pad_id=PAD)
     assert batch.prompt_mask.all()

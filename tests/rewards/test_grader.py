@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gmpo.errors import BackendError, ConfigError, DataError
 from gmpo.rewards.grader import Grader, GradeRequest, GraderSpec
@@ -521,5 +523,95 @@ def test_a_batch_that_was_given_up_owes_nothing_to_the_next() -> None:
         return float(solution_str == "next")
 
     with Grader(GraderSpec(function=slow, workers=1)) as grader:
-        grader.begin().add(requests(["given up"] * 5))
+        with grader.begin() as abandoned:
+            abandoned.add(requests(["given up"] * 5))
         assert [g.score for g in grader.grade(requests(["next"]))] == [1.0]
+
+
+def labelled(solution_str: str) -> dict[str, Any]:
+    return {"score": 1.0, "said": solution_str}
+
+
+def said(grades: Sequence[Grade]) -> list[str]:
+    return [grade.extra["said"] for grade in grades]
+
+
+def test_two_open_batches_each_get_their_own_grades_whichever_ends_first() -> None:
+    with Grader(GraderSpec(function=labelled, workers=1)) as grader:
+        for first_ends_first in (True, False):
+            one, two = grader.begin(), grader.begin()
+            one.add(requests(["a0", "a1", "a2", "a3"]))
+            two.add(requests(["b0", "b1"]))
+            if first_ends_first:
+                assert said(one.finish()) == ["a0", "a1", "a2", "a3"]
+            assert said(two.finish()) == ["b0", "b1"]
+            if not first_ends_first:
+                assert said(one.finish()) == ["a0", "a1", "a2", "a3"]
+
+
+@pytest.fixture(scope="module")
+def labelling() -> Iterator[Grader]:
+    with Grader(GraderSpec(function=labelled, workers=2)) as grader:
+        yield grader
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.sampled_from(["add", "finish", "close"]))))
+def test_any_interleaving_of_three_open_batches_gives_each_its_own_grades(
+    labelling: Grader, events: list[tuple[int, int, str]]
+) -> None:
+    """`add` hands over answers, `finish` and `close` end a batch, and the next event opens another in its place."""
+    gradings: dict[int, Any] = {}
+    asked: dict[int, list[str]] = {}
+    for time_, (place, count, event) in enumerate(events):
+        if place not in gradings:
+            gradings[place], asked[place] = labelling.begin(), []
+        if event == "add":
+            texts = [f"{time_} {place} {i}" for i in range(count)]
+            gradings[place].add(requests(texts))
+            asked[place] += texts
+        elif event == "finish":
+            assert said(gradings.pop(place).finish()) == asked[place]
+        elif count < 3:  # seldom: it may cost a worker
+            gradings.pop(place).close()
+    for place in list(gradings):
+        assert said(gradings.pop(place).finish()) == asked[place]
+    assert not labelling._open
+
+
+def test_a_later_batch_does_not_wait_for_the_whole_of_an_earlier_one() -> None:
+    with Grader(GraderSpec(function=labelled, workers=2)) as grader:
+        one, two = grader.begin(), grader.begin()
+        one.add(requests(["long"] * 300))
+        two.add(requests(["short"] * 3))
+        assert said(two.finish()) == ["short"] * 3
+        assert sum(len(batch.pending) for batch in grader._open.values()) > 100, "most of the first is not begun"
+        assert said(one.finish()) == ["long"] * 300
+
+
+def test_an_error_in_one_batch_ends_it_alone() -> None:
+    with Grader(GraderSpec(workers=1)) as grader:
+        one, two = grader.begin(), grader.begin()
+        one.add(requests(["#### 42"] * 40))
+        with pytest.raises(DataError, match="No scorer for data_source 'mine'"):
+            two.add(requests(["x"], "mine"))
+        assert verdicts(one.finish()) == [CORRECT] * 40
+        with pytest.raises(ValueError, match="this batch of gradings is closed"):
+            two.finish()
+
+
+def test_a_worker_that_dies_with_answers_of_two_batches_costs_one_answer() -> None:
+    with Grader(GraderSpec(function=crash, workers=1)) as grader:
+        one, two = grader.begin(), grader.begin()
+        one.add(requests(["ok", "exit", "ok"]))
+        two.add(requests(["ok", "ok", "ok"]))
+        assert verdicts(two.finish()) == [CORRECT] * 3
+        assert verdicts(one.finish()) == [CORRECT, GRADER_ERROR, CORRECT]
+
+
+def test_closing_the_grader_loses_no_open_batch() -> None:
+    with Grader(GraderSpec(function=labelled, workers=1)) as grader:
+        one = grader.begin()
+        one.add(requests(list("abc")))
+        grader.close()
+        assert said(one.finish()) == ["a", "b", "c"]

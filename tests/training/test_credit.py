@@ -38,32 +38,32 @@ def credit(reward_kl: RewardKL | None = None) -> Credit:
 
 
 def test_a_reward_stands_on_the_last_token() -> None:
-    batch = credit()(batch_of([3, 1, 2], [1.0, 0.5, 0.0]), 0.0).batch
+    batch = credit()(batch_of([3, 1, 2], [1.0, 0.5, 0.0])).batch
     assert batch.token_rewards is not None
     assert batch.token_rewards.tolist() == [[0, 0, 1], [0.5, 0, 0], [0, 0, 0]]
 
 
 def test_every_token_of_a_response_has_its_advantage_and_no_other_position_has_any() -> None:
-    batch = credit()(batch_of([3, 1], [1.0, 0.0]), 0.0).batch
+    batch = credit()(batch_of([3, 1], [1.0, 0.0])).batch
     assert batch.advantage is not None
     assert batch.advantage.tolist() == [[0.5, 0.5, 0.5], [-0.5, 0, 0]]
 
 
 def test_an_empty_response_has_neither_reward_nor_advantage() -> None:
-    batch = credit()(batch_of([2, 0], [1.0, 7.0]), 0.0).batch
+    batch = credit()(batch_of([2, 0], [1.0, 7.0])).batch
     assert batch.token_rewards is not None
     assert batch.token_rewards.tolist() == [[0, 1], [0, 0]]
 
 
-def test_without_a_kl_penalty_the_coefficient_is_handed_on_and_nothing_is_reported() -> None:
-    credited = credit()(batch_of([2, 1], [1.0, 0.0], kl=0.3), 0.2)
-    assert credited.kl_coef == 0.2
+def test_without_a_kl_penalty_nothing_is_reported() -> None:
+    credited = credit()(batch_of([2, 1], [1.0, 0.0], kl=0.3))
     assert {k: v for k, v in credited.metrics.items() if k.startswith("actor/")} == {}
 
 
 def test_the_kl_penalty_is_taken_from_each_token() -> None:
     # beta 0.5 times 0.2 nats on every token
-    credited = credit(RewardKL("k1", None, 1.0))(batch_of([3, 1], [1.0, 0.0], kl=0.2), 0.5)
+    fixed = credit(RewardKL("k1", 0.5, None, 1.0))
+    credited = fixed(batch_of([3, 1], [1.0, 0.0], kl=0.2))
     assert credited.batch.token_rewards is not None
     rewards = credited.batch.token_rewards
     assert rewards[0].tolist() == pytest.approx([-0.1, -0.1, 0.9])
@@ -75,13 +75,17 @@ def test_the_kl_penalty_is_taken_from_each_token() -> None:
         "actor/reward_kl_penalty": pytest.approx(0.2),
         "actor/reward_kl_penalty_coeff": 0.5,
     }
-    assert credited.kl_coef == 0.5
+    assert fixed.kl_coef == 0.5
 
 
 def test_the_adaptive_controller_counts_responses() -> None:
     # 10 % above the target of 0.2, two responses of a horizon of 100: 0.5 * (1 + 0.1 * 0.02)
-    credited = credit(RewardKL("k1", 0.2, 100.0))(batch_of([3, 1], [1.0, 0.0], kl=0.22), 0.5)
-    assert credited.kl_coef == pytest.approx(0.5 * 1.002)
+    adaptive = credit(RewardKL("k1", 0.5, 0.2, 100.0))
+    adaptive(batch_of([3, 1], [1.0, 0.0], kl=0.22))
+    assert adaptive.kl_coef == pytest.approx(0.5 * 1.002)
+    resumed = credit(RewardKL("k1", 0.5, 0.2, 100.0))
+    resumed.restore(adaptive.state())
+    assert resumed.kl_coef == adaptive.kl_coef
 
 
 # --- what the loss sees
@@ -94,7 +98,7 @@ def seen(
     batch: Batch, *, correction: Correction | None = None, loss_mask: LossMask | None = None
 ) -> tuple[Batch, dict[str, float]]:
     grpo = Credit(ADVANTAGES["grpo"], {"normalise_by_std": False}, None, correction=correction, loss_mask=loss_mask)
-    credited = grpo(batch, 0.0)
+    credited = grpo(batch)
     return credited.batch, dict(credited.metrics)
 
 
@@ -217,7 +221,7 @@ def test_bypass_takes_the_samplers_log_probs_for_old_ones() -> None:
 
 def test_an_estimator_with_a_critic_is_given_the_values() -> None:
     batch = batch_of([2, 1], [1.0, 0.0]).replace(values=torch.tensor([[0.25, 0.75], [0.5, 0.0]]))
-    credited = Credit(ADVANTAGES["gae"], {"gamma": 1.0, "lam": 0.0}, None)(batch, 0.0)
+    credited = Credit(ADVANTAGES["gae"], {"gamma": 1.0, "lam": 0.0}, None)(batch)
     raw = torch.tensor([0.75 - 0.25, 1.0 - 0.75, 0.0 - 0.5])  # differences to the next value, before whitening
     expected = (raw - raw.mean()) / raw.std()
     assert credited.batch.advantage is not None

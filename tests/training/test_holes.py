@@ -21,7 +21,7 @@ from gmpo.config.corrections import Rejection
 from gmpo.metrics.updates import batch_metrics, update_metrics
 from gmpo.ports import Update
 from gmpo.records.batch import Batch, pad_left, pad_right
-from gmpo.training.credit import Correction, Credit, Credited, LossMask, RewardKL
+from gmpo.training.credit import Correction, Credit, CreditedBatch, LossMask, RewardKL
 from gmpo.training.scoring import Scoring
 
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -104,13 +104,13 @@ def without_holes(batch: Batch) -> Batch:
     return batch.replace(response_ids=ids, response_mask=front, sampled_mask=front, **per_token)
 
 
-def credited(batch: Batch, name: str, correction: Correction, loss_mask: LossMask) -> Credited:
+def credited(batch: Batch, name: str, correction: Correction, loss_mask: LossMask) -> CreditedBatch:
     reward_kl = RewardKL("k3", 0.05, 100.0)
     numbers = NUMBERS.get(name, {})
     return Credit(ADVANTAGES[name], numbers, reward_kl, correction=correction, loss_mask=loss_mask)(batch, 0.2)
 
 
-def step_metrics(result: Credited, logp: Tensor) -> dict[str, float]:
+def step_metrics(result: CreditedBatch, logp: Tensor) -> dict[str, float]:
     """All that a step reports of a batch whose only update saw these log-probs."""
     batch = result.batch
     odd = torch.zeros_like(batch.sampled_mask)

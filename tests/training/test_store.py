@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gmpo.errors import CheckpointError
-from gmpo.training.checkpoint import State, Store
+from gmpo.training.checkpoint import Store
+from gmpo.training.state import State
 
 WAIT_S = 30.0
 
@@ -54,11 +55,11 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_checkpoint_is_of
     with _store(tmp_path, told) as store:
         learner.may_write.clear()
         learner.value = 1
-        store.save(learner, State(1, 0.0))
+        store.save(learner, State(1))
         learner.value = 2  # reached although nothing can be written yet
         assert not (tmp_path / "latest_checkpointed_iteration.txt").exists()
         learner.may_write.set()
-        store.save(learner, State(2, 0.0))
+        store.save(learner, State(2))
         assert _written(tmp_path)["global_step_1"] == "1"  # one at a time: the first is there before the second begins
     assert _written(tmp_path) == {"global_step_1": "1", "global_step_2": "2"}
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "2"
@@ -69,11 +70,11 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_checkpoint_is_of
 def test_without_behind_a_checkpoint_is_there_when_save_returns(tmp_path: Path) -> None:
     learner = Weights()
     with _store(tmp_path, [], behind=False) as store:
-        store.save(learner, State(1, 0.0))
+        store.save(learner, State(1))
         assert _written(tmp_path) == {"global_step_1": "0"}
         learner.failures = 1
         with pytest.raises(CheckpointError, match=r"global_step_2: no space left"):
-            store.save(learner, State(2, 0.0))
+            store.save(learner, State(2))
     assert set(learner.writers) == {threading.current_thread().name}
 
 
@@ -84,7 +85,7 @@ def test_after_a_failure_the_next_checkpoint_is_waited_for_and_a_later_one_is_wr
     with _store(tmp_path, told) as store:
         learner.failures = 1
         for step in (1, 2, 3):
-            store.save(learner, State(step, 0.0))
+            store.save(learner, State(step))
     assert sorted(_written(tmp_path)) == ["global_step_2", "global_step_3"]
     here = threading.current_thread().name
     assert [name == here for name in learner.writers] == [False, True, False]
@@ -96,9 +97,9 @@ def test_a_second_failure_in_a_row_is_an_error(tmp_path: Path) -> None:
     learner, told = Weights(), list[str]()
     with _store(tmp_path, told) as store:
         learner.failures = 2
-        store.save(learner, State(1, 0.0))
+        store.save(learner, State(1))
         with pytest.raises(CheckpointError, match="global_step_2"):
-            store.save(learner, State(2, 0.0))
+            store.save(learner, State(2))
     assert "global_step_1" in told[0]
 
 
@@ -106,11 +107,11 @@ def test_the_last_checkpoints_failure_is_an_error_at_the_end_that_hides_no_other
     learner, told = Weights(), list[str]()
     learner.failures = 2
     with pytest.raises(CheckpointError, match="global_step_1"), _store(tmp_path, told) as store:
-        store.save(learner, State(1, 0.0))
+        store.save(learner, State(1))
 
     def fails() -> None:
         with _store(tmp_path, told) as store:
-            store.save(learner, State(2, 0.0))
+            store.save(learner, State(2))
             raise KeyError("the cause")
 
     with pytest.raises(KeyError, match="the cause"):
@@ -121,11 +122,11 @@ def test_the_last_checkpoints_failure_is_an_error_at_the_end_that_hides_no_other
 def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path: Path) -> None:
     learner = Weights()
     with _store(tmp_path, [], keep=1, behind=False) as store:
-        store.save(learner, State(1, 0.0))
+        store.save(learner, State(1))
         learner.failures = 1
         with pytest.raises(CheckpointError):
-            store.save(learner, State(2, 0.0))
+            store.save(learner, State(2))
     assert sorted(_written(tmp_path)) == ["global_step_1"]
     with _store(tmp_path, [], keep=1) as store:
-        store.save(learner, State(2, 0.0))
+        store.save(learner, State(2))
     assert sorted(_written(tmp_path)) == ["global_step_2"]

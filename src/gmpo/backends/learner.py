@@ -16,8 +16,9 @@ from gmpo.backends.forward import PolicyModule
 from gmpo.backends.mini_batch import MiniBatch, prepare
 from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.backends.weights import LiveWeights
 from gmpo.ops.linear_loss import Entropies
-from gmpo.ports import Update, Weights
+from gmpo.ports import Update
 from gmpo.records.batch import Batch
 
 LOGPROBS = "computing log-probs"
@@ -61,9 +62,12 @@ class LocalLearner:
             self.reference = PolicyModule(reference.requires_grad_(False), device, temperature=temperature)
         self.critic = critic
 
-    def weights(self, version: int) -> Weights:
-        """The live module: a sampler in this process reads it directly."""
-        return Weights(self.model, version)
+    def weights(self, version: int) -> LiveWeights:
+        """The live model: a sampler in this process reads it directly."""
+        return LiveWeights(self.model, version)
+
+    def close(self) -> None:
+        """Nothing is held outside of this process."""
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
         """Log-probs and entropies of the current policy (if `old`), log-probs of the reference and the critic's values

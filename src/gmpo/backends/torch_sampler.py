@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from gmpo.backends.decoding import Decoder, LibraryDecoder
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.fast_decoder import FastDecoder, structure
+from gmpo.backends.weights import LiveWeights, copy_weights
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
-from gmpo.ports import SampleRequest, SamplingParams, Weights
+from gmpo.ports import SampleRequest, SamplingParams, WeightSource
 from gmpo.records.rollout import Completion, FinishReason
 from gmpo.streams import uniform
 
@@ -37,24 +38,59 @@ class TorchSampler:
         seed: root of the random streams.
         stop_ids: drawing one of these ends an answer; it belongs to the answer. Without any, answers have full length.
         max_num_seqs: answers sampled side by side, a bound on the memory of the cache.
+        model: a model of the sampler's own, on `device`, into which weights are copied; None samples from the
+            learner's live model.
     """
 
-    def __init__(self, *, device: Device, seed: int, stop_ids: frozenset[int], max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        *,
+        device: Device,
+        seed: int,
+        stop_ids: frozenset[int],
+        max_num_seqs: int,
+        model: PreTrainedModel | None = None,
+    ) -> None:
         self.device = device
         self.seed = seed
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
+        self._own = model
         self._model: PreTrainedModel | None = None
         self._structure: Hashable = None
         self._fast = False
         self._version = 0
 
-    def load(self, weights: Weights) -> None:
-        """Sample from `weights.module` from now on. It is the learner's own module, read in each rollout."""
-        self._model = weights.module
-        if (found := structure(weights.module)) != self._structure:
-            self._structure, self._fast = found, FastDecoder.supports(weights.module)
-        self._version = weights.version
+    @property
+    def shares_learner_weights(self) -> bool:
+        """Without a model of its own."""
+        return self._own is None
+
+    def load(self, source: WeightSource) -> None:
+        """Sample from the source's live model from now on, or from a copy of its tensors in the sampler's own model.
+
+        Raises:
+            BackendError: the source has no live model and the sampler none of its own, or the tensors do not fit it.
+        """
+        if self._own is not None:
+            copy_weights(source, self._own)
+            model = self._own
+        elif isinstance(source, LiveWeights):
+            model = source.model
+        else:
+            raise BackendError(
+                f"the embedded sampler got weights of step {source.version} without a live model "
+                f"({type(source).__name__}) and has no model of its own to copy them into: give it one, or run it in "
+                "the learner's process."
+            )
+        self._model = model
+        if (found := structure(model)) != self._structure:
+            self._structure, self._fast = found, FastDecoder.supports(model)
+        self._version = source.version
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = self._own = None
 
     def generate(
         self,
@@ -90,6 +126,8 @@ class TorchSampler:
     ) -> None:
         # The longest prompts first: one that enters later then has room before the column where all rows end.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+        # A prompt enters with all its answers at once, so that they share its prefill; only where they are more than
+        # there are places does it enter again.
         copies = min(params.n, self.max_num_seqs)
         waiting = deque(
             (i, range(first, min(first + copies, params.n))) for i in order for first in range(0, params.n, copies)
@@ -101,11 +139,13 @@ class TorchSampler:
             free = self.max_num_seqs - running
             enough = free >= max(copies, ENTER_ABOVE * self.max_num_seqs)
             enters = bool(waiting) and (running == 0 or (decoder.enters_running and enough))
+            # Finished rows go on decoding for nothing until there are enough of them to be worth a copy of the cache.
             if rows is not None and (enters or running == 0 or running < COMPACT_BELOW * len(rows.running)):
                 self._collect(rows, answers)
                 rows = rows.take(rows.running)
                 decoder.keep(rows.kept)
                 rows = rows if running else None
+            # The rows that are there take their step before others enter: afterwards all have logits for one draw.
             if rows is not None:
                 logits = decoder.step(rows.newest)
             if enters:
@@ -159,7 +199,7 @@ class TorchSampler:
         )
 
     def _collect(self, rows: _Rows, answers: _Answers) -> None:
-        """Hand over the finished rows."""
+        """Hand over the finished rows. The only place where tokens leave the device, so not done for every step."""
         done = (~rows.running).nonzero().squeeze(1)
         if not bool(rows.logprobs[done].isfinite().all()):
             raise BackendError(
@@ -228,7 +268,8 @@ class _Rows:
 
 
 def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, range]]:
-    """The first of those who wait, as many as there is room for, all with as many answers."""
+    """The first of those that wait, as many as there is room for, all with as many answers: one prefill repeats each of
+    its prompts equally often."""
     taken = [waiting.popleft()]
     each = len(taken[0][1])
     while waiting and len(waiting[0][1]) == each and (len(taken) + 1) * each <= free:
@@ -239,7 +280,10 @@ def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, r
 def _uniform_numbers(
     seed: int, requests: Sequence[SampleRequest], owners: Sequence[tuple[int, int]], params: SamplingParams
 ) -> np.ndarray:
-    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j)."""
+    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j).
+
+    All are drawn when the row enters, one for each position it may reach: token t then uses number t, whatever stands
+    beside the row and however often rows are dropped."""
     if params.temperature == 0.0:
         return np.zeros((len(owners), params.max_tokens + 1))
     drawn = np.stack([uniform(params.max_tokens, seed, requests[i].key, j) for i, j in owners])

@@ -88,6 +88,7 @@ def build_credit(config: Config) -> Credit:
     control = algorithm.kl_ctrl
     reward_kl = RewardKL(
         kind=algorithm.kl_penalty,
+        coefficient=control.kl_coef,
         target=control.target_kl if control.type == "adaptive" else None,
         horizon=float(control.horizon),
     )

@@ -40,7 +40,7 @@ from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
-from gmpo.ports import SamplingParams
+from gmpo.ports import Learner, Sampler, SamplingParams
 from gmpo.rewards.combined import Rewards
 from gmpo.tracking.folder import PASS_RATES
 from gmpo.training.checkpoint import Store, content_hash
@@ -49,6 +49,7 @@ from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather, GroupFilter
 from gmpo.training.loop import Plan
 from gmpo.training.pass_rates import PassRates
+from gmpo.training.producer import Producer
 from gmpo.training.scoring import Scoring
 
 Rows = Iterable[Mapping[str, Any]]
@@ -221,16 +222,15 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     stream: ProblemStream[EncodedProblem] = ProblemStream(
         problems.items, config.problems_per_round, shuffle=data.shuffle, seed=data.seed, key=key
     )
-    chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
-    return Gather(
+    producer = Producer(
         collector,
         stream,
         sampling_params(config.actor_rollout_ref.rollout, data.max_response_length),
-        history,
-        groups=data.train_batch_size,
-        group_filter=chosen if groups.enable else None,
+        history.wanted,
         greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
     )
+    chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
+    return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
 
 
 def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell: Callable[[str], None]) -> Store:
@@ -255,13 +255,14 @@ def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell:
     )
 
 
-def build_scoring(config: Config, learner: LocalLearner) -> Scoring:
+def build_scoring(config: Config, learner: Learner, sampler: Sampler) -> Scoring:
     """What is computed at the start of a step."""
-    rollout = config.actor_rollout_ref.rollout
+    tolerance = config.actor_rollout_ref.rollout.log_prob_tolerance
+    shared = sampler.shares_learner_weights
     return Scoring(
         learner,
-        old=config.needs_old_logp,
-        tolerance=rollout.log_prob_tolerance if config.can_reuse_logp else 0.0,
+        old=config.needs_old_logp or not shared,
+        tolerance=tolerance if shared and config.can_reuse_logp else 0.0,
     )
 
 

@@ -105,6 +105,17 @@ def sample(items: Sequence[T], limit: int, seed: int | None) -> list[T]:
     return [items[i] for i in chosen]
 
 
+@dataclass(frozen=True, slots=True)
+class Draw(Generic[T]):
+    """A batch of a stream."""
+
+    items: list[T]
+    positions: list[int]
+    """Of the items in the stream."""
+    end: int
+    """Position behind the last one."""
+
+
 class ProblemStream(Generic[T]):
     """The problems of a run in the order in which they are sampled: a function of the seed and the position alone.
 
@@ -147,25 +158,29 @@ class ProblemStream(Generic[T]):
         """Number of the epoch that a position belongs to, from 0."""
         return position // self.epoch_length
 
+    def at(self, position: int) -> T:
+        """The item at a position."""
+        return self.problems[self._index(position)]
+
     def take(self, step: int) -> list[T]:
         """The batch of a step, where every step takes the next one."""
-        return self.draw(step * self._batch_size)[0]
+        return self.draw(step * self._batch_size).items
 
-    def draw(self, position: int, wanted: Callable[[T], bool] = lambda item: True) -> tuple[list[T], int]:
-        """The next batch of wanted items from `position` on, and the position behind it.
+    def draw(self, position: int, wanted: Callable[[T], bool] = lambda item: True) -> Draw[T]:
+        """The next batch of wanted items from `position` on.
 
         Raises:
             DataError: a whole pass over the data holds too few wanted items.
         """
         if position < 0:
             raise ValueError(f"position {position}: positions count from 0")
-        chosen: dict[int, None] = {}  # an ordered set: at a seam of two epochs a batch must not ask one problem twice
+        chosen: dict[int, int] = {}  # by index: at a seam of two epochs a batch must not ask one problem twice
         for here in range(position, position + 2 * self.epoch_length):
             index = self._index(here)
             if wanted(self.problems[index]):
-                chosen[index] = None
+                chosen.setdefault(index, here)
             if len(chosen) == self._batch_size:
-                return [self.problems[i] for i in chosen], here + 1
+                return Draw([self.problems[i] for i in chosen], list(chosen.values()), here + 1)
         raise DataError(
             f"only {len(chosen)} of {len(self.problems)} problems are wanted, fewer than a batch of "
             f"{self._batch_size}: widen data.pass_rate_range, add problems, or lower the batch size"

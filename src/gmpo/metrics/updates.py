@@ -6,7 +6,7 @@ Names that verl does not have are marked "own" in `docs/metrics.md`, which lists
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,35 @@ def _summary(name: str, values: Tensor) -> dict[str, float]:
     if x.numel() == 0:
         return {}
     return {f"{name}/mean": float(x.mean()), f"{name}/max": float(x.max()), f"{name}/min": float(x.min())}
+
+
+def step_metrics(
+    groups: Sequence[Group],
+    batch: Batch,
+    minis: Sequence[Batch],
+    updates: Sequence[Update],
+    reported: Sequence[Mapping[str, float]],
+    *,
+    step: int,
+    max_prompt_length: int,
+) -> dict[str, float]:
+    """All metrics of one training step.
+
+    Args:
+        batch: the credited batch; `minis[k]` of it is the mini-batch of `updates[k]`.
+        reported: what the step's phases report themselves. Of a name that is there twice the last one counts, and
+            these count more than what is computed here: a phase that compares sampler and learner saw more tokens.
+        step: training steps behind the weights that the step began with.
+    """
+    metrics = {
+        **rollout_metrics(groups, max_prompt_length=max_prompt_length),
+        **staleness_metrics(batch, step=step),
+        **batch_metrics(batch),
+        **update_metrics(minis, updates),
+    }
+    for own in reported:
+        metrics |= own
+    return metrics
 
 
 def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[str, float]:
@@ -54,6 +83,22 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
         metrics[f"reward/{verdict}"] = float(verdicts.count(verdict))
         metrics[f"reward/{verdict}_share"] = verdicts.count(verdict) / len(answers)
     return metrics
+
+
+def staleness_metrics(batch: Batch, *, step: int) -> dict[str, float]:
+    """How far the weights that sampled the batch are behind those that learn from it, in weight versions.
+
+    Args:
+        step: training steps behind the learner's weights.
+    """
+    if batch.weight_versions is None:
+        return {}
+    first, last = batch.weight_versions.unbind(1)
+    return {
+        **_summary("training/off_policy/trajectory_spans", last - first + 1),
+        **_summary("training/off_policy/trajectory_staleness", step - last),
+        **_summary("training/off_policy/trajectory_staleness_worst", step - first),
+    }
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:

@@ -53,6 +53,9 @@ class Batch:
     """Reward of each response, before any KL term."""
     rollout_logp: Float[Tensor, "B T"]
     """The sampler's log-probs; 0 where nothing was sampled."""
+    weight_versions: Int[Tensor, "B 2"] | None = None
+    """Training steps behind the weights that sampled each response's first and last token; None where nothing was
+    sampled."""
     finished: Bool[Tensor, " B"] | None = None
     """The response ended by itself; false where it was cut at the length limit. None where all did."""
     learner_logp: Float[Tensor, "B T"] | None = None
@@ -127,7 +130,7 @@ class Batch:
         response = int(self.response_mask[rows].sum(1).max()) if len(rows) else 0
         start = self.prompt_mask.shape[1] - prompt
         for name, value in picked.items():
-            if isinstance(value, Tensor) and value.dim() == 2:
+            if isinstance(value, Tensor) and value.dim() == 2 and name != "weight_versions":
                 picked[name] = value[:, start:] if name.startswith("prompt_") else value[:, :response]
         return Batch(**picked)
 
@@ -240,6 +243,7 @@ def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
         group=torch.tensor([index for index, _, _ in answers], dtype=torch.long),
         index=torch.arange(len(answers)),
         rewards=torch.tensor([g.reward for _, _, g in answers], dtype=torch.float32),
+        weight_versions=torch.tensor([g.completion.weight_versions for _, _, g in answers]).reshape(-1, 2).long(),
         finished=torch.tensor([g.completion.finish_reason == "stop" for _, _, g in answers]),
         greedy_reward=_greedy_rewards(groups),
         rollout_logp=rollout_logp,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -71,6 +71,28 @@ class Completion:
         return np.ones(len(self), dtype=np.bool_) if self.sampled is None else self.sampled
 
 
+def joined(pieces: Sequence[Completion | Sequence[int]]) -> Completion:
+    """One answer made of what the policy said and of ids from elsewhere (a tool's output, say), in their order.
+
+    Its versions are those of the first and the last sampled piece, and it ends as the last one does. Log-probs of ids
+    from elsewhere are 0.
+
+    Raises:
+        ValueError: the policy said nothing.
+    """
+    said = [piece for piece in pieces if isinstance(piece, Completion)]
+    if not said:
+        raise ValueError("an answer needs at least one completion of the policy")
+    sampled = [p.sampled_mask if isinstance(p, Completion) else np.zeros(len(p), np.bool_) for p in pieces]
+    return Completion(
+        np.concatenate([p.token_ids if isinstance(p, Completion) else np.asarray(p, np.int32) for p in pieces]),
+        np.concatenate([p.logprobs if isinstance(p, Completion) else np.zeros(len(p), np.float32) for p in pieces]),
+        said[-1].finish_reason,
+        (said[0].weight_versions[0], said[-1].weight_versions[1]),
+        np.concatenate(sampled),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Graded:
     """A completion with its text, its grade and the reward the learner sees."""
@@ -97,50 +119,86 @@ class Group:
     """The greedy answer, where the advantage estimator compares with it. Never trained on."""
 
 
-def group_record(group: Group) -> dict[str, Any]:
-    """The group as JSON values, the problem by its id alone. Floats survive JSON bit for bit."""
-    return {
-        "problem": group.problem.id,
-        "graded": [_record(graded) for graded in group.graded],
-        "baseline": None if group.baseline is None else _record(group.baseline),
+TOKEN_ARRAYS: Mapping[str, npt.DTypeLike] = {"token_ids": np.int32, "logprobs": np.float32, "sampled": np.bool_}
+"""What a completion has for every token, with its type on disk."""
+
+
+def group_records(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], dict[str, npt.NDArray[Any]]]:
+    """The groups as JSON values, problems by their ids alone, and their tokens as arrays.
+
+    Returns:
+        One record a group, and `TOKEN_ARRAYS` of all its answers one after the other, each group's greedy answer last.
+        No arrays without groups. Floats survive JSON bit for bit.
+    """
+    records = [
+        {
+            "problem": group.problem.id,
+            "graded": [_record(graded) for graded in group.graded],
+            "baseline": None if group.baseline is None else _record(group.baseline),
+        }
+        for group in groups
+    ]
+    found = [graded.completion for group in groups for graded in _answers(group)]
+    if not found:
+        return records, {}
+    arrays = {
+        "token_ids": np.concatenate([completion.token_ids for completion in found]),
+        "logprobs": np.concatenate([completion.logprobs for completion in found]),
+        "sampled": np.concatenate([completion.sampled_mask for completion in found]),
     }
+    return records, arrays
 
 
-def group_from_record(record: Mapping[str, Any], problem: Problem, prompt_ids: tuple[int, ...]) -> Group:
-    """The inverse of `group_record`. Raises KeyError, TypeError or ValueError for anything else."""
-    baseline = record["baseline"]
-    return Group(
-        problem,
-        prompt_ids,
-        tuple(_graded(graded) for graded in record["graded"]),
-        baseline=None if baseline is None else _graded(baseline),
-    )
+def groups_from_records(
+    records: Sequence[Mapping[str, Any]],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    problem: Callable[[str], tuple[Problem, tuple[int, ...]]],
+) -> list[Group]:
+    """The inverse of `group_records`.
+
+    Args:
+        problem: id -> the problem and its prompt's ids.
+
+    Raises:
+        KeyError, TypeError or ValueError for anything that `group_records` did not return.
+    """
+    start = 0
+
+    def graded(record: Mapping[str, Any]) -> Graded:
+        nonlocal start
+        span = slice(start, start + int(record["tokens"]))
+        start = span.stop
+        first, last = record["weight_versions"]
+        ids, logprobs, sampled = (arrays[name][span] for name in TOKEN_ARRAYS)
+        completion = Completion(
+            ids, logprobs, record["finish_reason"], (int(first), int(last)), None if sampled.all() else sampled
+        )
+        grade = Grade(**{**record["grade"], "verdict": Verdict(record["grade"]["verdict"])})
+        return Graded(completion, record["text"], grade, record["reward"], record["parts"])
+
+    groups = []
+    for record in records:
+        found, prompt_ids = problem(record["problem"])
+        answers = tuple(graded(answer) for answer in record["graded"])
+        baseline = None if record["baseline"] is None else graded(record["baseline"])
+        groups.append(Group(found, prompt_ids, answers, baseline))
+    if any(start != len(array) for array in arrays.values()):
+        raise ValueError(f"{start} tokens are named, and there are {[len(array) for array in arrays.values()]}")
+    return groups
+
+
+def _answers(group: Group) -> list[Graded]:
+    return [*group.graded, *([] if group.baseline is None else [group.baseline])]
 
 
 def _record(graded: Graded) -> dict[str, Any]:
     completion = graded.completion
     return {
-        "completion": {
-            "token_ids": completion.token_ids.tolist(),
-            "logprobs": completion.logprobs.tolist(),
-            "finish_reason": completion.finish_reason,
-            "weight_versions": list(completion.weight_versions),
-            "sampled": None if completion.sampled is None else completion.sampled.tolist(),
-        },
+        "tokens": len(completion),
+        "finish_reason": completion.finish_reason,
+        "weight_versions": list(completion.weight_versions),
         "text": graded.text,
         "grade": asdict(graded.grade),
         "reward": graded.reward,
         "parts": dict(graded.parts),
     }
-
-
-def _graded(record: Mapping[str, Any]) -> Graded:
-    completion, grade = record["completion"], record["grade"]
-    first, last = completion["weight_versions"]
-    return Graded(
-        Completion(**{**completion, "weight_versions": (int(first), int(last))}),
-        record["text"],
-        Grade(**{**grade, "verdict": Verdict(grade["verdict"])}),
-        record["reward"],
-        record["parts"],
-    )

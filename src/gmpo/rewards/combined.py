@@ -92,13 +92,27 @@ class Rewards:
 
 
 class Judging:
-    """Answers being graded by all rewards: `add` returns at once, `finish` waits."""
+    """Answers being graded by all rewards: `add` returns at once, `finish` waits. Several may be open; one that is
+    left as a context manager without `finish` is given up."""
 
     def __init__(self, rewards: Rewards) -> None:
         self._rewards = rewards
         self._gradings = [(component, component.grader.begin()) for component in (rewards.main, *rewards.extra)]
         self._texts: list[str] = []
         self._lengths: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is not graded yet."""
+        for _, grading in self._gradings:
+            grading.close()
 
     def add(self, requests: Sequence[GradeRequest], lengths: Sequence[int]) -> None:
         """Hand over answers.

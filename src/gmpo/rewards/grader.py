@@ -7,24 +7,27 @@ killed with everything it started and replaced; the answer it was busy with gets
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import selectors
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from gmpo.errors import BackendError, ConfigError, DataError
-from gmpo.rewards.custom import Answer, Signature, failed
+from gmpo.errors import BackendError, ConfigError
+from gmpo.rewards.custom import Signature, failed
+from gmpo.rewards.open_batch import GradeRequest, OpenBatch
 from gmpo.rewards.portable import FunctionFile, portable
 from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess, decode
 from gmpo.rewards.scorers import check_options, scorer_for
 from gmpo.rewards.verdict import Grade, Verdict
-from gmpo.rewards.worker import Prepare, Setup, Task
+from gmpo.rewards.worker import Prepare, Setup
+
+__all__ = ["GradeRequest", "Grader", "GraderSpec"]
 
 _MAX_OWED = 16
 """Tasks a worker may hold: enough to hide the way to it, few enough that all workers end at about the same time."""
@@ -67,37 +70,11 @@ class GraderSpec:
             check_options(data_source, options)
 
 
-@dataclass(frozen=True, slots=True)
-class GradeRequest:
-    """One answer to grade."""
-
-    data_source: str
-    prompt: Sequence[Mapping[str, str]] | str
-    text: str
-    """The decoded answer."""
-    ground_truth: str
-    extra_info: Mapping[str, Any]
-    group: int
-    """Number of its problem within the call: a function in TRL's signature gets all answers of a group at once."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """The state of one batch of gradings."""
-
-    units: list[Sequence[int]] = field(default_factory=list)
-    """What a worker grades in one go: positions of requests, several only for TRL's signature."""
-    tasks: list[Task] = field(default_factory=list)
-    pending: deque[int] = field(default_factory=deque)
-    """Units that no worker holds and that have no grades."""
-    grades: dict[int, Grade] = field(default_factory=dict)
-    """Position of the request -> its grade."""
-    asked: int = 0
-    """Requests so far."""
-
-
 class Grader:
-    """A pool of workers. They start at `start` or the first call and live until `close`. Not for several threads."""
+    """A pool of workers. They start at `start` or the first call and live until `close`.
+
+    Any number of batches may be open at the same time; the workers take from them in turn. Not for several threads.
+    """
 
     def __init__(self, spec: GraderSpec) -> None:
         """Raises ConfigError for a function of neither signature, or one that cannot be sent to another process."""
@@ -107,7 +84,10 @@ class Grader:
         self._selector = selectors.PollSelector()  # Unlike epoll it holds no descriptor that would have to be closed.
         self._workers: list[WorkerProcess] = []
         self._sources: tuple[str, ...] = ()
-        self._unfinished = False
+        self._runs: str | None = None
+        self._open: dict[int, OpenBatch] = {}
+        """Number -> batch, the one whose turn it is first."""
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Self:
         return self
@@ -118,8 +98,8 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End all workers and what they started. The grader stays usable: a later call starts new ones."""
-        self._unfinished = False
+        """End all workers and what they started. The grader stays usable: a later call starts new ones, and what an
+        open batch still waits for is then graded anew."""
         for worker in list(self._workers):
             self._drop(worker)
 
@@ -129,13 +109,12 @@ class Grader:
         Raises DataError for a data source without scorer, and ConfigError or BackendError, with the user's own
         traceback lines, when a worker does not start.
         """
-        nothing = _Call()
         try:
             self._drop_dead()
             self._prepare(data_sources)
             self._staff()
-            while any(worker.owed for worker in self._workers):
-                self._step(nothing)
+            while any(isinstance(owed.request, Prepare) for worker in self._workers for owed in worker.owed):
+                self._step()
         except BaseException:
             self.close()
             raise
@@ -145,20 +124,18 @@ class Grader:
 
         Raises what `start` raises, and DataError when an `extra_info` cannot be sent to a worker.
         """
-        grading = self.begin()
-        grading.add(requests)
-        return grading.finish()
+        with self.begin() as grading:
+            grading.add(requests)
+            return grading.finish()
 
     def begin(self) -> Grading:
-        """Gradings that go on while the caller does something else. What an earlier batch still owed is given up."""
-        if self._unfinished:
-            self.close()
+        """A batch of gradings that go on while the caller does something else, other batches among it."""
         return Grading(self)
 
     @property
     def by_group(self) -> bool:
-        """The function gets all answers of a group at once. Known when the workers have started."""
-        return self._workers[0].runs == Signature.TRL
+        """The function gets all answers of a group at once. Known when a worker has started."""
+        return self._runs == Signature.TRL
 
     def _prepare(self, data_sources: Sequence[str]) -> None:
         """Have the workers load the scorers of new data sources. Raises DataError for one without scorer."""
@@ -173,7 +150,7 @@ class Grader:
                 worker.assign([self._preparation(new)])
 
     def _preparation(self, data_sources: tuple[str, ...]) -> Assignment:
-        return Assignment(Prepare(data_sources), -1, self._spec.start_timeout_s)
+        return Assignment(Prepare(data_sources), self._spec.start_timeout_s)
 
     def _staff(self) -> None:
         """Start the workers that are missing. Returns at once; they say when they are ready."""
@@ -183,23 +160,32 @@ class Grader:
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
             worker.assign([self._preparation(self._sources)])
 
-    def _feed(self, call: _Call, *, ahead: bool = False) -> None:
-        """Keep every ready worker busy, with less and less in hand as the end of the call comes near.
+    def _feed(self, *, ahead: bool = False) -> None:
+        """Keep every ready worker busy, with less and less in hand as the end of all batches comes near.
 
         Args:
             ahead: nobody will be here for a while, so all is handed out.
         """
         for position, worker in enumerate(self._workers):
+            pending = sum(len(batch.pending) for batch in self._open.values())
             others = len(self._workers) - position if ahead else 2 * len(self._workers)
-            share = min(_MAX_OWED, math.ceil(len(call.pending) / others))
+            share = min(_MAX_OWED, math.ceil(pending / others))
             if worker.runs is None or len(worker.owed) > share // 2:
                 continue
-            taken = [call.pending.popleft() for _ in range(min(share - len(worker.owed), len(call.pending)))]
-            allowances = [self._spec.timeout_s * len(call.units[unit]) for unit in taken]
+            taken = [self._next() for _ in range(min(share - len(worker.owed), pending))]
             if taken:
-                worker.assign([Assignment(call.tasks[u], u, s) for u, s in zip(taken, allowances, strict=True)])
+                worker.assign(taken)
 
-    def _step(self, call: _Call, *, wait: bool = True) -> bool:
+    def _next(self) -> Assignment:
+        """The next unit of the batch whose turn it is. Batches take turns, so that a short one need not wait for the
+        whole of a long one that was there before."""
+        number = next(number for number, batch in self._open.items() if batch.pending)
+        batch = self._open.pop(number)
+        self._open[number] = batch
+        unit = batch.pending.popleft()
+        return Assignment(batch.tasks[unit], self._spec.timeout_s * len(batch.units[unit]), number, unit)
+
+    def _step(self, *, wait: bool = True) -> bool:
         """Wait until a worker can be read or written or is over its time, and act on it. Returns whether one could."""
         for worker in self._workers:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.has_unsent else 0)
@@ -211,30 +197,30 @@ class Grader:
             if mask & selectors.EVENT_WRITE:
                 key.data.flush()
             if mask & selectors.EVENT_READ:
-                self._read(key.data, call)
+                self._read(key.data)
         # A reply that has come is read before the clock is looked at: a busy trainer times nobody out.
         for worker in list(self._workers):
             ending = None if events else worker.ending()
             if ending is not None or worker.deadline <= time.monotonic():
-                self._lose(worker, call, ending)
+                self._lose(worker, ending)
         return bool(events)
 
-    def _read(self, worker: WorkerProcess, call: _Call) -> None:
+    def _read(self, worker: WorkerProcess) -> None:
         try:
             lines = worker.receive()
             if lines is None:
-                self._lose(worker, call, worker.ending(wait_s=1.0) or "it closed its connection")
+                self._lose(worker, worker.ending(wait_s=1.0) or "it closed its connection")
                 return
             for line in lines:
                 reply = decode(line)
-                self._accept(worker, reply, call)
+                self._accept(worker, reply)
                 if reply.get("retire"):
-                    self._replace(worker, call)
+                    self._drop(worker)
                     return
         except BrokenReply as error:
-            self._lose(worker, call, str(error))
+            self._lose(worker, str(error))
 
-    def _accept(self, worker: WorkerProcess, reply: Mapping[str, Any], call: _Call) -> None:
+    def _accept(self, worker: WorkerProcess, reply: Mapping[str, Any]) -> None:
         """Take one reply. Raises ConfigError with the worker's own words when it cannot start."""
         if not worker.owed:
             raise BrokenReply("the worker wrote a reply that nobody asked for")
@@ -242,19 +228,15 @@ class Grader:
         if isinstance(assignment.request, Prepare):
             if "error" in reply:
                 raise ConfigError(str(reply["error"]))
-            worker.runs = str(reply.get("ready"))
-        else:
-            unit = call.units[assignment.unit]
-            grades = _grades(reply)
-            if len(grades) != len(unit):
-                raise BrokenReply(f"the worker gave {len(grades)} grades for {len(unit)} answers")
-            call.grades.update(zip(unit, grades, strict=True))
+            self._runs = worker.runs = str(reply.get("ready"))
+        elif assignment.batch in self._open:  # else nobody waits for it any more
+            self._open[assignment.batch].accept(assignment.unit, reply)
         worker.settle()
 
-    def _lose(self, worker: WorkerProcess, call: _Call, cause: str | None) -> None:
+    def _lose(self, worker: WorkerProcess, cause: str | None) -> None:
         """A worker died of `cause`, or is over its time (None): its first request is to blame, the rest is redone."""
         blamed = worker.owed.popleft() if worker.owed else None
-        self._replace(worker, call)
+        self._drop(worker)
         if blamed is None:
             return
         limit = f"no result within {blamed.allowance_s:g} s"
@@ -267,17 +249,23 @@ class Grader:
             grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=limit)
         else:
             grade = failed(f"the grading worker died: {cause}")
-        call.grades.update(dict.fromkeys(call.units[blamed.unit], grade))
-
-    def _replace(self, worker: WorkerProcess, call: _Call) -> None:
-        """Drop a worker and put what it still owes back; the next step of the call starts another."""
-        call.pending.extendleft(assignment.unit for assignment in reversed(worker.owed) if assignment.unit >= 0)
-        self._drop(worker)
+        if (batch := self._open.get(blamed.batch)) is not None:
+            batch.blame(blamed.unit, grade)
 
     def _drop(self, worker: WorkerProcess) -> None:
+        """End a worker and put what it still owes to open batches back; a later step starts another."""
+        for owed in reversed(worker.owed):
+            if owed.batch in self._open:
+                self._open[owed.batch].pending.appendleft(owed.unit)
         self._workers.remove(worker)
         self._selector.unregister(worker.socket)
         worker.kill()
+
+    def _forget(self, number: int) -> None:
+        """Give up a batch. Workers that are busy with it end, because their answer may take long."""
+        if self._open.pop(number, None) is not None:
+            for worker in [w for w in self._workers if any(owed.batch == number for owed in w.owed)]:
+                self._drop(worker)
 
     def _drop_dead(self) -> None:
         for worker in [worker for worker in self._workers if worker.ending() is not None]:
@@ -285,91 +273,81 @@ class Grader:
 
 
 class Grading:
-    """A batch of gradings: `add` hands requests to the workers and returns, `finish` waits for the grades."""
+    """A batch of gradings: `add` hands requests to the workers and returns, `finish` waits for the grades.
+
+    A context manager: a batch that is left without `finish` is given up, and the other open ones go on.
+    """
 
     def __init__(self, grader: Grader) -> None:
         self._grader = grader
-        self._call = _Call()
+        self._batch = OpenBatch()
+        self._number = next(grader._numbers)
+        grader._open[self._number] = self._batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is not graded yet; nothing happens after `finish`."""
+        self._grader._forget(self._number)
 
     def add(self, requests: Sequence[GradeRequest]) -> None:
         """Ask for more grades. A group of requests with the same number must come in one call.
 
-        Raises what `Grader.grade` raises.
+        Raises what `Grader.grade` raises; this batch is then given up.
         """
+        self._check_open()
         if not requests:
             return
-        grader, call = self._grader, self._call
+        grader, batch = self._grader, self._batch
         sources = [request.data_source for request in requests]
-        if not grader._unfinished:
-            grader.start(sources)
-            grader._unfinished = True
         try:
+            if all(other.complete for other in grader._open.values()):
+                grader.start(sources)  # waits until all are ready, and finds out who died since the last batch
             grader._prepare(sources)
-            units = _by_group(requests) if grader.by_group else [[i] for i in range(len(requests))]
-            tasks = [_task([requests[i] for i in unit], unit[0]) for unit in units]
-            call.pending.extend(range(len(call.units), len(call.units) + len(units)))
-            call.units += [[call.asked + i for i in unit] for unit in units]
-            call.tasks += tasks
-            call.asked += len(requests)
+            batch.add(requests, by_group=grader.by_group)
             self._advance()
         except BaseException:
-            grader.close()
+            self._abandon()
             raise
 
     def finish(self) -> list[Grade]:
-        """The grades of all requests, in the order in which they were asked for."""
-        grader, call = self._grader, self._call
+        """The grades of all requests, in the order in which they were asked for. The batch is closed then.
+
+        Raises what `Grader.grade` raises; this batch is then given up.
+        """
+        grader, batch = self._grader, self._batch
+        self._check_open()
         try:
-            while len(call.grades) < call.asked:
+            while not batch.complete:
                 grader._staff()
-                grader._feed(call)
-                grader._step(call)
+                grader._feed()
+                grader._step()
         except BaseException:
-            grader.close()  # What the workers still owe belongs to a batch that is over.
+            self._abandon()
             raise
-        grader._unfinished = False
-        return [call.grades[i] for i in range(call.asked)]
+        self.close()
+        return [batch.grades[i] for i in range(batch.asked)]
+
+    def _check_open(self) -> None:
+        if self._number not in self._grader._open:
+            raise ValueError("this batch of gradings is closed; `Grader.begin` opens another")
+
+    def _abandon(self) -> None:
+        """After an error no worker is to be trusted: all are ended, and what other batches wait for is asked again."""
+        self.close()
+        self._grader.close()
 
     def _advance(self) -> None:
         """Take what has come and keep the workers busy, without waiting."""
-        grader, call = self._grader, self._call
+        grader, batch = self._grader, self._batch
         grader._staff()
-        grader._feed(call, ahead=True)
-        while grader._step(call, wait=False) and len(call.grades) < call.asked:
+        grader._feed(ahead=True)
+        while grader._step(wait=False) and not batch.complete:
             grader._staff()
-            grader._feed(call, ahead=True)
-
-
-def _by_group(requests: Sequence[GradeRequest]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for position, request in enumerate(requests):
-        groups.setdefault(request.group, []).append(position)
-    return list(groups.values())
-
-
-def _task(requests: Sequence[GradeRequest], position: int) -> Task:
-    answers = [Answer(r.data_source, r.prompt, r.text, r.ground_truth, r.extra_info) for r in requests]
-    try:
-        return Task(pickle.dumps(answers))
-    except Exception as error:
-        raise DataError(
-            f"The prompt or extra_info of answer {position} ({requests[0].data_source}) cannot be sent to a grading "
-            f"worker: {error}. Keep to plain values there: numbers, strings, lists and dicts."
-        ) from error
-
-
-def _grades(reply: Mapping[str, Any]) -> list[Grade]:
-    """The grades of a reply, checked field by field: what ran a user's code is not trusted."""
-    try:
-        return [
-            Grade(Verdict(g["verdict"]), _finite(g["score"]), g["pred"], dict(g["extra"]), g["reason"])
-            for g in reply["grades"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BrokenReply(f"the worker wrote a reply without a grade: {error}") from error
-
-
-def _finite(score: float) -> float:
-    if not math.isfinite(score):
-        raise ValueError(f"score {score}")
-    return float(score)
+            grader._feed(ahead=True)

@@ -36,10 +36,12 @@ class Assignment:
     """A request that was sent to a worker and has no reply yet."""
 
     request: Prepare | Task
-    unit: int
-    """Number of the task's unit in the call; -1 for a preparation."""
     allowance_s: float
     """Seconds it may take, from the reply before it."""
+    batch: int = -1
+    """Number of the batch of gradings that a task belongs to; -1 for a preparation."""
+    unit: int = -1
+    """Number of the task within its batch."""
 
 
 class WorkerProcess:

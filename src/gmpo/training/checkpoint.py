@@ -1,12 +1,12 @@
 """Checkpoints of a run, in verl's folder names:
 
     <root>/latest_checkpointed_iteration.txt     the newest step, written last
-    <root>/global_step_<N>/state.json            step, KL coefficient, position in the data and what that depends on
+    <root>/global_step_<N>/state.json            step, state of the parts (`training.state`), data it belongs to
     <root>/global_step_<N>/actor/, critic/       what the learner wrote
 
 A checkpoint appears under its name only when it is complete: it is written beside it and renamed. Training goes on
-from a copy meanwhile, if so set. Random streams and the order of problems are functions of seed and step, so there is
-nothing of them to save.
+from a copy meanwhile, if so set. Random streams and the order of problems are functions of seed and position, so there
+is nothing of them to save but the position.
 """
 
 from __future__ import annotations
@@ -17,36 +17,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from safetensors import SafetensorError
 
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
+from gmpo.training.state import State, read_state, write_state
 
 LATEST = "latest_checkpointed_iteration.txt"
 PREFIX = "global_step_"
 UNFINISHED = ".unfinished_"
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything of a run that is neither weights nor optimizer."""
-
-    step: int
-    """Training steps done."""
-    kl_coef: float
-    """Coefficient of the KL penalty in the reward for the next step."""
-    position: int = 0
-    """Position in the stream of problems."""
-    surplus: tuple[Mapping[str, Any], ...] = ()
-    """Groups that wait for the next step, as `gmpo.records.rollout.group_record` writes them."""
 
 
 class Store:
@@ -57,8 +42,8 @@ class Store:
         resume: `auto` takes the newest checkpoint below root if there is one, `disable` starts anew, a path takes that
             `global_step_N` folder.
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
-        behind: write while training goes on. It costs the memory of a copy, and a failure is told, not raised: the next
-            checkpoint is then written before training goes on. Files are written without Python's lock.
+        behind: write in a background thread while training goes on. It costs the memory of a copy. A failure is
+            reported and does not stop the run; the next checkpoint is then written before training goes on.
         data: what the position in the data means depends on these (rows, batch size, seed ..); a checkpoint made under
             other values is refused, because it would mean other problems.
         tell: receives a line for the user: where the run goes on, and what is missing for an exact continuation.
@@ -102,7 +87,7 @@ class Store:
         """Write a checkpoint of `state`, or begin to, once the one before is written.
 
         Raises:
-            CheckpointError: it could not be written, and neither could the one before if that was written behind.
+            CheckpointError: it could not be written, and neither could the one before if that was in the background.
         """
         behind = self.behind and self._failure() is None
         for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
@@ -110,16 +95,16 @@ class Store:
         write = learner.snapshot(self.save_contents, copy=behind)
         if behind:
             self._begun = self._thread.submit(self._write, write, state)
-            self._begun.add_done_callback(self._tell_failure)
+            self._begun.add_done_callback(self._report_failure)
         else:
             self._begun = None
             self._write(write, state)
 
     def _failure(self) -> BaseException | None:
-        """What the last write behind the training failed with; waits for its end."""
+        """What the last write in the background failed with; waits for its end."""
         return None if self._begun is None else self._begun.exception()
 
-    def _tell_failure(self, done: Future[None]) -> None:
+    def _report_failure(self, done: Future[None]) -> None:
         if (failure := done.exception()) is not None:
             self.tell(f"warning: {failure} Training goes on, and the next checkpoint tries once more.")
 
@@ -131,7 +116,7 @@ class Store:
         try:
             unfinished.mkdir(parents=True)
             write(unfinished)
-            _write_json(unfinished / "state.json", {**asdict(state), "data": self.data})
+            write_state(unfinished, state, self.data)
             _exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
             latest.write_text(str(state.step))
@@ -153,7 +138,7 @@ class Store:
         folder = self._chosen()
         if folder is None:
             return None
-        state, data = _read_state(folder)
+        state, data = read_state(folder)
         if data != self.data:
             raise CheckpointError(_other_data(folder, data, self.data))
         contents = self._present(folder)
@@ -261,16 +246,6 @@ def content_hash(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_state(folder: Path) -> tuple[State, dict[str, object]]:
-    """The state, and the data and batches it was made with."""
-    try:
-        saved = json.loads((folder / "state.json").read_text())
-        state = State(int(saved["step"]), float(saved["kl_coef"]), int(saved["position"]), tuple(saved["surplus"]))
-        return state, dict(saved["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {folder / 'state.json'}: {error!r}") from error
-
-
 def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> str:
     changes = [f"  {k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**now, **then} if then.get(k) != now.get(k)]
     return (
@@ -279,7 +254,3 @@ def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, obje
         + "\nUse the same settings to go on, or trainer.resume_mode=disable to start anew (weights of the checkpoint "
         "can be the new model.path: see its actor/huggingface)."
     )
-
-
-def _write_json(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=1))

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
 
 from gmpo.data.prompts import EncodedProblem
-from gmpo.ports import Sampler, SampleRequest, SamplingParams
+from gmpo.ports import Sampler, SamplingParams
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.combined import Rewards
 from gmpo.rewards.grader import GradeRequest
-
-TRAINING, VALIDATION = 0, 1
-"""Namespaces of random streams."""
-
-
-def stream_key(namespace: int, step: int, position: int) -> int:
-    """A number unique to the `position`-th problem of a phase: its answers' random streams derive from it.
-
-    Validation passes step 0, so that every validation draws the same random numbers and differs only by the policy.
-    """
-    return (namespace << 96) | (step << 48) | position
+from gmpo.streams import stream_key
+from gmpo.training.rollouts import Rollout, run_rollouts, single_turn
 
 
 class Collector:
@@ -28,6 +21,7 @@ class Collector:
 
     Args:
         decode: token ids of several answers -> their texts, special tokens left out.
+        rollout: how one answer comes to be.
     """
 
     def __init__(
@@ -36,24 +30,26 @@ class Collector:
         rewards: Rewards,
         *,
         decode: Callable[[list[list[int]]], list[str]],
+        rollout: Rollout = single_turn,
     ) -> None:
         self.sampler = sampler
         self.rewards = rewards
         self.decode = decode
+        self.rollout = rollout
 
-    def begin(self, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool = False) -> Collection:
-        """A phase of sampling.
+    def begin(self, params: SamplingParams, *, namespace: int, greedy_baseline: bool = False) -> RolloutPhase:
+        """A phase of sampling. Several may be open.
 
         Args:
-            namespace, step: name the random streams of the phase.
+            namespace: of the phase's random streams, see `gmpo.streams`.
             greedy_baseline: also draw the greedy answer to each problem.
         """
-        return Collection(self, params, namespace=namespace, step=step, greedy_baseline=greedy_baseline)
+        return RolloutPhase(self, params, namespace=namespace, greedy_baseline=greedy_baseline)
 
 
 @dataclass(slots=True)
-class _Answered:
-    """A problem of the phase and, one by one, what comes of it."""
+class _Answers:
+    """The answers to a problem, while they are sampled and graded."""
 
     problem: EncodedProblem
     completions: Sequence[Completion] = ()
@@ -62,53 +58,68 @@ class _Answered:
     """Of its answers among all that are graded."""
 
 
-class Collection:
+class RolloutPhase:
     """`sample` as often as wanted, then `groups`. The answers to a problem are graded as soon as all are there, while
-    the sampler works on others."""
+    the sampler works on others. A context manager: left without `groups`, the gradings are given up."""
 
-    def __init__(
-        self, collector: Collector, params: SamplingParams, *, namespace: int, step: int, greedy_baseline: bool
-    ) -> None:
+    def __init__(self, collector: Collector, params: SamplingParams, *, namespace: int, greedy_baseline: bool) -> None:
         self._collector = collector
         self._params = params
-        self._namespace, self._step = namespace, step
+        self._namespace = namespace
         self._greedy = replace(params, n=1, temperature=0.0) if greedy_baseline else None
         self._judging = collector.rewards.begin()
         self._graded = 0
-        self._answered: list[_Answered] = []
-        self._baselines: list[_Answered] = []
+        self._answers: list[_Answers] = []
+        self._baselines: list[_Answers] = []
 
-    def sample(self, problems: Sequence[EncodedProblem], *, first: int = 0) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is not graded yet; nothing happens after `groups`."""
+        self._judging.close()
+
+    def sample(self, problems: Sequence[EncodedProblem], positions: Sequence[int]) -> None:
         """`params.n` answers to each problem.
 
         Args:
-            first: position of `problems[0]` within the phase.
+            positions: of the problems in the stream, or in the validation set: they name the random streams.
         """
-        requests = [
-            SampleRequest(p.prompt_ids, stream_key(self._namespace, self._step, first + i))
-            for i, p in enumerate(problems)
-        ]
-        self._draw(requests, problems, self._params, self._answered)
+        keys = [stream_key(self._namespace, position) for position in positions]
+        self._roll_out(problems, keys, self._params, self._answers)
         if self._greedy is not None:
             # A greedy answer is a group of its own: functions that compare answers must not see it among the others.
-            self._draw(requests, problems, self._greedy, self._baselines)
+            self._roll_out(problems, keys, self._greedy, self._baselines)
 
-    def _draw(
+    def _roll_out(
         self,
-        requests: Sequence[SampleRequest],
         problems: Sequence[EncodedProblem],
+        keys: Sequence[int],
         params: SamplingParams,
-        into: list[_Answered],
+        into: list[_Answers],
     ) -> None:
-        new = [_Answered(problem) for problem in problems]
+        new = [_Answers(problem) for problem in problems]
         into += new
-        self._collector.sampler.generate(requests, params, lambda i, found: self._grade(new[i], found))
+        collector = self._collector
+        run_rollouts(
+            collector.rollout,
+            collector.sampler,
+            problems,
+            keys,
+            params,
+            lambda i, completions: self._grade(new[i], completions),
+        )
 
-    def _grade(self, answered: _Answered, completions: Sequence[Completion]) -> None:
-        problem = answered.problem.problem
-        answered.completions = completions
-        answered.texts = self._collector.decode([c.token_ids.tolist() for c in completions])
-        answered.places = range(self._graded, self._graded + len(completions))
+    def _grade(self, answers: _Answers, completions: Sequence[Completion]) -> None:
+        problem = answers.problem.problem
+        answers.completions = completions
+        answers.texts = self._collector.decode([c.token_ids.tolist() for c in completions])
+        answers.places = range(self._graded, self._graded + len(completions))
         requests = [
             GradeRequest(
                 data_source=problem.data_source,
@@ -118,28 +129,28 @@ class Collection:
                 extra_info=problem.extra,
                 group=self._graded,
             )
-            for text in answered.texts
+            for text in answers.texts
         ]
         self._graded += len(completions)
         self._judging.add(requests, [len(c) for c in completions])
 
     def groups(self) -> list[Group]:
-        """Every problem with its graded answers, in the order of the problems.
+        """Every problem with its graded answers, in the order of the problems. The phase is closed then.
 
         Raises:
             BackendError: too many gradings ended without a judgement.
         """
         rewards = self._judging.finish()
 
-        def graded(answered: _Answered) -> tuple[Graded, ...]:
+        def graded(answers: _Answers) -> tuple[Graded, ...]:
             return tuple(
                 Graded(completion, text, rewards[place].grade, rewards[place].total, rewards[place].parts)
-                for completion, text, place in zip(answered.completions, answered.texts, answered.places, strict=True)
+                for completion, text, place in zip(answers.completions, answers.texts, answers.places, strict=True)
             )
 
-        nothing: list[Graded | None] = [None] * len(self._answered)
+        nothing: list[Graded | None] = [None] * len(self._answers)
         baselines = [graded(b)[0] for b in self._baselines] if self._baselines else nothing
         return [
             Group(a.problem.problem, a.problem.prompt_ids, graded(a), baseline=baseline)
-            for a, baseline in zip(self._answered, baselines, strict=True)
+            for a, baseline in zip(self._answers, baselines, strict=True)
         ]

@@ -13,9 +13,11 @@ from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import last_token, sequence_mean
+from gmpo.errors import CheckpointError
 from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
 from gmpo.objectives import Rejection
 from gmpo.records.batch import Batch
+from gmpo.training.state import CREDIT, PartState
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class RewardKL:
 
     kind: str
     """A name of `gmpo.algo.kl.KL_ESTIMATORS`."""
+    coefficient: float
+    """Of the first step."""
     target: float | None
     """KL per token that the adaptive controller steers to; None keeps the coefficient."""
     horizon: float
@@ -59,11 +63,10 @@ class LossMask:
 
 
 @dataclass(frozen=True, slots=True)
-class Credited:
-    """A batch with advantages, the coefficient for the next step and what to report."""
+class CreditedBatch:
+    """A batch with advantages, and metrics."""
 
     batch: Batch
-    kl_coef: float
     metrics: Mapping[str, float]
 
 
@@ -89,15 +92,28 @@ class Credit:
         self.reward_kl = reward_kl
         self.correction = correction or Correction()
         self.loss_mask = loss_mask or LossMask()
+        self.kl_coef = 0.0 if reward_kl is None else reward_kl.coefficient
 
-    def __call__(self, batch: Batch, kl_coef: float) -> Credited:
+    def state(self) -> PartState:
+        """The coefficient of the KL penalty in the reward for the next step."""
+        return PartState({"kl_coef": self.kl_coef})
+
+    def restore(self, state: PartState) -> None:
+        """Raises CheckpointError for another entry."""
+        state.check_format(CREDIT, known=1)
+        try:
+            self.kl_coef = float(state.values["kl_coef"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's KL coefficient cannot be read: {error!r}") from error
+
+    def __call__(self, batch: Batch) -> CreditedBatch:
         """Put each response's reward on its last sampled token, subtract the KL penalty, estimate advantages; then mask
         and weight what the loss sees. Every answer informs its group's baseline, also one that leaves the loss.
 
         An answer may end with tokens that were not sampled; they are no actions of the policy, so the reward belongs to
         the last one that is. A response without any sampled token has no place for a reward, and counts with 0.
         """
-        token_rewards, kl_coef, metrics = self._token_rewards(batch, kl_coef)
+        token_rewards, metrics = self._token_rewards(batch)
         traits = self.estimator.traits
         tensors: dict[str, Tensor | None] = {}
         if traits.needs_critic:
@@ -107,24 +123,28 @@ class Credit:
         advantage = self.estimator.fn(token_rewards, batch.sampled_mask, batch.group, **tensors, **self.numbers)
         batch = batch.replace(token_rewards=token_rewards, advantage=advantage)
         batch, correction_metrics = self._corrected(self._masked(batch))
-        return Credited(batch, kl_coef, {**metrics, **correction_metrics})
+        return CreditedBatch(batch, {**metrics, **correction_metrics})
 
-    def _token_rewards(self, batch: Batch, kl_coef: float) -> tuple[Tensor, float, dict[str, float]]:
+    def _token_rewards(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         mask = batch.sampled_mask
         token_rewards = torch.where(last_token(mask), batch.rewards.unsqueeze(1), 0.0)
         if self.reward_kl is None:
-            return token_rewards, kl_coef, {}
+            return token_rewards, {}
         assert batch.old_logp is not None
         assert batch.ref_logp is not None
         kl = kl_penalty(batch.old_logp, batch.ref_logp, self.reward_kl.kind) * mask
-        token_rewards = token_rewards - kl_coef * kl
+        token_rewards = token_rewards - self.kl_coef * kl
         mean_kl = float(sequence_mean(kl, mask).mean())
-        metrics = {"actor/reward_kl_penalty": mean_kl, "actor/reward_kl_penalty_coeff": kl_coef}
+        metrics = {"actor/reward_kl_penalty": mean_kl, "actor/reward_kl_penalty_coeff": self.kl_coef}
         if self.reward_kl.target is not None:
-            kl_coef = adapted_coefficient(
-                kl_coef, mean_kl, target=self.reward_kl.target, horizon=self.reward_kl.horizon, responses=batch.rows
+            self.kl_coef = adapted_coefficient(
+                self.kl_coef,
+                mean_kl,
+                target=self.reward_kl.target,
+                horizon=self.reward_kl.horizon,
+                responses=batch.rows,
             )
-        return token_rewards, kl_coef, metrics
+        return token_rewards, metrics
 
     def _masked(self, batch: Batch) -> Batch:
         mask = batch.sampled_mask

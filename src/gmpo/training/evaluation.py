@@ -8,7 +8,8 @@ from gmpo.data.prompts import EncodedProblem
 from gmpo.metrics.validation import validation_metrics
 from gmpo.ports import SamplingParams
 from gmpo.records.rollout import Group
-from gmpo.training.collect import VALIDATION, Collector
+from gmpo.streams import VALIDATION
+from gmpo.training.collect import Collector
 
 
 class Evaluation:
@@ -38,11 +39,10 @@ class Evaluation:
         """Metrics of the policy after `step` training steps; nothing without validation problems."""
         if not self.problems:
             return {}
-        phase = self.collector.begin(self.params, namespace=VALIDATION, step=0)
-        for start in range(0, len(self.problems), self.batch_size):
-            chunk = self.problems[start : start + self.batch_size]
-            # The position in the whole set names the random streams, so the batch size plays no part.
-            phase.sample(chunk, first=start)
-        groups = phase.groups()
+        with self.collector.begin(self.params, namespace=VALIDATION) as phase:
+            for start in range(0, len(self.problems), self.batch_size):
+                chunk = self.problems[start : start + self.batch_size]
+                phase.sample(chunk, range(start, start + len(chunk)))
+            groups = phase.groups()
         self.keep(step, groups)
         return validation_metrics(groups)

@@ -1,20 +1,18 @@
-"""The groups of a training step: problems -> answers -> grades, over again until enough groups can teach something."""
+"""The groups of a training step: rounds of sampling, until there are enough groups that can teach something."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from gmpo.data.problems import ProblemStream
-from gmpo.data.prompts import EncodedProblem
+from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError, DataError
-from gmpo.ports import SamplingParams, Step
-from gmpo.records.rollout import Graded, Group, group_from_record, group_record
+from gmpo.ports import Step
+from gmpo.records.rollout import Graded, Group, group_records, groups_from_records
 from gmpo.rewards.verdict import Verdict
-from gmpo.training.checkpoint import State
-from gmpo.training.collect import TRAINING, Collector
 from gmpo.training.pass_rates import PassRates
+from gmpo.training.producer import Producer
+from gmpo.training.state import GATHER, PartState
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,107 +28,92 @@ class GroupFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """What a step learns from, and how the next one goes on."""
+class StepGroups:
+    """The groups that a step learns from."""
 
     groups: Sequence[Group]
-    position: int
-    """Position in the stream of problems behind the last one asked."""
-    surplus: tuple[Mapping[str, Any], ...]
-    """Groups for a later step, as `group_record` writes them."""
     metrics: Mapping[str, float]
 
 
 class Gather:
-    """Samples and grades the groups of a step.
+    """The groups of each step, out of the rounds of a producer.
 
     Args:
-        stream: the problems; its batches are what one round asks.
         groups: groups a step needs.
         group_filter: None takes every group of one round.
-        greedy_baseline: also draw the greedy answer to each problem.
     """
 
     def __init__(
-        self,
-        collector: Collector,
-        stream: ProblemStream[EncodedProblem],
-        params: SamplingParams,
-        history: PassRates,
-        *,
-        groups: int,
-        group_filter: GroupFilter | None = None,
-        greedy_baseline: bool = False,
+        self, producer: Producer, history: PassRates, *, groups: int, group_filter: GroupFilter | None = None
     ) -> None:
-        self.collector = collector
-        self.stream = stream
-        self.params = params
+        self.producer = producer
         self.history = history
         self.groups = groups
         self.filter = group_filter
-        self.greedy_baseline = greedy_baseline
-        self._by_id = {item.problem.id: item for item in stream.problems}
+        self._by_id = {item.problem.id: item for item in producer.stream.problems}
+        self._waiting: list[Group] = []
 
-    def __call__(self, state: State, rec: Step) -> Gathered:
-        """The groups of the step after `state`; times the phases `gen` and `reward` on `rec`.
+    def __call__(self, step: int, rec: Step) -> StepGroups:
+        """The groups of the step after `step` steps; times the phases `gen` and `reward` on `rec`.
 
         Raises:
             DataError: the limit of rounds is reached, or a whole pass over the data holds nothing to learn.
         """
-        waiting = self._restore(state.surplus)
-        position, sampled, kept = state.position, list[Group](), [g for g in waiting if self._fresh(g, state.step)]
+        waiting, start = self._waiting, self.producer.position
+        sampled, kept = list[Group](), [group for group in waiting if self._fresh(group, step)]
         expired = len(waiting) - len(kept)
         rounds = 0
         while len(kept) < self.groups:
             if self.filter is not None:
-                self._check_limits(rounds, position - state.position, sampled, kept)
-            problems, position = self.stream.draw(position, self.history.wanted)
-            found = self._round(problems, state.step, first=len(sampled), rec=rec)
+                self._check_limits(rounds, self.producer.position - start, sampled, kept)
+            found = self.producer.next_round(rec)
             sampled += found
             kept += [group for group in found if self.filter is None or varies(group, self.filter.metric)]
             rounds += 1
         surplus = kept[self.groups :]
-        later = [g for g in surplus if self._fresh(g, state.step + 1)]
+        self._waiting = [group for group in surplus if self._fresh(group, step + 1)]
         if sampled:
-            self.history.record(state.step + 1, sampled)
-        metrics: dict[str, float] = {"training/epoch": self.stream.epoch_of(max(0, position - 1))}
+            self.history.record(step + 1, sampled)
+        metrics: dict[str, float] = {"training/epoch": self.producer.epoch}
         if self.filter is not None:
             metrics |= {
                 "train/num_gen_batches": rounds,
                 "train/sampled_groups": len(sampled),
                 "train/dropped_groups": len(sampled) + len(waiting) - expired - len(kept),
                 "train/reused_groups": min(len(waiting) - expired, self.groups),
-                "train/waiting_groups": len(later),
-                "train/discarded_groups": expired + len(surplus) - len(later),
+                "train/waiting_groups": len(self._waiting),
+                "train/discarded_groups": expired + len(surplus) - len(self._waiting),
             }
             if sampled:
                 metrics["train/sampled_pass_rate"] = sum(map(pass_rate, sampled)) / len(sampled)
-        return Gathered(kept[: self.groups], position, tuple(map(group_record, later)), metrics)
+        self.producer.run_ahead(rec)
+        return StepGroups(kept[: self.groups], metrics)
 
-    def _round(self, problems: Sequence[EncodedProblem], step: int, *, first: int, rec: Step) -> list[Group]:
-        with rec.time("gen"):
-            phase = self.collector.begin(
-                self.params, namespace=TRAINING, step=step, greedy_baseline=self.greedy_baseline
-            )
-            phase.sample(problems, first=first)
-        with rec.time("reward"):
-            return phase.groups()
+    def state(self) -> PartState:
+        """The groups that wait for a later step."""
+        records, arrays = group_records(self._waiting)
+        return PartState({"waiting": records}, arrays)
+
+    def restore(self, state: PartState) -> None:
+        """Raises CheckpointError for groups that cannot be read, or whose problems are not there any more."""
+        state.check_format(GATHER, known=1)
+        try:
+            self._waiting = groups_from_records(state.values["waiting"], state.arrays, self._asked)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's waiting groups cannot be read: {error!r}") from error
+
+    def _asked(self, problem_id: str) -> tuple[Problem, tuple[int, ...]]:
+        item = self._by_id[problem_id]
+        return item.problem, item.prompt_ids
 
     def _fresh(self, group: Group, step: int) -> bool:
         """Whether a waiting group may be learned from in the step after `step`."""
         assert self.filter is not None, "only a filter leaves a surplus"
         return step - group.graded[0].completion.weight_versions[0] <= self.filter.max_staleness
 
-    def _restore(self, records: Sequence[Mapping[str, Any]]) -> list[Group]:
-        try:
-            items = [self._by_id[record["problem"]] for record in records]
-            return [group_from_record(r, i.problem, i.prompt_ids) for r, i in zip(records, items, strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint's waiting groups cannot be read: {error!r}") from error
-
     def _check_limits(self, rounds: int, asked: int, sampled: Sequence[Group], kept: Sequence[Group]) -> None:
         assert self.filter is not None
-        useless = asked >= self.stream.epoch_length and not kept
+        useless = asked >= self.producer.stream.epoch_length and not kept
         if useless or 0 < self.filter.max_rounds <= rounds:
             limit = "a whole pass over the data" if useless else f"max_num_gen_batches={rounds} rounds of sampling"
             raise DataError(_too_few_message(limit, self.filter.metric, self.groups, sampled, kept))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
+from gmpo.metrics.updates import step_metrics
 from gmpo.ports import Learner, Sampler, Tracker
-from gmpo.records.batch import collate
-from gmpo.training.checkpoint import State, Store
+from gmpo.records.batch import Batch, collate
+from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
 from gmpo.training.interrupt import Stop
 from gmpo.training.scoring import Scoring
+from gmpo.training.state import CREDIT, GATHER, PRODUCER, Stateful, capture, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,64 +42,89 @@ class Plan:
         """Whether something that happens every `frequency` steps happens after `step` of them."""
         return frequency > 0 and (step % frequency == 0 or step == self.total_steps)
 
+    def mini_batches(self, batch: Batch, step: int) -> list[Batch]:
+        """What each policy update of the step after `step` steps sees; nothing while only the critic learns."""
+        if step < self.critic_warmup:
+            return []
+        seed = None if self.shuffle_seed is None else self.shuffle_seed + step
+        rows = batch.mini_batches(self.mini_batch_problems, epochs=self.epochs_per_batch, shuffle_seed=seed)
+        return [batch.select(r) for r in rows]
 
-def train(
-    plan: Plan,
-    *,
-    sampler: Sampler,
-    learner: Learner,
-    gather: Gather,
-    score: Scoring,
-    credit: Credit,
-    evaluate: Evaluation,
-    store: Store,
-    tracker: Tracker,
-    stop: Stop,
-    kl_coef: float,
-) -> State:
-    """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the state that was reached.
 
-    Args:
-        kl_coef: coefficient of the KL penalty in the reward at step 0.
-    """
-    state = store.restore(learner) or State(step=0, kl_coef=kl_coef)
-    tracker.start(state.step)
-    sampler.load(learner.weights(state.step))
-    if plan.validate_first and state.step == 0:
-        tracker.validation(0, evaluate(0))
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of."""
+
+    sampler: Sampler
+    learner: Learner
+    gather: Gather
+    score: Scoring
+    credit: Credit
+    evaluate: Evaluation
+    store: Store
+    tracker: Tracker
+    stop: Stop
+
+    @property
+    def stateful(self) -> Mapping[str, Stateful]:
+        """The parts that a checkpoint has an entry of, by its name there."""
+        return {PRODUCER: self.gather.producer, GATHER: self.gather, CREDIT: self.credit}
+
+    def resume(self) -> int:
+        """Go on from the checkpoint that the store chooses, if there is one; returns the steps behind it."""
+        state = self.store.restore(self.learner)
+        if state is None:
+            return 0
+        restore(state, self.stateful)
+        return state.step
+
+
+def train(plan: Plan, run: Parts) -> int:
+    """Train from the newest checkpoint, or from the start, to `plan.total_steps`; returns the steps that are done."""
+    step = run.resume()
+    run.tracker.start(step)
+    run.sampler.load(run.learner.weights(step))
+    if plan.validate_first and step == 0:
+        run.tracker.validation(0, run.evaluate(0))
     stopping = False
-    while state.step < plan.total_steps and not stopping:
-        with tracker.step(state.step + 1) as rec:
-            gathered = gather(state, rec)
-            groups = gathered.groups
+    while step < plan.total_steps and not stopping:
+        with run.tracker.step(step + 1) as rec:
+            gathered = run.gather(step, rec)
             with rec.time("old_log_prob"):
-                scored = score(collate(groups, pad_id=plan.pad_id), step=state.step)
+                scored = run.score(collate(gathered.groups, pad_id=plan.pad_id), step=step)
             with rec.time("adv"):
-                credited = credit(scored.batch, state.kl_coef)
+                credited = run.credit(scored.batch)
             with rec.time("update_critic"):
-                rec.add(learner.update_critic(credited.batch, step=state.step))
+                critic = run.learner.update_critic(credited.batch, step=step)
             with rec.time("update_actor"):
-                seed = None if plan.shuffle_seed is None else plan.shuffle_seed + state.step
-                rows = credited.batch.mini_batches(
-                    plan.mini_batch_problems, epochs=plan.epochs_per_batch, shuffle_seed=seed
-                )
-                minis = [credited.batch.select(r) for r in rows] if state.step >= plan.critic_warmup else []
-                updates = [learner.update(mini, step=state.step) for mini in minis]
-            state = State(state.step + 1, credited.kl_coef, gathered.position, gathered.surplus)
+                minis = plan.mini_batches(credited.batch, step)
+                updates = [run.learner.update(mini, step=step) for mini in minis]
             with rec.time("update_weights"):
-                sampler.load(learner.weights(state.step))
-            rec.add({**gathered.metrics, **rollout_metrics(groups, max_prompt_length=plan.max_prompt_length)})
-            rec.add({**batch_metrics(credited.batch), **update_metrics(minis, updates), **credited.metrics})
-            rec.add(scored.metrics)
-            rec.samples(groups, credited.batch, minis, updates)
-            if plan.due(plan.test_freq, state.step):
+                run.sampler.load(run.learner.weights(step + 1))
+            reported = (critic, gathered.metrics, credited.metrics, scored.metrics)
+            rec.add(
+                step_metrics(
+                    gathered.groups,
+                    credited.batch,
+                    minis,
+                    updates,
+                    reported,
+                    step=step,
+                    max_prompt_length=plan.max_prompt_length,
+                )
+            )
+            rec.samples(gathered.groups, credited.batch, minis, updates)
+            step += 1
+            if plan.due(plan.test_freq, step):
                 with rec.time("testing"):
-                    rec.add(evaluate(state.step))
-            stopping = stop.requested  # asked once a step: a later signal must not end the loop without a checkpoint
-            if plan.due(plan.save_freq, state.step) or stopping:
+                    rec.add(run.evaluate(step))
+            stopping = (
+                run.stop.requested
+            )  # asked once a step: a later signal must not end the loop without a checkpoint
+            if plan.due(plan.save_freq, step) or stopping:
                 with rec.time("save_checkpoint"):
-                    store.save(learner, state)
-    return state
+                    run.store.save(run.learner, capture(step, run.stateful))
+    return step
 
 
 def validate(*, sampler: Sampler, learner: Learner, evaluate: Evaluation, store: Store, tracker: Tracker) -> int:

@@ -22,7 +22,7 @@ PROBED_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredBatch:
     """A batch as credit assignment wants it, and how far learner and sampler were apart."""
 
     batch: Batch
@@ -43,19 +43,19 @@ class Scoring:
         self.old = old
         self.tolerance = tolerance
 
-    def __call__(self, batch: Batch, *, step: int) -> Scored:
+    def __call__(self, batch: Batch, *, step: int) -> ScoredBatch:
         """Score the batch of the step after `step` steps."""
         if not self.old or self.tolerance == 0.0:
-            return Scored(self.learner.score(batch, old=self.old), {})
+            return ScoredBatch(self.learner.score(batch, old=self.old), {})
         probe = self.learner.score(batch.select(_probed(batch, step)), old=True)
         assert probe.learner_logp is not None
         apart = (probe.learner_logp - probe.rollout_logp)[probe.sampled_mask].abs()
         agree = bool((apart <= self.tolerance).all())
         metrics = {"rollout/old_log_probs_reused": float(agree)}
         if not agree:  # also when a difference is NaN
-            return Scored(self.learner.score(batch, old=True), metrics)
+            return ScoredBatch(self.learner.score(batch, old=True), metrics)
         metrics |= mismatch(probe.learner_logp, probe.rollout_logp, probe.sampled_mask)
-        return Scored(self.learner.score(batch, old=False).replace(old_is_rollout=True), metrics)
+        return ScoredBatch(self.learner.score(batch, old=False).replace(old_is_rollout=True), metrics)
 
 
 def _probed(batch: Batch, step: int) -> Tensor:
