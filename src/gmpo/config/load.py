@@ -111,6 +111,7 @@ def _load(
         ignored=tuple(Ignored(path, value, reason) for path, (value, reason) in settings.ignored.items()),
         unavailable=unavailable,
         warnings=_other_names(settings) + _notes(issues, "warning"),
+        idle=frozenset(without_effect),
     )
 
 

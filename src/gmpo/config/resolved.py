@@ -49,6 +49,9 @@ class Resolved(Generic[ConfigT]):
     """What this version cannot train with; `gmpo check` shows it and `gmpo train` refuses."""
     warnings: tuple[Note, ...]
 
+    idle: frozenset[str] = frozenset()
+    """Paths of all settings that have no effect in this configuration, given or not."""
+
     @property
     def honoured(self) -> frozenset[str]:
         """Given keys that have their effect."""
