@@ -150,7 +150,7 @@ def test_a_folder_holds_a_run_when_something_could_be_lost(tmp_path: Path) -> No
     write_run(tmp_path, RECORD)
     (tmp_path / "metrics.jsonl").touch()
     assert not holds_run(tmp_path)
-    for name in ("global_step_1/state.json", "huggingface/config.json"):
+    for name in ("global_step_1/state.json", "huggingface/config.json", "samples/1.jsonl", "validation/0.jsonl"):
         folder = tmp_path / name.partition("/")[0]
         folder.mkdir()
         (tmp_path / name).touch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gmpo.config.fields import Role
+from gmpo.config.fields import Role, Section
 from gmpo.config.resolved import Resolved, as_tree
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
@@ -19,7 +19,8 @@ FUNCTIONS = "reward_model.extra_rewards"
 def by_role(resolved: Resolved[Any]) -> dict[Role, dict[str, Any]]:
     """Role -> path -> value as JSON writes it, of all settings that have an effect."""
     tree, found = as_tree(resolved.config), _empty()
-    for path, leaf in leaves(type(resolved.config)).items():
+    root: type[Section] = type(resolved.config)
+    for path, leaf in leaves(root).items():
         if path not in resolved.idle:
             value = _at(tree, path)
             found[leaf.role][path] = [_without_path(item) for item in value] if path == FUNCTIONS else value

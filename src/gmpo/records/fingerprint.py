@@ -19,8 +19,14 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def of_json(value: Any) -> str:
-    """Fingerprint of a value as JSON; what JSON has no form for goes by its `repr`."""
-    return _digest([json.dumps(value, sort_keys=True, default=repr).encode("utf-8", "backslashreplace")])
+    """Fingerprint of a value as JSON; what JSON has no form for goes by its `repr`, or by its type where that holds a
+    place in memory."""
+    return _digest([json.dumps(value, sort_keys=True, default=_named).encode()])
+
+
+def _named(value: Any) -> str:
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def of_file(file: Path) -> str:

@@ -104,6 +104,8 @@ class RunRecord:
     origin: str | None = None
     """The checkpoint of another run that this one began with (`trainer.resume_from_path`)."""
     legs: tuple[Leg, ...] = ()
+    outside: tuple[str, ...] = ()
+    """Files and folders elsewhere to which the run records, for example `trainer.rollout_data_dir`."""
     gmpo: str = __version__
     """The version that wrote the record."""
     format: int = FORMAT
@@ -131,7 +133,7 @@ def read_run(folder: Path) -> RunRecord | None:
                 f"which reads formats up to {FORMAT}. Use that version, or a later one."
             )
         legs = tuple(_leg(leg) for leg in saved.pop("legs"))
-        record = RunRecord(**saved, legs=legs)
+        record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not the record of a run ({error!r})") from error
     if record.status == "running":
@@ -206,10 +208,11 @@ def has_model(folder: Path) -> bool:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether the folder holds something of a run that could be lost: steps, checkpoints or a model."""
+    """Whether the folder holds something of a run that could be lost: records, checkpoints or a model."""
     metrics = folder / METRICS
     recorded = metrics.is_file() and metrics.stat().st_size > 0
-    return recorded or has_model(folder) or bool(checkpoints(folder))
+    answers = any(file.stem.isdecimal() for kind in (SAMPLES, VALIDATION) for file in (folder / kind).glob("*.jsonl"))
+    return recorded or answers or has_model(folder) or bool(checkpoints(folder))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gmpo.metrics.updates import batch_metrics, rollout_metrics, update_metrics
-from gmpo.ports import Learner, Sampler, Tracker
+from gmpo.ports import Learner, Sampler, Tracker, Weights
 from gmpo.records.batch import collate
 from gmpo.training.checkpoint import State, Store
 from gmpo.training.credit import Credit
@@ -100,11 +100,8 @@ def train(
     return state
 
 
-def validate(*, sampler: Sampler, learner: Learner, evaluate: Evaluation, store: Store, tracker: Tracker) -> int:
-    """Validate the newest checkpoint, or the untrained policy; returns the number of steps behind it."""
-    state = store.restore(learner)
-    step = 0 if state is None else state.step
-    tracker.start(step)
-    sampler.load(learner.weights(step))
-    tracker.validation(step, evaluate(step))
-    return step
+def validate(weights: Weights, *, sampler: Sampler, evaluate: Evaluation, tracker: Tracker) -> None:
+    """Validate a policy on its own; no learner is needed."""
+    tracker.start(weights.version)
+    sampler.load(weights)
+    tracker.validation(weights.version, evaluate(weights.version))
