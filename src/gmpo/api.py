@@ -139,7 +139,6 @@ def _validate(
 ) -> Run:
     """`trainer.val_only`: the newest checkpoint of the run, or the one that is named, or the base model."""
     c = resolved.config
-    _need(val_rows is not None or c.data.val_files, "data.val_files", "the validation problems (parquet or JSONL)")
     data = read_validation(resolved, val_rows, functions, label)
     with (
         opened_validation(resolved, data.opening, console=console) as run,

@@ -41,6 +41,7 @@ RECORD = RunRecord(
     identity={"data.train_batch_size": 64, "actor_rollout_ref.actor.optim.betas": [0.9, 0.95]},
     execution={"trainer.device": "cpu"},
     bookkeeping={"trainer.logger": []},
+    idle={"trainer.nnodes": 1},
     content={"base model": "0123456789abcdef"},
     legs=(Leg(1, start=0, steps=2, status="failed", reason="BackendError: out of memory"),),
 )

@@ -64,6 +64,7 @@ def describe_run(
         identity=settings["identity"],
         execution=settings["execution"],
         bookkeeping=settings["bookkeeping"],
+        idle=settings["idle"],
         content={**content, **length},
     )
 
@@ -156,12 +157,12 @@ def _function(function: Callable[..., Any]) -> str:
 def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes:
     """What differs between a run and a start of the program, by what it means.
 
-    A setting that had no effect then, or that this version of gmpo added, counts only where the user gave it: what gave
-    it an effect is listed itself.
+    Of settings those count that have an effect now: what took the effect of another one is listed itself. One that the
+    version of then did not know counts where the user gave it.
     """
     root: type[Section] = type(resolved.config)
     known, defaults = leaves(root), as_tree(root())
-    before = {**then.bookkeeping, **then.execution, **then.identity}
+    before = {**then.idle, **then.bookkeeping, **then.execution, **then.identity}
 
     def differing(settings: Mapping[str, Any]) -> list[Difference]:
         found = []

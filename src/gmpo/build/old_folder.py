@@ -67,6 +67,7 @@ def old_record(folder: Path) -> RunRecord:
         identity=settings["identity"],
         execution=settings["execution"],
         bookkeeping=settings["bookkeeping"],
+        idle=settings["idle"],
         content={},
         legs=(Leg(1, start=0, steps=steps, status=status, gmpo=OLD_VERSION),),
         outside=tuple(str(Path(place).expanduser().absolute()) for place in places if place),

@@ -164,7 +164,7 @@ def read_validation(
     config, machine = resolved.config, build_machine(resolved.config)
     tokenizer = build_tokenizer(config)
     problems = build_validation(config, tokenizer, val_rows)
-    assert problems is not None, "asked for before"
+    assert problems is not None, "a rule asks for them"
     content = training_content(config, tokenizer, None, problems, functions)
     opening = Opening(describe_run(resolved, "train", content, 0), 1, str(machine), label)
     return ValidationData(config, machine, tokenizer, problems, opening)

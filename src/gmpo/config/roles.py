@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from gmpo.config.fields import Role, Section
 from gmpo.config.resolved import Resolved, as_tree
@@ -16,19 +16,19 @@ FUNCTIONS = "reward_model.extra_rewards"
 """A list of objects with paths: what lies there is compared by content, as for every other path."""
 
 
-def by_role(resolved: Resolved[Any]) -> dict[Role, dict[str, Any]]:
-    """Role -> path -> value as JSON writes it, of all settings that have an effect."""
-    tree, found = as_tree(resolved.config), _empty()
+Part = Role | Literal["idle"]
+
+
+def by_role(resolved: Resolved[Any]) -> dict[Part, dict[str, Any]]:
+    """Role -> path -> value as JSON writes it; `idle` has the settings that have no effect in this configuration."""
+    tree = as_tree(resolved.config)
+    found: dict[Part, dict[str, Any]] = {"identity": {}, "execution": {}, "bookkeeping": {}, "idle": {}}
     root: type[Section] = type(resolved.config)
     for path, leaf in leaves(root).items():
-        if path not in resolved.idle:
-            value = _at(tree, path)
-            found[leaf.role][path] = [_without_path(item) for item in value] if path == FUNCTIONS else value
+        value = _at(tree, path)
+        part: Part = "idle" if path in resolved.idle else leaf.role
+        found[part][path] = [_without_path(item) for item in value] if path == FUNCTIONS else value
     return found
-
-
-def _empty() -> dict[Role, dict[str, Any]]:
-    return {"identity": {}, "execution": {}, "bookkeeping": {}}
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:

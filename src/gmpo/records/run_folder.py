@@ -92,11 +92,13 @@ class RunRecord:
     """Training steps done. While the run is running, those of the newest line of metrics.jsonl."""
     total_steps: int
     identity: Mapping[str, Any]
-    """Settings that decide what is learned. Settings without effect are left out."""
+    """Settings that decide what is learned."""
     execution: Mapping[str, Any]
     """Settings that decide where and how it is computed."""
     bookkeeping: Mapping[str, Any]
     """Settings that decide what is recorded and when the run ends."""
+    idle: Mapping[str, Any]
+    """Settings that have no effect in this configuration."""
     content: Mapping[str, Any]
     """What the settings' paths led to: hashes of the base model, the tokenizer, the problems, reward functions."""
     reason: str = ""
