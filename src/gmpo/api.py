@@ -25,6 +25,7 @@ from gmpo.build.programs import (
 )
 from gmpo.build.rewards import RewardFunction, build_rewards
 from gmpo.build.run import Policy, Rows, build_store, data_sources, load_policy, policy_weights
+from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
 from gmpo.data.prompts import EncodedProblems
@@ -98,11 +99,12 @@ def train(
     resolved = _checked(config, partial(load, rows=rows is not None, val_rows=val_rows is not None), console)
     c: Config = resolved.config
     _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
+    check_writable(next(candidates(resolved)))
     functions = [] if reward is None else [reward] if callable(reward) else list(reward)
     if c.trainer.val_only:
         return _validate(resolved, val_rows, functions, reward_weights, console, label)
     _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
-    data = read_training(resolved, rows, val_rows, functions, label)
+    data = read_training(resolved, rows, val_rows, functions, reward_weights, label)
     store = partial(build_store, c, data_sources(data.problems))
     with opened_run(resolved, data.opening, console=console, store=store) as run:
         if run.done:
@@ -139,7 +141,7 @@ def _validate(
 ) -> Run:
     """`trainer.val_only`: the newest checkpoint of the run, or the one that is named, or the base model."""
     c = resolved.config
-    data = read_validation(resolved, val_rows, functions, label)
+    data = read_validation(resolved, val_rows, functions, reward_weights, label)
     with (
         opened_validation(resolved, data.opening, console=console) as run,
         build_rewards(c, functions, reward_weights, data.asked) as rewards,
@@ -162,6 +164,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     c: SftConfig = resolved.config
     _need(c.model.path, "model.path", "a Hugging Face model folder or hub name")
     _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)")
+    check_writable(next(candidates(resolved)))
     data = read_demonstrations(resolved, rows, label)
     with opened_run(resolved, data.opening, console=console) as run:
         if run.done:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.models import ModelSource, load_config, resolve
 from gmpo.build.objective import needs_reference
-from gmpo.build.rewards import RewardFunction
+from gmpo.build.rewards import RewardFunction, factors
 from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.fields import Section
 from gmpo.config.resolved import as_tree
@@ -75,8 +75,13 @@ def training_content(
     problems: EncodedProblems | None,
     validation: EncodedProblems | None,
     functions: Sequence[RewardFunction],
+    weights: Sequence[float] | None,
 ) -> dict[str, Any]:
-    """What the paths of `gmpo train` lead to, as fingerprints."""
+    """What the paths of `gmpo train` lead to, as fingerprints.
+
+    Args:
+        functions, weights: rewards that were handed over in Python, see `gmpo.build.rewards.build_rewards`.
+    """
     model, custom = config.actor_rollout_ref.model, config.custom_reward_function
     content: dict[str, Any] = _text(model.path, model.trust_remote_code, tokenizer)
     if needs_reference(config):
@@ -92,6 +97,7 @@ def training_content(
         content[VALIDATION] = _problems([item.problem for item in validation.items])
     if functions:
         content["reward functions"] = [_function(function) for function in functions]
+        content["weights of the reward functions"] = factors(functions, weights)
     elif custom.path is not None:
         content[f"{CONTENT_OF}custom_reward_function.path"] = _file(custom.path)
     if config.reward_model.extra_rewards:
@@ -146,12 +152,13 @@ def _file(path: str) -> str:
 
 
 def _function(function: Callable[..., Any]) -> str:
-    """Name and source text. The values that a closure holds are not seen."""
+    """Name and source text, or bytecode where there is no text. The values that a closure holds are not seen."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
     try:
         return f"{name} {fingerprint.of_json(inspect.getsource(function))}"
-    except (OSError, TypeError):
-        return name
+    except Exception:  # it reads and parses the file that the function says it comes from, which may be anything
+        return name if code is None else f"{name} {fingerprint.of_json([code.co_code.hex(), code.co_names])}"
 
 
 def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +23,8 @@ from gmpo.build.start import FOLDER, Start, belonging
 from gmpo.build.val_only import validated
 from gmpo.config import Resolved
 from gmpo.config.resolved import as_tree
+from gmpo.config.schema import Trainer
+from gmpo.config.schema_sft import SftTrainer
 from gmpo.config.tree import replace as with_setting
 from gmpo.errors import ConfigError
 from gmpo.records.run_folder import METRICS, Leg, RunRecord
@@ -37,7 +39,6 @@ from gmpo.training.interrupt import Stop
 Say = Callable[..., None]
 OpenStore = Callable[[Path, Path | None, Say], Store]
 """Folder, checkpoint to go on from, lines for the user -> the run's checkpoints."""
-DATA_FOLDERS = ("rollout_data_dir", "validation_data_dir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
 
 def _in_folder(resolved: Resolved[Any], folder: Path) -> Resolved[Any]:
     """The settings with the folder that the run took."""
-    if Path(resolved.config.trainer.default_local_dir).expanduser() == folder:
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    if Path(trainer.default_local_dir).expanduser() == folder:
         return resolved
     return replace(resolved, config=with_setting(resolved.config, FOLDER, str(folder)))
 
@@ -175,12 +177,16 @@ def _within(folder: Path, checkpoint: Path) -> str:
     return checkpoint.name if checkpoint.parent.resolve() == folder.resolve() else str(checkpoint)
 
 
-def _writer(trainer: Any, folder: Path) -> SampleWriter:
-    training, validation = (_place(getattr(trainer, key, None)) for key in DATA_FOLDERS)
-    policy = SamplePolicy(
-        groups=getattr(trainer, "sample_groups", 0), token_groups=getattr(trainer, "token_record_groups", 0)
+def _writer(trainer: Trainer | SftTrainer, folder: Path) -> SampleWriter:
+    """What keeps answers; supervised fine-tuning has none."""
+    if isinstance(trainer, SftTrainer):
+        return SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
+    return SampleWriter(
+        folder,
+        SamplePolicy(groups=trainer.sample_groups, token_groups=trainer.token_record_groups),
+        all_training=_place(trainer.rollout_data_dir),
+        all_validation=_place(trainer.validation_data_dir),
     )
-    return SampleWriter(folder, policy, all_training=training, all_validation=validation)
 
 
 def _place(name: str | None) -> Path | None:
@@ -189,7 +195,7 @@ def _place(name: str | None) -> Path | None:
 
 def _sinks(resolved: Resolved[Any], folder: Path, opening: Opening, console: Console) -> Sequence[Sink]:
     """metrics.jsonl always, then the loggers that were asked for."""
-    trainer = resolved.config.trainer
+    trainer: Trainer | SftTrainer = resolved.config.trainer
     info = _info(resolved, folder)
     sinks: list[Sink] = [JsonLines(folder / METRICS)]
     sinks += [SINKS[name](info) for name in trainer.logger if name != "console"]
@@ -202,7 +208,7 @@ def _sinks(resolved: Resolved[Any], folder: Path, opening: Opening, console: Con
 
 
 def _info(resolved: Resolved[Any], folder: Path) -> RunInfo:
-    trainer = resolved.config.trainer
+    trainer: Trainer | SftTrainer = resolved.config.trainer
     return RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
 
 
@@ -212,10 +218,11 @@ def _with_places(record: RunRecord, resolved: Resolved[Any], folder: Path) -> Ru
     Raises:
         ConfigError: one of them holds records that are not this run's.
     """
-    trainer = resolved.config.trainer
-    named: Mapping[str, Path | None] = {f"trainer.{key}": _place(getattr(trainer, key, None)) for key in DATA_FOLDERS}
-    places = {key: place for key, place in named.items() if place is not None}
-    places |= logger_places(_info(resolved, folder), trainer.logger, os.environ)
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    places = logger_places(_info(resolved, folder), trainer.logger, os.environ)
+    if isinstance(trainer, Trainer):
+        named = {"rollout_data_dir": trainer.rollout_data_dir, "validation_data_dir": trainer.validation_data_dir}
+        places |= {f"trainer.{key}": Path(name).expanduser() for key, name in named.items() if name is not None}
     for name, place in places.items():
         if str(place.absolute()) not in record.outside and _holds_records(place):
             raise ConfigError(
@@ -226,7 +233,7 @@ def _with_places(record: RunRecord, resolved: Resolved[Any], folder: Path) -> Ru
     return replace(
         record,
         outside=tuple(sorted(outside)),
-        bookkeeping={**record.bookkeeping, FOLDER: resolved.config.trainer.default_local_dir},
+        bookkeeping={**record.bookkeeping, FOLDER: trainer.default_local_dir},
     )
 
 

@@ -79,6 +79,7 @@ def read_training(
     rows: Rows | None,
     val_rows: Rows | None,
     functions: Sequence[RewardFunction],
+    reward_weights: Sequence[float] | None,
     label: str,
 ) -> TrainingData:
     """Tokenizer, problems and what the run would be."""
@@ -88,7 +89,7 @@ def read_training(
     validation = build_validation(config, tokenizer, val_rows)
     counts = numbers(config, len(problems.items), len(validation.items) if validation else 0)
     length = _length(counts)
-    content = training_content(config, tokenizer, problems, validation, functions)
+    content = training_content(config, tokenizer, problems, validation, functions, reward_weights)
     record = describe_run(resolved, "train", content, length.total_steps)
     opening = Opening(record, length.steps_per_epoch, str(machine), label)
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
@@ -158,14 +159,18 @@ class ValidationData:
 
 
 def read_validation(
-    resolved: Resolved[Config], val_rows: Rows | None, functions: Sequence[RewardFunction], label: str
+    resolved: Resolved[Config],
+    val_rows: Rows | None,
+    functions: Sequence[RewardFunction],
+    reward_weights: Sequence[float] | None,
+    label: str,
 ) -> ValidationData:
     """Tokenizer, validation problems and the run that would be validated."""
     config, machine = resolved.config, build_machine(resolved.config)
     tokenizer = build_tokenizer(config)
     problems = build_validation(config, tokenizer, val_rows)
     assert problems is not None, "a rule asks for them"
-    content = training_content(config, tokenizer, None, problems, functions)
+    content = training_content(config, tokenizer, None, problems, functions, reward_weights)
     opening = Opening(describe_run(resolved, "train", content, 0), 1, str(machine), label)
     return ValidationData(config, machine, tokenizer, problems, opening)
 
@@ -193,7 +198,8 @@ class Demonstrations:
 
 def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label: str) -> Demonstrations:
     """Tokenizer, demonstrations and what the run would be."""
-    config, machine, data = resolved.config, build_machine(resolved.config), resolved.config.data
+    config: SftConfig = resolved.config
+    machine, data = build_machine(config), config.data
     keys: Mapping[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
     if rows is not None:
         items = sample(demonstrations_from_rows(rows, **keys), data.max_samples, None)
@@ -227,7 +233,8 @@ class FineTuning:
 
 def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
     """Load the model and encode the demonstrations."""
-    config, tokenizer, data = demonstrations.config, demonstrations.tokenizer, demonstrations.config.data
+    config: SftConfig = demonstrations.config
+    tokenizer, data = demonstrations.tokenizer, config.data
     learner, policy = build_supervised_learner(
         config, tokenizer, demonstrations.machine.device, demonstrations.length.total_steps
     )

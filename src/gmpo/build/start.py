@@ -17,6 +17,8 @@ from typing import Any
 from gmpo.build.identity import OLD, Changes, compare
 from gmpo.build.old_folder import OLD_VERSION, run_in
 from gmpo.config import Resolved
+from gmpo.config.schema import Trainer
+from gmpo.config.schema_sft import SftTrainer
 from gmpo.errors import BackendError, CheckpointError, ConfigError
 from gmpo.records.run_folder import (
     CHECKPOINT,
@@ -90,7 +92,9 @@ def belonging(resolved: Resolved[Any], now: RunRecord) -> Iterator[Start]:
 
 
 def candidates(resolved: Resolved[Any]) -> Iterator[Path]:
-    base = Path(resolved.config.trainer.default_local_dir).expanduser()
+    """The folders that a run may take: the named one; or the derived one and those beside it."""
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    base = Path(trainer.default_local_dir).expanduser()
     yield base
     if FOLDER not in resolved.given:
         yield from (base.with_name(f"{base.name}-{number}") for number in count(2))
@@ -120,13 +124,13 @@ def check_writable(folder: Path) -> None:
 
 def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     """What a start would do in this folder."""
-    trainer = resolved.config.trainer
+    trainer: Trainer | SftTrainer = resolved.config.trainer
     asked = asked_checkpoint(resolved)
     if not holds_run(folder):
         origin = None if asked is None else str(asked)
         return Start(folder, replace(now, origin=origin), checkpoint=asked)
     then = run_in(folder)
-    if getattr(trainer, "resume_mode", "auto") == "disable":
+    if isinstance(trainer, Trainer) and trainer.resume_mode == "disable":
         raise _AnotherRun(
             f"holds a run ({extent(folder, then)}), and trainer.resume_mode=disable starts a new one, whose "
             "checkpoints would mix with those. Name another folder, or remove this one."
@@ -190,8 +194,9 @@ def _going_on(start: Start, then: RunRecord) -> Start:
 
 
 def asked_checkpoint(resolved: Resolved[Any]) -> Path | None:
-    trainer = resolved.config.trainer
-    if getattr(trainer, "resume_mode", "auto") != "resume_path":
+    """What `trainer.resume_from_path` names, if it is asked for."""
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    if isinstance(trainer, SftTrainer) or trainer.resume_mode != "resume_path":
         return None
     folder = Path(trainer.resume_from_path or "").expanduser().absolute()
     if not (folder / STATE).is_file():
