@@ -2,58 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
-from gmpo.build.objective import build_credit
-from gmpo.build.rewards import RewardFunction, build_rewards
-from gmpo.build.run import (
-    Policy,
-    Rows,
-    build_collector,
-    build_evaluation,
-    build_gather,
-    build_history,
-    build_learner,
-    build_plan,
-    build_policy,
-    build_problems,
-    build_scoring,
-    build_store,
-    build_supervised_learner,
-    build_tokenizer,
-    data_sources,
-    longest_prompt,
+from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
+from gmpo.build.programs import (
+    Demonstrations,
+    TrainingData,
+    build_fine_tuning,
+    build_training,
+    build_validator,
+    read_demonstrations,
+    read_training,
+    read_validation,
 )
+from gmpo.build.rewards import RewardFunction, build_rewards
+from gmpo.build.run import Policy, Rows, build_store, data_sources, load_policy, policy_weights
+from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
-from gmpo.config.numbers import Length, Numbers, numbers, run_length
-from gmpo.config.resolved import as_tree
-from gmpo.config.schema import Trainer
-from gmpo.config.schema_sft import SftTrainer
-from gmpo.data.demonstrations import demonstrations_from_rows, encode_demonstrations, load_demonstrations
-from gmpo.data.problems import ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.records.rollout import Group
-from gmpo.tracking.console import ConsoleSink, sample_panel
-from gmpo.tracking.folder import METRICS, RunFolder, claimed
+from gmpo.records.run_folder import MODEL
+from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
-from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink
-from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
+from gmpo.tracking.tracker import SampleWriter
 from gmpo.training.checkpoint import export
-from gmpo.training.interrupt import Stop
-from gmpo.training.loop import Parts, validate
 from gmpo.training.loop import train as run_loop
+from gmpo.training.loop import validate
 from gmpo.training.supervised import fine_tune
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -112,119 +97,97 @@ def train(
         GmpoError: any of its kinds, see `gmpo.errors`; nothing has been trained after a ConfigError or DataError.
     """
     console = console or Console()
-    resolved = _resolved(config, partial(load, rows=rows is not None, val_rows=val_rows is not None))
-    _refuse_unavailable(resolved)
+    resolved = _checked(config, partial(load, rows=rows is not None, val_rows=val_rows is not None), console)
     c: Config = resolved.config
     _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
-    _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
-    say = _speaker(console)
-    _print_notes(say, resolved)
-    folder = _folder(c.trainer.default_local_dir)
-    _check_writable(folder)
-    tokenizer = build_tokenizer(c)
-    problems, validation = build_problems(c, tokenizer, rows, val_rows)
-    counts = numbers(c, len(problems.items), len(validation.items) if validation else 0)
-    length = _length(counts)
-    asked = data_sources(problems, validation)
+    check_writable(next(candidates(resolved)))
     functions = [] if reward is None else [reward] if callable(reward) else list(reward)
-    with claimed(folder), build_rewards(c, functions, reward_weights, asked) as rewards:
-        rewards.start([problem.data_source for problem in asked])
-        policy = build_policy(c, tokenizer, longest_prompt=longest_prompt(problems, validation))
-        learner = build_learner(c, policy, length.total_steps)
-        collector = build_collector(c, policy, rewards)
-        say(_overview(c, problems, validation, counts, policy))
-        writer = SampleWriter(
-            folder,
-            SamplePolicy(groups=c.trainer.sample_groups, token_groups=c.trainer.token_record_groups),
-            all_training=_folder(c.trainer.rollout_data_dir) if c.trainer.rollout_data_dir else None,
-            all_validation=_folder(c.trainer.validation_data_dir) if c.trainer.validation_data_dir else None,
-        )
-        history = build_history(c, folder, problems)
-        sinks = _sinks(resolved, folder, policy, console, label, length, history)
-        checkpoints = build_store(c, folder, data_sources(problems), say)
-        with (
-            closing(learner),
-            closing(collector.sampler),
-            _tracker(sinks, writer) as tracker,
-            checkpoints as store,
-            Stop(say) as stop,
-        ):
-            evaluate = build_evaluation(c, collector, validation, partial(_keep_validation, writer, console, c))
-            if c.trainer.val_only:
-                done = validate(
-                    sampler=collector.sampler, learner=learner, evaluate=evaluate, store=store, tracker=tracker
-                )
-                return Run(folder, Path(c.actor_rollout_ref.model.path), done, done, tuple(tracker.history))
-            parts = Parts(
-                sampler=collector.sampler,
-                learner=learner,
-                gather=build_gather(c, collector, problems, history),
-                score=build_scoring(c, learner, collector.sampler),
-                credit=build_credit(c),
-                evaluate=evaluate,
-                store=store,
-                tracker=_profiled(tracker, folder, policy, console, length) if profile else tracker,
-                stop=stop,
-            )
-            done = run_loop(build_plan(c, policy, counts), parts)
-            model = export(learner, folder)
-    return Run(folder, model, done, length.total_steps, tuple(tracker.history))
+    if c.trainer.val_only:
+        return _validate(resolved, val_rows, functions, reward_weights, console, label)
+    _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
+    data = read_training(resolved, rows, val_rows, functions, reward_weights, label)
+    store = partial(build_store, c, data_sources(data.problems))
+    with opened_run(resolved, data.opening, console=console, store=store) as run:
+        if run.done:
+            return _finished(run, data.length.total_steps)
+        with build_rewards(c, functions, reward_weights, data.asked) as rewards:
+            rewards.start([problem.data_source for problem in data.asked])
+            keep = partial(_keep_validation, run.writer, console, c)
+            tracker = _profiled(run, data, console) if profile else run.tracker
+            policy, plan, parts = build_training(data, rewards, run, keep, tracker)
+            with closing(parts.learner), closing(parts.sampler):
+                run.say(_overview(data, policy, run.folder))
+                steps = run_loop(plan, parts)
+                model = export(parts.learner, run.folder)
+    return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history))
+
+
+def _validate(
+    resolved: Resolved[Config],
+    val_rows: Rows | None,
+    functions: Sequence[RewardFunction],
+    reward_weights: Sequence[float] | None,
+    console: Console,
+    label: str,
+) -> Run:
+    """`trainer.val_only`: the newest checkpoint of the run, or the one that is named, or the base model."""
+    c = resolved.config
+    data = read_validation(resolved, val_rows, functions, reward_weights, label)
+    with (
+        opened_validation(resolved, data.opening, console=console) as run,
+        build_rewards(c, functions, reward_weights, data.asked) as rewards,
+    ):
+        rewards.start([problem.data_source for problem in data.asked])
+        keep = partial(_keep_validation, run.writer, console, c)
+        policy, collector, evaluate = build_validator(data, rewards, keep)
+        allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
+        checkpoint = run.start.checkpoint
+        step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
+        run.say(f"{_counted(data.problems)} problems; {_where(policy)} -> {run.records}")
+        with closing(collector.sampler):
+            validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
+    return Run(run.folder, Path(c.actor_rollout_ref.model.path), step, step, tuple(run.tracker.history))
 
 
 def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:
     """Fine-tune a model on rows that carry an answer (`data.response_key`); arguments and errors as for `train`."""
     console = console or Console()
-    resolved = _resolved(config, partial(load_sft, rows=rows is not None))
-    _refuse_unavailable(resolved)
+    resolved = _checked(config, partial(load_sft, rows=rows is not None), console)
     c: SftConfig = resolved.config
     _need(c.model.path, "model.path", "a Hugging Face model folder or hub name")
     _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)")
-    say = _speaker(console)
-    _print_notes(say, resolved)
-    folder = _folder(c.trainer.default_local_dir)
-    _check_writable(folder)
-    data = c.data
-    keys: dict[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
-    if rows is not None:
-        items = sample(demonstrations_from_rows(rows, **keys), data.max_samples, None)
-    else:
-        items = load_demonstrations(data.train_files, limit=data.max_samples, **keys)
-    held_out = load_demonstrations(data.val_files, **keys) if data.val_files else []
-    length = run_length(
-        rows=len(items),
-        batch_size=data.train_batch_size,
-        total_epochs=c.trainer.total_epochs,
-        total_training_steps=c.trainer.total_training_steps,
-        key="data.train_batch_size",
-    )
-    learner, policy = build_supervised_learner(c, length.total_steps)
-    encode = partial(
-        encode_demonstrations,
-        tokenizer=policy.tokenizer,
-        encode_answer=partial(policy.tokenizer.encode, add_special_tokens=False),
-        end_id=policy.tokenizer.eos_token_id if policy.tokenizer.eos_token_id is not None else min(policy.stop_ids),
-        max_length=data.max_length,
-        truncation=data.truncation,
-    )
-    stream = ProblemStream(encode(items), data.train_batch_size, shuffle=True, seed=c.trainer.seed)
-    say(
-        f"{len(items)} demonstrations; {_size(policy.model)} parameters on {describe(policy.device)}; "
-        f"{length.total_steps} updates of {data.train_batch_size} -> {folder}"
-    )
-    writer = SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
-    sinks = _sinks(resolved, folder, policy, console, label, length)
-    with claimed(folder), closing(learner), _tracker(sinks, writer) as tracker, Stop(say) as stop:
-        done = fine_tune(
-            stream,
-            total_steps=length.total_steps,
-            pad_id=policy.pad_id,
-            learner=learner,
-            tracker=tracker,
-            stop=stop,
-            validation=encode(held_out) if held_out else (),
-        )
-        model = export(learner, folder)
-    return Run(folder, model, done, length.total_steps, tuple(tracker.history))
+    check_writable(next(candidates(resolved)))
+    data = read_demonstrations(resolved, rows, label)
+    with opened_run(resolved, data.opening, console=console) as run:
+        if run.done:
+            return _finished(run, data.length.total_steps)
+        parts = build_fine_tuning(data)
+        run.say(_sft_overview(data, parts.policy, run.folder))
+        with closing(parts.learner):
+            done = fine_tune(
+                parts.stream,
+                total_steps=data.length.total_steps,
+                pad_id=parts.policy.pad_id,
+                learner=parts.learner,
+                tracker=run.tracker,
+                stop=run.stop,
+                validation=parts.validation,
+            )
+            model = export(parts.learner, run.folder)
+    return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history))
+
+
+def _finished(run: OpenRun, total_steps: int) -> Run:
+    """A run of which nothing is left to do."""
+    return Run(run.folder, run.folder / MODEL, run.start.record.steps, total_steps, ())
+
+
+def _checked(settings: Settings, loader: Callable[..., Resolved[ConfigT]], console: Console) -> Resolved[ConfigT]:
+    """The settings, which this version can run, with what there is to say about them."""
+    resolved = _resolved(settings, loader)
+    _refuse_unavailable(resolved)
+    _print_notes(speaker(console), resolved)
+    return resolved
 
 
 def _resolved(settings: Settings, loader: Callable[..., Resolved[ConfigT]]) -> Resolved[ConfigT]:
@@ -248,12 +211,7 @@ def _need(given: object, path: str, what: str) -> None:
         raise ConfigError(f"{path} is not set: it names {what}. `gmpo train --help` has an example.")
 
 
-def _speaker(console: Console) -> Callable[..., None]:
-    """Prints lines as they are: a bracket in a path is no markup, and no line is broken."""
-    return partial(console.print, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_notes(say: Callable[..., None], resolved: Resolved[Any]) -> None:
+def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
     """Warnings, and keys that ask for something without effect, one line each; `gmpo check` shows everything."""
     for kind, notes in (("warning", resolved.warnings), ("no effect", resolved.without_effect)):
         for note in notes:
@@ -263,37 +221,25 @@ def _print_notes(say: Callable[..., None], resolved: Resolved[Any]) -> None:
         say(f"no effect: {keys} given with the default value, where it changes nothing; `gmpo check` lists them")
 
 
-def _check_writable(folder: Path) -> None:
-    """Fail before the model is loaded rather than at the first checkpoint."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"trainer.default_local_dir={folder}: cannot write there: {error}. Name a folder that can be written to."
-        ) from error
-
-
-def _length(counts: Numbers) -> Length:
-    """The length of a run whose number of problems is known."""
-    assert counts.steps_per_epoch is not None
-    assert counts.total_steps is not None
-    assert counts.epochs is not None
-    return Length(counts.steps_per_epoch, counts.total_steps, counts.epochs)
-
-
-def _overview(
-    config: Config, problems: EncodedProblems, validation: EncodedProblems | None, counts: Numbers, policy: Policy
-) -> str:
+def _overview(data: TrainingData, policy: Policy, folder: Path) -> str:
     """What is about to happen, in one line."""
-    held_out = _counted(validation) if validation is not None else "0"
+    held_out = _counted(data.validation) if data.validation is not None else "0"
+    counts, answers = data.counts, data.config.actor_rollout_ref.rollout.n
     return (
-        f"{_counted(problems)} problems, {held_out} for validation; "
-        f"{_size(policy.model)} parameters on {describe(policy.device)}; {counts.total_steps} steps of "
-        f"{counts.prompts_per_step} x {config.actor_rollout_ref.rollout.n} answers and {counts.updates_per_step} "
-        f"updates -> {config.trainer.default_local_dir}"
+        f"{_counted(data.problems)} problems, {held_out} for validation; {_where(policy)}; {counts.total_steps} steps "
+        f"of {counts.prompts_per_step} x {answers} answers and {counts.updates_per_step} updates -> {folder}"
     )
+
+
+def _sft_overview(data: Demonstrations, policy: Policy, folder: Path) -> str:
+    batch = data.config.data.train_batch_size
+    return (
+        f"{len(data.items)} demonstrations; {_where(policy)}; {data.length.total_steps} updates of {batch} -> {folder}"
+    )
+
+
+def _where(policy: Policy) -> str:
+    return f"{_size(policy.model)} parameters on {describe(policy.device)}"
 
 
 def _counted(part: EncodedProblems) -> str:
@@ -312,41 +258,10 @@ def _keep_validation(
         console.print(sample_panel(group, step))
 
 
-def _folder(name: str) -> Path:
-    return Path(name).expanduser()
-
-
 def _size(model: PreTrainedModel) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,}"
 
 
-def _sinks(
-    resolved: Resolved[Any], folder: Path, policy: Policy, console: Console, label: str, length: Length, *own: Sink
-) -> list[Sink]:
-    """The run folder, metrics.jsonl and the run's own records always, then the loggers that were asked for."""
-    trainer: Trainer | SftTrainer = resolved.config.trainer
-    info = RunInfo(folder, trainer.project_name, trainer.experiment_name, as_tree(resolved.config))
-    sinks: list[Sink] = [
-        RunFolder(folder, config=resolved.to_yaml(), device=f"{describe(policy.device)}; {policy.product}"),
-        JsonLines(folder / METRICS),
-        *own,
-        *(SINKS[name](info) for name in trainer.logger if name != "console"),
-    ]
-    if "console" in trainer.logger:
-        sinks.append(
-            ConsoleSink(console, label=label, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch)
-        )
-    return sinks
-
-
-def _profiled(tracker: RunTracker, folder: Path, policy: Policy, console: Console, length: Length) -> Profiled:
-    return Profiled(tracker, folder, device=policy.device.torch, show=console.print, last_step=length.total_steps)
-
-
-@contextmanager
-def _tracker(sinks: Sequence[Sink], writer: SampleWriter) -> Iterator[RunTracker]:
-    tracker = RunTracker(sinks, writer)
-    try:
-        yield tracker
-    finally:
-        tracker.close()
+def _profiled(run: OpenRun, data: TrainingData, console: Console) -> Profiled:
+    device, last = data.machine.device.torch, data.length.total_steps
+    return Profiled(run.tracker, run.folder, device=device, show=console.print, last_step=last)

@@ -95,7 +95,7 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
     console = Console()
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=config)
     run = _late("gmpo.api", "sft")(resolved, console=console)
-    _report_end(console, run, f"the model so far: {run.model}; the same command starts anew")
+    _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
 
 
 @app.command(context_settings=OVERRIDES)

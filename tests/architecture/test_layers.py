@@ -335,6 +335,8 @@ def test_no_import_hides_in_a_function(path: str) -> None:
         "gmpo.data.prepare",
         "gmpo.rewards.grader",
         "gmpo.records.rollout",
+        "gmpo.records.run_folder",
+        "gmpo.records.fingerprint",
         "gmpo.cli",
         "gmpo.check.report",
     ],

@@ -19,6 +19,7 @@ import gmpo
 from gmpo.config import load
 from gmpo.data.stories import story_rows
 from gmpo.errors import ConfigError, DataError
+from gmpo.records.run_folder import read_val_only
 from gmpo.version import __version__
 
 A, R = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -208,7 +209,10 @@ def test_validation_alone_reports_on_the_newest_checkpoint_and_trains_nothing(be
     last = trained.history[-1]
     assert all(metrics[name] == value for name, value in last.items() if name.startswith("val"))
     assert {p: p.read_bytes() for p in trained.folder.rglob("*.safetensors")} == before
-    assert [line["step"] for line in lines(trained.folder / "metrics.jsonl")] == [0, 1, 2, 2]
+    assert [line["step"] for line in lines(trained.folder / "metrics.jsonl")] == [0, 1, 2]
+    ((place, recorded),) = read_val_only(trained.folder)
+    assert (place, recorded.step) == (trained.folder / "val_only" / "1", 2)
+    assert recorded.values == metrics
 
     fresh = bench.train({"trainer.val_only": True}, run="fresh", val_rows=held_out)
     assert fresh.steps == 0

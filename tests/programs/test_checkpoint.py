@@ -18,7 +18,7 @@ from rich.console import Console
 import gmpo
 from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.stories import vocabulary
-from gmpo.errors import BackendError, CheckpointError, GmpoError
+from gmpo.errors import BackendError, CheckpointError, ConfigError, GmpoError
 
 CHECKPOINT = "actor_rollout_ref.actor.checkpoint"
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -63,29 +63,6 @@ def test_the_number_of_checkpoints_to_keep_counts_those_of_earlier_processes(ben
     assert _checkpoints(bench.folder / "run") == ["global_step_2", "global_step_3"]
 
 
-def test_a_run_that_starts_anew_never_loses_its_checkpoint_to_later_ones_of_the_run_before(
-    bench: Any, copy: Path
-) -> None:
-    anew = {"trainer.resume_mode": "disable", "trainer.save_freq": 1, "trainer.max_actor_ckpt_to_keep": 1}
-    bench.train({**anew, "trainer.total_training_steps": 2})
-    assert (copy / "latest_checkpointed_iteration.txt").read_text() == "2"
-    assert _checkpoints(copy) == ["global_step_2", "global_step_3", "global_step_4"]
-
-
-def test_resume_mode_disable_starts_anew_and_the_old_records_are_kept(
-    bench: Any, copy: Path, four_steps: Path, lines: Callable[[Path], Any]
-) -> None:
-    run = bench.train({"trainer.resume_mode": "disable"})
-    assert _steps(run) == [1, 2]
-    assert [line["step"] for line in lines(copy / "metrics.jsonl")] == [1, 2]
-    assert sorted(p.name for p in (copy / "samples").iterdir()) == ["1.jsonl", "2.jsonl"]
-    before = four_steps / "metrics.jsonl"
-    assert (copy / "earlier-1" / "metrics.jsonl").read_text() == before.read_text()
-    assert len(list((copy / "earlier-1" / "samples").iterdir())) == 4
-    bench.train({"trainer.resume_mode": "disable", "trainer.total_training_steps": 1})
-    assert [line["step"] for line in lines(copy / "earlier-2" / "metrics.jsonl")] == [1, 2]
-
-
 def test_a_path_resumes_from_that_checkpoint_into_another_folder_bit_for_bit(
     bench: Any, four_steps: Path, weights: Weights
 ) -> None:
@@ -102,15 +79,6 @@ def test_a_path_resumes_from_that_checkpoint_into_another_folder_bit_for_bit(
     assert all(torch.equal(whole[name], tensor) for name, tensor in weights(run.model).items())
 
 
-def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(bench: Any, copy: Path, weights: Weights) -> None:
-    (copy / "latest_checkpointed_iteration.txt").write_text("2")
-    before = weights(copy / "huggingface")
-    run = bench.train({"trainer.total_training_steps": 4, "trainer.save_freq": 1})
-    assert _steps(run) == [3, 4]
-    assert _checkpoints(copy) == [f"global_step_{n}" for n in (1, 2, 3, 4)]
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(run.model).items())
-
-
 def test_a_finished_run_started_again_makes_no_step_says_so_and_keeps_its_model(
     bench: Any, copy: Path, command: Callable[..., Any]
 ) -> None:
@@ -119,8 +87,8 @@ def test_a_finished_run_started_again_makes_no_step_says_so_and_keeps_its_model(
     arguments = bench.arguments({"trainer.total_training_steps": 4, "trainer.save_freq": 1})
     outcome = command("train", *arguments)
     assert outcome.code == 0
-    assert f"going on after step 4 from {copy / 'global_step_4'}" in outcome.out
-    assert "nothing was left to do: the run is done after 4 steps" in outcome.out
+    assert f"{copy} holds this run, which is finished after 4 steps: nothing is left to do." in outcome.out
+    assert f"nothing was left to do: the run is done after 4 steps; model: {copy / 'huggingface'}" in outcome.out
     assert (copy / "huggingface" / "model.safetensors").read_bytes() == before
     assert (copy / "metrics.jsonl").read_text() == metrics
 
@@ -141,23 +109,23 @@ def test_a_checkpoint_of_other_batches_is_refused_with_the_differences(
 ) -> None:
     resume = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(four_steps / "global_step_2")}
     with pytest.raises(CheckpointError) as error:
-        bench.train({**resume, **changes})
+        bench.train({**resume, **changes}, run="other")
     assert all(line in str(error.value) for line in differences)
-    assert "resume_mode=disable" in str(error.value)
+    assert "start a new run in another trainer.default_local_dir" in str(error.value)
 
 
-def test_a_checkpoint_of_other_problems_is_refused_even_when_they_are_as_many(bench: Any, copy: Path) -> None:
+def test_a_checkpoint_of_other_problems_is_refused_even_when_they_are_as_many(bench: Any, four_steps: Path) -> None:
+    resume = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(four_steps / "global_step_2")}
     with pytest.raises(CheckpointError, match="problems: 12 then, 8 now"):
-        bench.train(rows=bench.rows[:8])
-    reversed_rows = bench.rows[::-1]
+        bench.train(resume, rows=bench.rows[:8], run="fewer")
     with pytest.raises(CheckpointError, match="content of the problems") as error:
-        bench.train(rows=reversed_rows)
+        bench.train(resume, rows=bench.rows[::-1], run="reversed")
     assert "problems: 12" not in str(error.value)
 
 
-def test_a_refused_checkpoint_leaves_the_records_of_the_run_as_they_were(bench: Any, copy: Path) -> None:
+def test_a_refused_start_leaves_the_records_of_the_run_as_they_were(bench: Any, copy: Path) -> None:
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ConfigError):
         bench.train({"data.train_batch_size": 2})
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 
@@ -166,7 +134,8 @@ def test_weights_without_optimizer_are_resumed_with_a_warning(bench: Any, weight
     only = {f"{CHECKPOINT}.save_contents": ["hf_model"], "trainer.save_freq": 1}
     first = bench.train({**only, "trainer.total_training_steps": 1})
     console = Console(file=io.StringIO())
-    frozen = {"actor_rollout_ref.actor.optim.lr": 0.0, "trainer.total_training_steps": 2}
+    changed = {"trainer.allow_changed_config": True}
+    frozen = {**changed, "actor_rollout_ref.actor.optim.lr": 0.0, "trainer.total_training_steps": 2}
     second = bench.train({**only, **frozen}, console=console)
     assert _steps(second) == [2]
     assert "global_step_1: the weights are resumed and no optimizer state" in console.file.getvalue()
@@ -177,12 +146,13 @@ def test_weights_without_optimizer_are_resumed_with_a_warning(bench: Any, weight
 
 
 def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench: Any, copy: Path) -> None:
+    longer = {"trainer.total_training_steps": 5}
     with pytest.raises(CheckpointError, match=r"holds no weights that load_contents=\['optimizer'\] allows to load"):
-        bench.train({f"{CHECKPOINT}.load_contents": ["optimizer"]})
+        bench.train({**longer, f"{CHECKPOINT}.load_contents": ["optimizer"]})
     for file in (copy / "global_step_4" / "actor").rglob("*.safetensors"):
         file.unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
-        bench.train()
+        bench.train(longer)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
@@ -199,20 +169,20 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_file(bench: Any, copy: 
 
 
 @pytest.mark.parametrize(("size", "cause"), [({"layers": 2}, "no weights for"), ({"hidden": 64}, "another model")])
-def test_a_checkpoint_of_another_model_is_refused(bench: Any, copy: Path, size: dict[str, int], cause: str) -> None:
+def test_a_checkpoint_of_another_model_is_refused(
+    bench: Any, four_steps: Path, size: dict[str, int], cause: str
+) -> None:
     sizes = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 64, **size}
     make_model(bench.folder / "other", word_tokenizer(vocabulary()), seed=0, **sizes)
+    resume = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(four_steps / "global_step_2")}
     with pytest.raises(CheckpointError, match=cause):
-        bench.train({"actor_rollout_ref.model.path": str(bench.folder / "other")})
+        bench.train({**resume, "actor_rollout_ref.model.path": str(bench.folder / "other")})
 
 
-def test_a_missing_checkpoint_is_named_with_the_remedy(bench: Any, copy: Path) -> None:
+def test_a_missing_checkpoint_is_named(bench: Any, copy: Path) -> None:
     path = copy / "earlier" / "global_step_9"
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         bench.train({"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(path)})
-    shutil.rmtree(copy / "global_step_4")
-    with pytest.raises(CheckpointError, match=r"names step 4, but .* does not exist.*resume_mode=disable"):
-        bench.train()
 
 
 def test_a_folder_that_was_not_finished_is_ignored_and_replaced(bench: Any, copy: Path) -> None:

@@ -19,7 +19,9 @@ from gmpo.errors import BackendError, ConfigError
 from gmpo.ports import Update
 from gmpo.records.batch import collate
 from gmpo.records.rollout import Completion, Graded, Group
+from gmpo.records.run_folder import Leg, RunRecord, read_run
 from gmpo.rewards.verdict import Grade, Verdict
+from gmpo.tracking.environment import environment
 from gmpo.tracking.folder import RunFolder
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter
@@ -217,14 +219,54 @@ def test_a_resumed_run_overwrites_its_events_beyond_the_step(tmp_path: Path) -> 
     assert [(event.step, event.value) for event in events] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
 
 
+RUN = RunRecord("train", "running", 0, 4, identity={}, execution={}, bookkeeping={}, idle={}, content={})
+LEG = Leg(number=0, start=0, steps=0, status="running")
+
+
+def _environment(**changes: Any) -> dict[str, Any]:
+    return {**environment("cpu"), **changes}
+
+
 def test_a_resumed_folder_drops_samples_beyond_the_step_and_keeps_the_others(tmp_path: Path) -> None:
     for kind, steps in (("samples", (1, 2, 3, 10)), ("validation", (0, 2, 4))):
         (tmp_path / kind).mkdir()
         for step in steps:
             (tmp_path / kind / f"{step}.jsonl").touch()
-    RunFolder(tmp_path, config="", device="cpu").start(2)
+    RunFolder(tmp_path, RUN, LEG, config="", environment=_environment(), say=print).start(2)
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["1.jsonl", "2.jsonl"]
     assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == ["0.jsonl", "2.jsonl"]
+
+
+def test_every_leg_keeps_its_settings_and_environment_and_a_changed_machine_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def leg(config: str, step: int, **machine: Any) -> RunRecord:
+        known = read_run(tmp_path) or RUN
+        folder = RunFolder(tmp_path, known, LEG, config=config, environment=_environment(**machine), say=said.append)
+        folder.start(step)
+        folder.write(step + 1, {})
+        folder.end("interrupted", "a signal")
+        written = read_run(tmp_path)
+        assert written is not None
+        return written
+
+    leg("a: 1", 0)
+    assert said == []
+    record = leg("a: 2", 1, torch_threads=64, platform="another kernel")
+    assert [(k.number, k.start, k.steps, k.status, k.exact) for k in record.legs] == [
+        (1, 0, 1, "interrupted", True),
+        (2, 1, 2, "interrupted", False),
+    ]
+    assert [d.key for d in record.legs[1].differences] == ["torch_threads"]
+    assert "torch_threads: 1 -> 64" in said[0]
+    for place, config, threads in (("legs/1", "a: 1", 1), ("legs/2", "a: 2", 64), (".", "a: 2", 64)):
+        assert (tmp_path / place / "config.yaml").read_text() == config
+        assert json.loads((tmp_path / place / "environment.json").read_text())["torch_threads"] == threads
+
+
+def test_a_leg_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
+    RunFolder(tmp_path, RUN, LEG, config="", environment={}, say=print).end("failed", "no model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_logger_goes_where_verls_environment_variables_say(

@@ -104,14 +104,17 @@ def without_holes(batch: Batch) -> Batch:
     return batch.replace(response_ids=ids, response_mask=front, sampled_mask=front, **per_token)
 
 
-def credited(batch: Batch, name: str, correction: Correction, loss_mask: LossMask) -> CreditedBatch:
-    reward_kl = RewardKL("k3", 0.05, 100.0)
+def credited(batch: Batch, name: str, correction: Correction, loss_mask: LossMask) -> tuple[CreditedBatch, float]:
+    """The batch, and the KL coefficient of the next step."""
+    reward_kl = RewardKL("k3", 0.2, target=0.05, horizon=100.0)
     numbers = NUMBERS.get(name, {})
-    return Credit(ADVANTAGES[name], numbers, reward_kl, correction=correction, loss_mask=loss_mask)(batch, 0.2)
+    credit = Credit(ADVANTAGES[name], numbers, reward_kl, correction=correction, loss_mask=loss_mask)
+    return credit(batch), credit.kl_coef
 
 
-def step_metrics(result: CreditedBatch, logp: Tensor) -> dict[str, float]:
+def step_metrics(credited: tuple[CreditedBatch, float], logp: Tensor) -> dict[str, float]:
     """All that a step reports of a batch whose only update saw these log-probs."""
+    result, coefficient = credited
     batch = result.batch
     odd = torch.zeros_like(batch.sampled_mask)
     update = Update(
@@ -125,7 +128,7 @@ def step_metrics(result: CreditedBatch, logp: Tensor) -> dict[str, float]:
         skipped=False,
     )
     seen = update_metrics([batch], [update]) if batch.sampled_mask.any() else {}
-    return {**result.metrics, **batch_metrics(batch), **seen, "coefficient": result.kl_coef}
+    return {**result.metrics, **batch_metrics(batch), **seen, "coefficient": coefficient}
 
 
 rows = st.lists(st.lists(st.booleans(), max_size=7), min_size=1, max_size=6)
@@ -142,12 +145,12 @@ def test_closing_the_holes_changes_no_credit_weight_mask_or_metric(
     got = credited(batch, estimator, correction, loss_mask)
     wanted = credited(without_holes(batch), estimator, correction, loss_mask)
     for name in PER_TOKEN:
-        x, expected = getattr(got.batch, name), getattr(wanted.batch, name)
+        x, expected = getattr(got[0].batch, name), getattr(wanted[0].batch, name)
         assert (x is None) == (expected is None), name
         if x is not None:
             torch.testing.assert_close(closed(x, batch.sampled_mask), expected, rtol=1e-9, atol=1e-9, msg=name)
             assert not x[~batch.sampled_mask].any(), name
-    assert got.batch.counts() == wanted.batch.counts()
+    assert got[0].batch.counts() == wanted[0].batch.counts()
     metrics = step_metrics(got, logp)
     assert metrics == pytest.approx(
         step_metrics(wanted, closed(logp, batch.sampled_mask)), rel=1e-9, abs=1e-9, nan_ok=True
@@ -162,8 +165,8 @@ def test_closing_the_holes_changes_nothing_in_what_sampler_and_learner_are_apart
     for b, new in ((batch, logp), (without_holes(batch), closed(logp, batch.sampled_mask))):
         b = b.replace(learner_logp=None)
         probed = Scoring(Agreeing(new), old=True, tolerance=1.0)(b, step=0)  # type: ignore[arg-type]
-        bare = Credit(ADVANTAGES["grpo"], NUMBERS["grpo"], None)(b, 0.0)
-        found.append(({**probed.metrics}, step_metrics(bare, new)))
+        bare = Credit(ADVANTAGES["grpo"], NUMBERS["grpo"], None)(b)
+        found.append(({**probed.metrics}, step_metrics((bare, 0.0), new)))
     for got, expected in zip(*found, strict=True):
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-9)
         assert got["training/rollout_probs_diff_max"] > 0.01
@@ -173,7 +176,7 @@ def test_a_reward_stands_on_the_last_token_that_the_policy_sampled() -> None:
     """A tool has the last word in the first answer, speaks in the middle of the second and is all of the third."""
     batch = with_holes([[True, True, False], [True, False, True], [False, False]], 0)
     batch = batch.replace(rewards=torch.tensor([3.0, 5.0, 7.0]))
-    got = Credit(ADVANTAGES["grpo"], {"normalise_by_std": False}, None)(batch, 0.0).batch
+    got = Credit(ADVANTAGES["grpo"], {"normalise_by_std": False}, None)(batch).batch
     assert got.token_rewards is not None
     assert got.token_rewards.tolist() == [[0, 3, 0], [0, 0, 5], [0, 0, 0]]
     assert got.advantage is not None
@@ -202,7 +205,7 @@ def test_a_batch_that_has_travelled_gives_the_metrics_it_would_have_given(journe
         results = [credited(b, "grpo", Correction(), LossMask()) for b in (scored, journey(scored))]
         logp = torch.zeros(batch.sampled_mask.shape, dtype=torch.float64)
         assert step_metrics(results[0], logp) == step_metrics(results[1], logp)
-        compared = [name for name in results[1].metrics if name.startswith("rollout_corr/")]
+        compared = [name for name in results[1][0].metrics if name.startswith("rollout_corr/")]
         assert bool(compared) == (old.tolerance == 0.0), "reused log-probs were compared in the probe, and only there"
 
 
@@ -232,4 +235,4 @@ def test_a_mask_in_anothers_place_is_refused(name: str) -> None:
 def test_what_was_not_sampled_has_no_part_in_a_quantile_of_the_entropy() -> None:
     batch = with_holes([[True, False, True]], 4).replace(entropy=torch.tensor([[0.1, math.nan, 0.9]]))
     got = Credit(ADVANTAGES["grpo"], {"normalise_by_std": False}, None, loss_mask=LossMask(entropy_quantile=0.5))
-    assert got(batch, 0.0).batch.loss_mask.tolist() == [[False, False, True]]
+    assert got(batch).batch.loss_mask.tolist() == [[False, False, True]]

@@ -43,7 +43,7 @@ class Weights:
 
 def _store(root: Path, told: list[str], *, behind: bool = True, keep: int | None = None) -> Any:
     lists = {"save_contents": ("model",), "load_contents": ("model",)}
-    return Store(root, **lists, resume="auto", keep=keep, behind=behind, data={}, tell=told.append)
+    return Store(root, **lists, resume=None, keep=keep, behind=behind, data={}, tell=told.append)
 
 
 def _written(root: Path) -> dict[str, str]:

@@ -31,9 +31,7 @@ def build_rewards(
         ConfigError, DataError: wrong weights, a data source without a scorer; before anything is sampled.
     """
     custom, reward = config.custom_reward_function, config.reward_model
-    if weights is not None and len(weights) != len(functions):
-        raise ConfigError(f"{len(weights)} reward_weights are given for {len(functions)} reward functions")
-    factors = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
+    weight_of = factors(functions, weights)
     grader = partial(
         _grader,
         workers=reward.grader_workers or min(16, os.cpu_count() or 1),
@@ -41,7 +39,7 @@ def build_rewards(
         memory_mb=reward.grader_memory_mb,
     )
     if functions:
-        main = Component(MAIN, reward.weight * factors[0], grader(functions[0], custom.reward_kwargs))
+        main = Component(MAIN, reward.weight * weight_of[0], grader(functions[0], custom.reward_kwargs))
     elif custom.path is not None:
         main = Component(MAIN, reward.weight, grader(FunctionFile(custom.path, custom.name), custom.reward_kwargs))
     else:
@@ -54,13 +52,24 @@ def build_rewards(
         main = Component(MAIN, reward.weight, grader(None, {}, options=options))
     extra = [
         Component(_name_of(function, number), factor, grader(function, {}))
-        for number, (function, factor) in enumerate(zip(functions[1:], factors[1:], strict=True), start=2)
+        for number, (function, factor) in enumerate(zip(functions[1:], weight_of[1:], strict=True), start=2)
     ]
     extra += [
         Component(e.label or e.name, e.weight, grader(FunctionFile(e.path, e.name), e.reward_kwargs))
         for e in reward.extra_rewards
     ]
     return Rewards(main, extra, penalty=_overlong_penalty(config), max_failed_share=reward.max_failed_share)
+
+
+def factors(functions: Sequence[RewardFunction], weights: Sequence[float] | None) -> list[float]:
+    """The weight of each function: 1 where none are given.
+
+    Raises:
+        ConfigError: there are not as many weights as functions.
+    """
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"{len(weights)} reward_weights are given for {len(functions)} reward functions")
+    return [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
 
 
 def _grader(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gmpo.algo.losses import SUPERVISED
 from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate
-from gmpo.backends.devices import DTYPES, Device, pick_device
+from gmpo.backends.devices import DTYPES, Device, describe, pick_device
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
     ModelSource,
@@ -26,8 +26,10 @@ from gmpo.backends.models import (
     stop_token_ids,
 )
 from gmpo.backends.products import Product, use_product
+from gmpo.backends.storage import load_model as load_weights
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
+from gmpo.backends.weights import LiveWeights
 from gmpo.build.objective import (
     build_critic,
     build_objective,
@@ -40,10 +42,10 @@ from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
-from gmpo.ports import Learner, Sampler, SamplingParams
+from gmpo.ports import Learner, Sampler, SamplingParams, WeightSource
+from gmpo.records.run_folder import PASS_RATES
 from gmpo.rewards.combined import Rewards
-from gmpo.tracking.folder import PASS_RATES
-from gmpo.training.checkpoint import Store, content_hash
+from gmpo.training.checkpoint import Store, content_hash, contents_of, step_of
 from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather, GroupFilter
@@ -64,8 +66,6 @@ class Policy:
     device: Device
     stop_ids: frozenset[int]
     pad_id: int
-    product: Product
-    """The float32 matrix product in effect."""
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -75,16 +75,33 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return load_tokenizer(source, chat_template=model.custom_chat_template)
 
 
-def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int) -> Policy:
-    """Load the policy onto the run's device.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a run computes."""
+
+    device: Device
+    product: Product
+    """The float32 matrix product in effect."""
+
+    def __str__(self) -> str:
+        return f"{describe(self.device)}; {self.product}"
+
+
+def build_machine(config: Config | SftConfig) -> Machine:
+    """Pick the run's device and put its matrix product into effect."""
+    dtype = config.actor_rollout_ref.actor.fsdp_config.dtype if isinstance(config, Config) else None
+    device = pick_device(config.trainer.device, dtype)
+    return Machine(device, use_product(config.trainer.matmul_precision, device.torch))
+
+
+def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
+    """Load the policy onto a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
 
     Args:
         longest_prompt: tokens of the longest prompt it will be asked.
     """
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
-    device = pick_device(config.trainer.device, precision.dtype)
-    product = use_product(config.trainer.matmul_precision, device.torch)
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
     model = load_model(source, device.torch, DTYPES[precision.model_dtype])
     if settings.enable_gradient_checkpointing:
@@ -92,33 +109,64 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, *, longest_
     check_vocabulary(model, tokenizer)
     check_positions(model, longest_prompt, config.data.max_response_length)
     stop_ids = stop_token_ids(model, tokenizer)
-    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids), product)
+    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
 
-def build_problems(
-    config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, val_rows: Rows | None
-) -> tuple[EncodedProblems, EncodedProblems | None]:
-    """Training and validation problems with their prompt ids; rows given in Python take the place of files."""
+def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
+    """Put a checkpoint's weights into a policy, without optimizer or critic; returns the number of steps behind them.
+
+    Args:
+        contents: what may be loaded, as `actor.checkpoint.load_contents`.
+
+    Raises:
+        CheckpointError: it holds none of that, or the weights do not fit.
+    """
+    content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
+    load_weights(policy.model, checkpoint / "actor", content)
+    return step_of(checkpoint)
+
+
+def policy_weights(policy: Policy, version: int) -> WeightSource:
+    """A policy that nobody trains, for a sampler; `version` steps of training are behind it."""
+    return LiveWeights(policy.model, version)
+
+
+def build_problems(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None) -> EncodedProblems:
+    """Training problems with their prompt ids; rows given in Python take the place of files."""
     data = config.data
-    load = partial(load_problems, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key, seed=config.data.seed)
-    from_rows = partial(problems_from_rows, prompt_key=data.prompt_key, data_source_key=data.reward_fn_key)
+    return _problems(config, tokenizer, data.train_files, rows, "rows", data.train_max_samples)
+
+
+def build_validation(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None) -> EncodedProblems | None:
+    """Validation problems with their prompt ids, or None without any; rows take the place of files."""
+    data = config.data
+    if rows is None and not data.val_files:
+        return None
+    return _problems(config, tokenizer, data.val_files, rows, "val_rows", data.val_max_samples)
+
+
+def _problems(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    files: Sequence[str],
+    rows: Rows | None,
+    name: str,
+    limit: int,
+) -> EncodedProblems:
+    data = config.data
+    keys = {"prompt_key": data.prompt_key, "data_source_key": data.reward_fn_key}
     if rows is not None:
-        train = sample(from_rows(rows, "rows"), data.train_max_samples, data.seed)
+        problems = sample(problems_from_rows(rows, name, **keys), limit, data.seed)
     else:
-        train = load(data.train_files, limit=data.train_max_samples)
-    encode = partial(
-        encode_prompts,
-        tokenizer=tokenizer,
+        problems = load_problems(files, limit=limit, seed=data.seed, **keys)
+    return encode_prompts(
+        problems,
+        tokenizer,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         filter_overlong=data.filter_overlong_prompts,
         chat_template_kwargs=data.apply_chat_template_kwargs,
     )
-    if val_rows is not None:
-        val = sample(from_rows(val_rows, "val_rows"), data.val_max_samples, data.seed)
-    else:
-        val = load(data.val_files, limit=data.val_max_samples) if data.val_files else []
-    return encode(train), encode(val) if val else None
 
 
 def build_sampler(config: Config, policy: Policy) -> TorchSampler:
@@ -233,16 +281,18 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
 
 
-def build_store(config: Config, folder: Path, problems: Sequence[Problem], tell: Callable[[str], None]) -> Store:
-    """Checkpoints of the run, below its folder."""
-    trainer, data, checkpoint = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
+def build_store(
+    config: Config, problems: Sequence[Problem], folder: Path, checkpoint: Path | None, tell: Callable[[str], None]
+) -> Store:
+    """Checkpoints of the run, below its folder; it goes on from `checkpoint`, if there is one."""
+    trainer, data, contents = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
         folder,
-        save_contents=checkpoint.save_contents,
-        load_contents=checkpoint.load_contents,
-        resume=Path(trainer.resume_from_path or "") if trainer.resume_mode == "resume_path" else trainer.resume_mode,
+        save_contents=contents.save_contents,
+        load_contents=contents.load_contents,
+        resume=checkpoint,
         keep=trainer.max_actor_ckpt_to_keep,
-        behind=checkpoint.async_save,
+        behind=contents.async_save,
         data={
             "problems": len(problems),
             "content of the problems": content_hash(problems),
@@ -279,18 +329,22 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         shuffle_seed=actor.data_loader_seed if actor.shuffle else None,
         test_freq=trainer.test_freq,
         save_freq=trainer.save_freq,
-        validate_first=trainer.val_before_train or trainer.val_only,
+        validate_first=trainer.val_before_train,
         critic_warmup=trainer.critic_warmup if config.critic.enable else 0,
     )
 
 
-def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[LocalLearner, Policy]:
+def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that is fine-tuned."""
+    return load_tokenizer(ModelSource(config.model.path, config.model.trust_remote_code))
+
+
+def build_supervised_learner(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int
+) -> tuple[LocalLearner, Policy]:
     """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective."""
     settings, optim = config.model, config.optim
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
-    tokenizer = load_tokenizer(source)
-    device = pick_device(config.trainer.device, None)
-    product = use_product(config.trainer.matmul_precision, device.torch)
     model = load_model(source, device.torch)
     if settings.enable_gradient_checkpointing:
         checkpoint_activations(model)
@@ -320,7 +374,7 @@ def build_supervised_learner(config: SftConfig, total_steps: int) -> tuple[Local
         update_split=split,
         score_split=split,
     )
-    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids), product)
+    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
 
 def longest_prompt(*sets: EncodedProblems | None) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue
 from pydantic_core import CoreSchema, core_schema
+
+Role = Literal["identity", "execution", "bookkeeping"]
+"""What a changed setting means to a run that goes on: see `setting`."""
 
 
 class Section(BaseModel):
@@ -43,6 +46,8 @@ def setting(
     follows: str | None = None,
     derived: str | None = None,
     inert: str | None = None,
+    role: Role = "identity",
+    exact: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of a `Section`.
@@ -54,6 +59,17 @@ def setting(
     other rule that then gives the value; `gmpo.config.derive` holds it. Such a field has the default None, although its
     type may exclude it: pydantic does not check defaults, and loading replaces every such None and then checks the
     whole tree, so readers of a loaded tree never meet it.
+
+    `role`: what it means when a run goes on under another value. `identity`: it would be another run, so it is refused.
+    `execution`: where and how the same is computed; it goes on and is recorded, and the same numbers come out but for
+    rounding, or, with `exact`, bit for bit. `bookkeeping`: what is recorded, and when the run ends.
     """
-    notes: dict[str, JsonValue] = {"own": own, "follows": follows, "derived": derived, "inert": inert}
+    notes: dict[str, JsonValue] = {
+        "own": own,
+        "follows": follows,
+        "derived": derived,
+        "inert": inert,
+        "role": role,
+        "exact": exact,
+    }
     return Field(default=default, description=description, json_schema_extra=notes, **bounds)

@@ -139,6 +139,7 @@ def _load(
         warnings=_other_names(settings)
         + tuple(Note(path, reason) for path, reason in settings.set_back.items())
         + _notes(issues, "warning"),
+        inert_paths=frozenset(without_effect),
     )
 
 

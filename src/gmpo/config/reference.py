@@ -27,6 +27,12 @@ to strong: defaults, the file's recipe, file, the command line's recipe, command
   together. `gmpo check KEY=VALUE ...` shows which given keys are honoured, which have no effect and why, and which ask
   for something that is not available yet.
 - **Derived** settings follow from others when they are not given (or given as null).
+- **Role** says what a changed value means to a run that goes on in its folder. *identity*: it would be another run, so
+  it is refused, unless `trainer.allow_changed_config=True`. *execution*: the same is computed elsewhere or in other
+  pieces; it goes on, is recorded, and says that rounding may differ (not with *exact*). *bookkeeping*: what is recorded
+  and when the run ends; it goes on. Paths are *exact* because what lies there is compared by content: base model,
+  tokenizer and chat template, problems, reward functions. The length of the run counts as *identity* where the learning
+  rate or another schedule depends on it.
 - *own*: the key is not one of verl's. *no effect*: accepted so that verl's commands run; the reason is given.
 
 What differs from verl: `rollout.n` is 5 for group estimators when it is not given; no `data.val_files` means no
@@ -85,7 +91,7 @@ def _tables(root: type[Section]) -> Iterator[str]:
     ):
         yield f"### `{prefix}`\n"
         yield f"{owner.__doc__}\n"
-        yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+        yield "| Key | Type | Default | Role | Meaning |\n|---|---|---|---|---|"
         yield from (_row(leaf) for leaf in group)
         yield ""
 
@@ -94,7 +100,8 @@ def _row(leaf: Leaf) -> str:
     default = f"derived: {leaf.derived}" if leaf.derived else f"`{_shown(leaf.field.default)}`"
     marks = " *own*" if leaf.own else ""
     inert = f" *no effect*: {leaf.inert}." if leaf.inert else ""
-    cells = (f"`{leaf.name}`{marks}", leaf.allowed, default, f"{leaf.field.description}{inert}")
+    role = "-" if leaf.inert else f"{leaf.role}{', exact' * leaf.exact}"
+    cells = (f"`{leaf.name}`{marks}", leaf.allowed, default, role, f"{leaf.field.description}{inert}")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

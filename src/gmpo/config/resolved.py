@@ -64,6 +64,9 @@ class Resolved(Generic[ConfigT]):
         """Paths that the user set."""
         return frozenset(self.values)
 
+    inert_paths: frozenset[str] = frozenset()
+    """Paths of all settings that have no effect in this configuration, given or not."""
+
     @property
     def honoured(self) -> frozenset[str]:
         """Given keys that have their effect."""

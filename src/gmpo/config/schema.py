@@ -24,10 +24,16 @@ class Data(Section):
     """Problems: where they come from, in which order, and how long prompts and answers may be."""
 
     train_files: tuple[str, ...] = setting(
-        (), "Parquet or JSONL files with rows of verl's schema: one path or a list, concatenated in order."
+        (),
+        "Parquet or JSONL files with rows of verl's schema: one path or a list, concatenated in order.",
+        role="execution",
+        exact=True,
     )
     val_files: tuple[str, ...] = setting(
-        (), "Files with validation problems: one path or a list. null or an empty list means no validation."
+        (),
+        "Files with validation problems: one path or a list. null or an empty list means no validation.",
+        role="execution",
+        exact=True,
     )
     prompt_key: str = setting("prompt", "Column that holds the prompt: a list of chat messages, or a text.")
     reward_fn_key: str = setting("data_source", "Column that names the data source, which selects the scorer.")
@@ -41,7 +47,7 @@ class Data(Section):
         ge=1,
     )
     val_batch_size: int | None = setting(
-        None, "Validation problems sampled at once. null takes all of them in one batch.", ge=1
+        None, "Validation problems sampled at once. null takes all of them in one batch.", ge=1, role="execution"
     )
     max_prompt_length: int = setting(
         512, "Longest templated prompt, in tokens. data.truncation says what happens to longer ones.", ge=1
@@ -70,6 +76,8 @@ class Data(Section):
         None,
         "Folder of an earlier run, or its pass_rates.jsonl, whose pass rates are known from the start.",
         own=True,
+        role="execution",
+        exact=True,
     )
     apply_chat_template_kwargs: dict[str, Any] = setting(
         {}, "Keyword arguments for the tokenizer's chat template, for example {enable_thinking: False}."
@@ -88,18 +96,24 @@ class Trainer(Section):
         "Passes over the training problems, at most. null sets no bound, which is what it becomes when only "
         "total_training_steps is given (verl would stop after 30 epochs).",
         ge=1,
+        role="bookkeeping",
     )
     total_training_steps: int | None = setting(
-        None, "Training steps, at most. When total_epochs is given too, the run ends at whichever comes first.", ge=1
+        None,
+        "Training steps, at most. When total_epochs is given too, the run ends at whichever comes first.",
+        ge=1,
+        role="bookkeeping",
     )
-    nnodes: int = setting(1, "Machines.", ge=1, inert="this version trains in one process")
+    nnodes: int = setting(1, "Machines.", ge=1, inert="this version trains in one process", role="execution")
     n_gpus_per_node: int | None = setting(
-        None, "Devices per machine. null takes those present.", ge=0, inert="this version trains on one device"
+        None,
+        "Devices per machine. null takes those present.",
+        ge=0,
+        inert="this version trains on one device",
+        role="execution",
     )
     device: Device = setting(
-        None,
-        "Where to compute. auto takes CUDA when it is present, else the CPU.",
-        derived="auto",
+        None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto", role="execution"
     )
     seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
@@ -107,6 +121,7 @@ class Trainer(Section):
         "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "
         "faster and on others rounds to bfloat16; auto takes it where its error, measured at the start, is float32's.",
         own=True,
+        role="execution",
     )
     balance_batch: bool = setting(
         True,
@@ -118,45 +133,77 @@ class Trainer(Section):
         "auto", "Which of verl's two training engines runs.", inert="there is one engine here"
     )
     logger: tuple[LoggerName, ...] = setting(
-        ("console", "tensorboard"), "Where metrics go. metrics.jsonl in the run folder is always written."
+        ("console", "tensorboard"),
+        "Where metrics go. metrics.jsonl in the run folder is always written.",
+        role="bookkeeping",
     )
-    project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
-    experiment_name: str = setting("run", "Name of the run for loggers; part of the default run folder.")
-    default_local_dir: str = setting(None, "The run folder: checkpoints, metrics, samples.", derived=RUN_FOLDER)
-    save_freq: int = setting(-1, "Write a checkpoint every so many steps and after the last one. -1 is off.", ge=-1)
-    test_freq: int = setting(-1, "Validate every so many steps and after the last one. -1 is off.", ge=-1)
-    val_before_train: bool = setting(True, "Validate before the first step, when there are validation files.")
-    val_only: bool = setting(False, "Validate once and stop.")
+    project_name: str = setting(
+        "gmpo", "Project under which loggers file the run; part of the default run folder.", role="bookkeeping"
+    )
+    experiment_name: str = setting(
+        "run", "Name of the run for loggers; part of the default run folder.", role="bookkeeping"
+    )
+    default_local_dir: str = setting(
+        None,
+        "The run folder: checkpoints, metrics, samples. It belongs to one run. If the derived one holds another, "
+        "a folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
+        derived=RUN_FOLDER,
+        role="bookkeeping",
+    )
+    save_freq: int = setting(
+        -1, "Write a checkpoint every so many steps and after the last one. -1 is off.", ge=-1, role="bookkeeping"
+    )
+    test_freq: int = setting(
+        -1, "Validate every so many steps and after the last one. -1 is off.", ge=-1, role="bookkeeping"
+    )
+    val_before_train: bool = setting(
+        True, "Validate before the first step, when there are validation files.", role="bookkeeping"
+    )
+    val_only: bool = setting(False, "Validate once and stop.", role="bookkeeping")
     resume_mode: Literal["auto", "disable", "resume_path"] = setting(
         "auto",
-        "auto continues from the newest checkpoint of the run folder if there is one; disable starts anew; "
-        "resume_path takes resume_from_path.",
+        "auto continues from the newest checkpoint of the run folder if there is one; disable starts anew, in a folder "
+        "without a run; resume_path takes resume_from_path.",
+        role="bookkeeping",
     )
-    resume_from_path: str | None = setting(None, "Checkpoint folder whose name is global_step_N.")
+    resume_from_path: str | None = setting(None, "Checkpoint folder whose name is global_step_N.", role="bookkeeping")
+    allow_changed_config: bool = setting(
+        False,
+        "Go on in a run folder although settings differ that decide what is learned. The differences are recorded.",
+        own=True,
+        role="bookkeeping",
+    )
     max_actor_ckpt_to_keep: int | None = setting(
-        None, "Keep only the newest so many checkpoints. null keeps all.", ge=1
+        None, "Keep only the newest so many checkpoints. null keeps all.", ge=1, role="bookkeeping"
     )
     max_critic_ckpt_to_keep: int | None = setting(
         None,
         "Keep only the newest so many checkpoints of the critic.",
         ge=1,
         inert="it is kept with the actor: max_actor_ckpt_to_keep",
+        role="bookkeeping",
     )
-    log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0)
-    rollout_data_dir: str | None = setting(None, "Folder for all training answers, one JSONL file per step.")
-    validation_data_dir: str | None = setting(None, "Folder for all validation answers, one JSONL file per step.")
+    log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0, role="bookkeeping")
+    rollout_data_dir: str | None = setting(
+        None, "Folder for all training answers, one JSONL file per step.", role="bookkeeping"
+    )
+    validation_data_dir: str | None = setting(
+        None, "Folder for all validation answers, one JSONL file per step.", role="bookkeeping"
+    )
     sample_groups: int = setting(
         8,
         "Groups per step whose texts and verdicts are kept in the run folder; -1 keeps all. Gradings without a "
         "judgement are always kept.",
         own=True,
         ge=-1,
+        role="bookkeeping",
     )
     token_record_groups: int = setting(
         2,
         "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens.",
         own=True,
         ge=0,
+        role="bookkeeping",
     )
 
 

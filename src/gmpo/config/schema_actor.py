@@ -21,17 +21,29 @@ KlLossType = Literal[
 class Model(Section):
     """The model that is trained."""
 
-    path: str = setting("", "Local Hugging Face model folder, or a name on the hub. Must be given to train.")
-    tokenizer_path: str | None = setting(None, "Folder or hub name of the tokenizer. null takes model.path.")
-    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Off unless you trust it.")
+    path: str = setting(
+        "",
+        "Local Hugging Face model folder, or a name on the hub. Must be given to train.",
+        role="execution",
+        exact=True,
+    )
+    tokenizer_path: str | None = setting(
+        None, "Folder or hub name of the tokenizer. null takes model.path.", role="execution", exact=True
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code that comes with the model. Off unless you trust it.", role="execution", exact=True
+    )
     override_config: dict[str, Any] = setting(
         {}, "Changes to the model's own config.json, for example {max_position_embeddings: 32768}."
     )
     enable_gradient_checkpointing: bool = setting(
-        True, "Recompute activations in the backward pass: less memory, about a third more compute."
+        True, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
     )
     use_remove_padding: bool = setting(
-        True, "Pack sequences without padding.", inert="packed wherever the model and device allow; same results"
+        True,
+        "Pack sequences without padding.",
+        inert="packed wherever the model and device allow; same results",
+        role="execution",
     )
     custom_chat_template: str | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
@@ -41,10 +53,14 @@ class Model(Section):
 class FsdpConfig(Section):
     """Where parameters live and in which precision they are stored and used."""
 
-    param_offload: bool = setting(False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS)
-    optimizer_offload: bool = setting(False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS)
-    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS)
-    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+    param_offload: bool = setting(
+        False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS, role="execution"
+    )
+    optimizer_offload: bool = setting(
+        False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS, role="execution"
+    )
+    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS, role="execution")
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS, role="execution")
     model_dtype: Precision = setting("fp32", "Precision of the stored weights.")
     dtype: Precision | None = setting(
         None, "Precision of the forward and backward pass. null: bf16 on CUDA, fp32 on a CPU."
@@ -54,8 +70,10 @@ class FsdpConfig(Section):
 class RefFsdpConfig(Section):
     """Where the reference model's parameters live."""
 
-    param_offload: bool = setting(False, "Keep the reference model on the CPU when idle.", inert=ONE_PROCESS)
-    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+    param_offload: bool = setting(
+        False, "Keep the reference model on the CPU when idle.", inert=ONE_PROCESS, role="execution"
+    )
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS, role="execution")
 
 
 class Checkpoint(Section):
@@ -65,36 +83,45 @@ class Checkpoint(Section):
         ("model", "optimizer", "extra"),
         "model: weights. optimizer: its moments. hf_model: a Hugging Face folder. extra: nothing more: learning rate "
         "and random streams follow from seed and step.",
+        role="bookkeeping",
     )
     load_contents: Contents = setting(
-        None, "What is restored when a run continues.", follows="actor_rollout_ref.actor.checkpoint.save_contents"
+        None,
+        "What is restored when a run continues.",
+        follows="actor_rollout_ref.actor.checkpoint.save_contents",
+        role="execution",
     )
     async_save: bool = setting(
         True,
         "Write checkpoints while training goes on, from a copy: 12 bytes of host memory per parameter. False waits.",
+        role="bookkeeping",
     )
 
 
 class Actor(Section):
     """The policy's update."""
 
-    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS)
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS, role="execution")
     ppo_mini_batch_size: int = setting(
         256, "Problems per optimizer update; all answers to a problem stay together.", ge=1
     )
     ppo_micro_batch_size_per_gpu: int | None = setting(
-        None, "Answers per forward and backward pass. Saves memory and never changes the gradient.", ge=1
+        None,
+        "Answers per forward and backward pass. Saves memory and never changes the gradient.",
+        ge=1,
+        role="execution",
     )
     ppo_micro_batch_size: int | None = setting(
-        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1
+        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1, role="execution"
     )
     use_dynamic_bsz: bool = setting(
         None,
         "Form micro-batches by a token budget instead of a number of answers.",
         derived="True when no micro-batch size is given, else False",
+        role="execution",
     )
     ppo_max_token_len_per_gpu: int = setting(
-        16384, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1
+        16384, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1, role="execution"
     )
     ppo_epochs: int = setting(1, "Passes over the answers of a step.", ge=1)
     shuffle: bool = setting(False, "Permute the problems of a step before cutting mini-batches, anew in each epoch.")
@@ -145,10 +172,18 @@ class Actor(Section):
     )
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
     max_nonfinite_updates: int = setting(
-        3, "The run stops after so many skipped updates (gradient not finite) in a row.", own=True, ge=1
+        3,
+        "The run stops after so many skipped updates (gradient not finite) in a row.",
+        own=True,
+        ge=1,
+        role="bookkeeping",
     )
-    ulysses_sequence_parallel_size: int = setting(1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS)
-    use_torch_compile: bool = setting(True, "Compile the entropy function.", inert="nothing is compiled")
+    ulysses_sequence_parallel_size: int = setting(
+        1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS, role="execution"
+    )
+    use_torch_compile: bool = setting(
+        True, "Compile the entropy function.", inert="nothing is compiled", role="execution"
+    )
     entropy_checkpointing: bool = setting(
         False, "Recompute the entropy in the backward pass.", inert="a memory setting of verl's entropy function"
     )
@@ -169,25 +204,40 @@ class Actor(Section):
 class RefModel(Section):
     """Weights of the reference model."""
 
-    path: str = setting(None, "Folder or hub name of the reference model.", follows="actor_rollout_ref.model.path")
+    path: str = setting(
+        None,
+        "Folder or hub name of the reference model.",
+        follows="actor_rollout_ref.model.path",
+        role="execution",
+        exact=True,
+    )
 
 
 class Ref(Section):
     """The reference model of the KL terms. It exists only with actor.use_kl_loss or algorithm.use_kl_in_reward."""
 
     strategy: Strategy = setting(
-        None, "How parameters are sharded.", follows="actor_rollout_ref.actor.strategy", inert=ONE_PROCESS
+        None,
+        "How parameters are sharded.",
+        follows="actor_rollout_ref.actor.strategy",
+        inert=ONE_PROCESS,
+        role="execution",
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
-        None, "Answers per forward pass.", follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", ge=1
+        None,
+        "Answers per forward pass.",
+        follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        ge=1,
+        role="execution",
     )
     log_prob_use_dynamic_bsz: bool = setting(
         None,
         "Form micro-batches by a token budget.",
         derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
+        role="execution",
     )
     log_prob_max_token_len_per_gpu: int = setting(
-        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1
+        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1, role="execution"
     )
     ulysses_sequence_parallel_size: int = setting(
         None,
@@ -195,12 +245,14 @@ class Ref(Section):
         follows="actor_rollout_ref.actor.ulysses_sequence_parallel_size",
         ge=1,
         inert=ONE_PROCESS,
+        role="execution",
     )
     use_torch_compile: bool = setting(
         None,
         "Compile the entropy function.",
         follows="actor_rollout_ref.actor.use_torch_compile",
         inert="nothing is compiled",
+        role="execution",
     )
     model: RefModel = Field(default_factory=RefModel)
     fsdp_config: RefFsdpConfig = Field(default_factory=RefFsdpConfig)
@@ -238,7 +290,9 @@ class Rollout(Section):
     top_p: float = setting(1.0, "Sample among the most probable tokens that together reach this share.", gt=0, le=1)
     top_k: int = setting(-1, "Sample among so many most probable tokens. -1 is off.", ge=-1)
     seed: int = setting(None, "Seed of sampling.", follows="trainer.seed", ge=0)
-    max_num_seqs: int = setting(256, "Answers sampled at once. Saves memory and never changes what is sampled.", ge=1)
+    max_num_seqs: int = setting(
+        256, "Answers sampled at once. Saves memory and never changes what is sampled.", ge=1, role="execution"
+    )
     prompt_length: int = setting(
         None,
         "Longest prompt, in tokens.",
@@ -263,14 +317,16 @@ class Rollout(Section):
         "Answers per forward pass for old log-probs.",
         follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
         ge=1,
+        role="execution",
     )
     log_prob_use_dynamic_bsz: bool = setting(
         None,
         "Form those micro-batches by a token budget.",
         derived="actor.use_dynamic_bsz, or False when the micro-batch size above is given",
+        role="execution",
     )
     log_prob_max_token_len_per_gpu: int = setting(
-        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1
+        None, "That token budget.", follows="actor_rollout_ref.actor.ppo_max_token_len_per_gpu", ge=1, role="execution"
     )
     log_prob_tolerance: float = setting(
         1e-4,
@@ -280,10 +336,12 @@ class Rollout(Section):
         ge=0,
     )
     mode: Literal["async", "sync"] = setting("async", "How verl's engine is called.", inert=VLLM_ONLY)
-    tensor_model_parallel_size: int = setting(2, "Devices per engine.", ge=1, inert=VLLM_ONLY)
-    data_parallel_size: int = setting(1, "Data-parallel ranks per engine.", ge=1, inert=VLLM_ONLY)
-    expert_parallel_size: int = setting(1, "Expert-parallel ranks per engine.", ge=1, inert=VLLM_ONLY)
-    gpu_memory_utilization: float = setting(0.5, "Share of device memory.", gt=0, le=1, inert=VLLM_ONLY)
+    tensor_model_parallel_size: int = setting(2, "Devices per engine.", ge=1, inert=VLLM_ONLY, role="execution")
+    data_parallel_size: int = setting(1, "Data-parallel ranks per engine.", ge=1, inert=VLLM_ONLY, role="execution")
+    expert_parallel_size: int = setting(1, "Expert-parallel ranks per engine.", ge=1, inert=VLLM_ONLY, role="execution")
+    gpu_memory_utilization: float = setting(
+        0.5, "Share of device memory.", gt=0, le=1, inert=VLLM_ONLY, role="execution"
+    )
     enable_chunked_prefill: bool = setting(True, "Prefill long prompts in pieces.", inert=VLLM_ONLY)
     enable_prefix_caching: bool = setting(
         True, "Share the cache of equal prefixes.", inert="the answers to one problem always share one prefill"

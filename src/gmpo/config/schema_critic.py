@@ -16,10 +16,14 @@ WITH_THE_ACTOR = "the critic is saved and restored with the actor, which actor.c
 class CriticFsdpConfig(Section):
     """Where the critic's parameters live."""
 
-    param_offload: bool = setting(False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS)
-    optimizer_offload: bool = setting(False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS)
-    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS)
-    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS)
+    param_offload: bool = setting(
+        False, "Move parameters to the CPU between phases.", inert=ONE_PROCESS, role="execution"
+    )
+    optimizer_offload: bool = setting(
+        False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS, role="execution"
+    )
+    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS, role="execution")
+    forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS, role="execution")
     model_dtype: Precision = setting("fp32", "Precision of the stored weights.", inert="it is always fp32")
     dtype: Precision | None = setting(None, "Precision of the forward and backward pass.", inert=LIKE_THE_ACTOR)
 
@@ -27,16 +31,26 @@ class CriticFsdpConfig(Section):
 class CriticModel(Section):
     """The critic's weights: a backbone whose language head is replaced by one number per token."""
 
-    path: str = setting(None, "Folder or hub name of the backbone.", follows="actor_rollout_ref.model.path")
+    path: str = setting(
+        None,
+        "Folder or hub name of the backbone.",
+        follows="actor_rollout_ref.model.path",
+        role="execution",
+        exact=True,
+    )
     tokenizer_path: str | None = setting(
         None,
         "Tokenizer of the critic.",
         inert="the critic reads the policy's token ids, so its tokenizer is the same",
+        role="execution",
+        exact=True,
     )
     trust_remote_code: bool = setting(
         None,
         "Run Python code that comes with the model. Off unless you trust it.",
         derived="actor_rollout_ref.model.trust_remote_code when the path is the same, else False",
+        role="execution",
+        exact=True,
     )
     override_config: dict[str, Any] = setting(
         None,
@@ -44,10 +58,13 @@ class CriticModel(Section):
         derived="actor_rollout_ref.model.override_config when the path is the same, else none",
     )
     enable_gradient_checkpointing: bool = setting(
-        True, "Recompute activations in the backward pass: less memory, about a third more compute."
+        True, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
     )
     use_remove_padding: bool = setting(
-        False, "Pack sequences without padding.", inert="packed wherever the model and device allow; same results"
+        False,
+        "Pack sequences without padding.",
+        inert="packed wherever the model and device allow; same results",
+        role="execution",
     )
     fsdp_config: CriticFsdpConfig = Field(default_factory=CriticFsdpConfig)
 
@@ -76,7 +93,7 @@ class Critic(Section):
         "Whether there is a critic. Giving another value than the derived one is an error.",
         derived="True exactly when algorithm.adv_estimator needs one",
     )
-    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS)
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS, role="execution")
     ppo_mini_batch_size: int = setting(
         None,
         "Problems per optimizer update of the critic.",
@@ -88,29 +105,33 @@ class Critic(Section):
         "Answers per forward and backward pass.",
         follows="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
         ge=1,
+        role="execution",
     )
     ppo_micro_batch_size: int | None = setting(
-        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1
+        None, "Deprecated: the same over all devices. Use ppo_micro_batch_size_per_gpu.", ge=1, role="execution"
     )
     forward_micro_batch_size_per_gpu: int | None = setting(
         None,
         "Answers per forward pass that computes values for the advantages.",
         follows="critic.ppo_micro_batch_size_per_gpu",
         ge=1,
+        role="execution",
     )
     use_dynamic_bsz: bool = setting(
         None,
         "Form micro-batches by a token budget.",
         derived="actor.use_dynamic_bsz, or False when a micro-batch size of the critic is given",
+        role="execution",
     )
     ppo_max_token_len_per_gpu: int = setting(
-        32768, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1
+        32768, "Token budget of a micro-batch, prompts included, when use_dynamic_bsz is on.", ge=1, role="execution"
     )
     forward_max_token_len_per_gpu: int = setting(
         None,
         "Token budget of a forward pass that computes values.",
         follows="critic.ppo_max_token_len_per_gpu",
         ge=1,
+        role="execution",
     )
     ppo_epochs: int = setting(
         None, "Passes over the answers of a step.", follows="actor_rollout_ref.actor.ppo_epochs", ge=1
@@ -130,7 +151,9 @@ class Critic(Section):
         None, "How the token losses of the values become one number.", follows="actor_rollout_ref.actor.loss_agg_mode"
     )
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
-    ulysses_sequence_parallel_size: int = setting(1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS)
+    ulysses_sequence_parallel_size: int = setting(
+        1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS, role="execution"
+    )
     model: CriticModel = Field(default_factory=CriticModel)
     optim: CriticOptim = Field(default_factory=CriticOptim)
     checkpoint: CriticCheckpoint = Field(default_factory=CriticCheckpoint)

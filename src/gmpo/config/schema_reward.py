@@ -56,7 +56,12 @@ class RewardModel(Section):
         own=True,
     )
     grader_workers: int | None = setting(
-        None, "Grading processes. null takes the number of CPU cores, at most 16.", own=True, ge=1
+        None,
+        "Grading processes. null takes the number of CPU cores, at most 16.",
+        own=True,
+        ge=1,
+        role="execution",
+        exact=True,
     )
     grader_timeout_s: float = setting(
         5.0, "Seconds one grading may take; then its worker is replaced and the verdict is timeout.", own=True, gt=0
@@ -68,6 +73,7 @@ class RewardModel(Section):
         own=True,
         ge=0,
         le=1,
+        role="bookkeeping",
     )
     answer_rule: Literal["strict", "flexible", "flexible_no_commas"] | None = setting(
         None,
@@ -81,6 +87,8 @@ class RewardModel(Section):
 class CustomRewardFunction(Section):
     """A reward function of the user's own, run in the same bounded workers."""
 
-    path: str | None = setting(None, "Python file with the function. null uses the scorer of the data source.")
+    path: str | None = setting(
+        None, "Python file with the function. null uses the scorer of the data source.", role="execution", exact=True
+    )
     name: str = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
     reward_kwargs: dict[str, Any] = setting({}, "Further keyword arguments of the function.")

@@ -17,9 +17,14 @@ LARGEST_MICRO_BATCH = 32
 class SftData(Section):
     """Demonstrations."""
 
-    train_files: tuple[str, ...] = setting((), "Parquet or JSONL files with a prompt and an answer per row.")
+    train_files: tuple[str, ...] = setting(
+        (), "Parquet or JSONL files with a prompt and an answer per row.", role="execution", exact=True
+    )
     val_files: tuple[str, ...] = setting(
-        (), "Files whose loss is measured after each epoch. null or an empty list measures none."
+        (),
+        "Files whose loss is measured after each epoch. null or an empty list measures none.",
+        role="execution",
+        exact=True,
     )
     train_batch_size: int = setting(256, "Demonstrations per optimizer update.", ge=1)
     micro_batch_size_per_gpu: int = setting(
@@ -27,6 +32,7 @@ class SftData(Section):
         "Demonstrations per forward and backward pass. Saves memory and never changes the gradient.",
         derived=f"the largest divisor of train_batch_size up to {LARGEST_MICRO_BATCH}",
         ge=1,
+        role="execution",
     )
     max_length: int = setting(1024, "Longest prompt with its answer, in tokens.", ge=2)
     truncation: Literal["error", "left", "right"] = setting(
@@ -40,11 +46,18 @@ class SftData(Section):
 class SftModel(Section):
     """The model that is trained."""
 
-    path: str = setting("", "Local Hugging Face model folder, or a name on the hub. Must be given to train.")
-    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Off unless you trust it.")
+    path: str = setting(
+        "",
+        "Local Hugging Face model folder, or a name on the hub. Must be given to train.",
+        role="execution",
+        exact=True,
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code that comes with the model. Off unless you trust it.", role="execution", exact=True
+    )
     override_config: dict[str, Any] = setting({}, "Changes to the model's own config.json.")
     enable_gradient_checkpointing: bool = setting(
-        False, "Recompute activations in the backward pass: less memory, about a third more compute."
+        False, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
     )
 
 
@@ -69,15 +82,37 @@ class SftTrainer(Section):
         "Passes over the demonstrations, at most. null sets no bound, which is what it becomes when only "
         "total_training_steps is given.",
         ge=1,
+        role="bookkeeping",
     )
     total_training_steps: int | None = setting(
-        None, "Updates, at most. When total_epochs is given too, the run ends at whichever comes first.", ge=1
+        None,
+        "Updates, at most. When total_epochs is given too, the run ends at whichever comes first.",
+        ge=1,
+        role="bookkeeping",
     )
-    default_local_dir: str = setting(None, "The run folder: metrics and the final model.", derived=RUN_FOLDER)
-    project_name: str = setting("gmpo", "Project under which loggers file the run; part of the default run folder.")
-    experiment_name: str = setting("sft", "Name of the run for loggers; part of the default run folder.")
+    default_local_dir: str = setting(
+        None,
+        "The run folder: metrics and the final model. It belongs to one run. If the derived one holds another, a "
+        "folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
+        derived=RUN_FOLDER,
+        role="bookkeeping",
+    )
+    allow_changed_config: bool = setting(
+        False,
+        "Start again in the folder of an unfinished run although settings differ that decide what is learned.",
+        own=True,
+        role="bookkeeping",
+    )
+    project_name: str = setting(
+        "gmpo", "Project under which loggers file the run; part of the default run folder.", role="bookkeeping"
+    )
+    experiment_name: str = setting(
+        "sft", "Name of the run for loggers; part of the default run folder.", role="bookkeeping"
+    )
     logger: tuple[LoggerName, ...] = setting(
-        ("console", "tensorboard"), "Where metrics go. metrics.jsonl in the run folder is always written."
+        ("console", "tensorboard"),
+        "Where metrics go. metrics.jsonl in the run folder is always written.",
+        role="bookkeeping",
     )
     seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
@@ -85,9 +120,10 @@ class SftTrainer(Section):
         "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "
         "faster and on others rounds to bfloat16; auto takes it where its error, measured at the start, is float32's.",
         own=True,
+        role="execution",
     )
     device: Device = setting(
-        None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto"
+        None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto", role="execution"
     )
 
 

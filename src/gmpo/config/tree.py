@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from gmpo.config.fields import OneOf, Section
+from gmpo.config.fields import OneOf, Role, Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -57,6 +57,17 @@ class Leaf:
         """Why the key has no effect; None when it has one."""
         reason: str | None = self._note("inert")
         return reason
+
+    @property
+    def role(self) -> Role:
+        """What a changed value means to a run that goes on."""
+        role: Role = self._note("role") or "identity"
+        return role
+
+    @property
+    def exact(self) -> bool:
+        """Of role `execution`: a changed value changes no number at all."""
+        return bool(self._note("exact"))
 
     @property
     def nullable(self) -> bool:

@@ -7,19 +7,24 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from gmpo.records.run_folder import Difference
 from gmpo.version import __version__
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "math-verify", "pydantic")
+ROUNDING = ("gmpo", "torch_threads", "device")
+"""What may change the numbers of a run that goes on, beside the libraries that compute them."""
+COMPUTING = ("torch", "transformers", "numpy")
 
 
-def write_environment(folder: Path, device: str) -> None:
-    """`environment.json`: versions, processor, threads, device and the command line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {
+def environment(device: str) -> dict[str, Any]:
+    """Versions, processor, threads, device and the command line, as `environment.json` holds them."""
+    return {
         "gmpo": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -29,4 +34,18 @@ def write_environment(folder: Path, device: str) -> None:
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "command": sys.argv,
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def differing(file: Path, now: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """What differs from the environment in `file` and may change the numbers; nothing where the file cannot be read."""
+    try:
+        then = json.loads(file.read_text())
+        before = _of_the_numbers(then)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    after = _of_the_numbers(now)
+    return tuple(Difference(key, before[key], after[key]) for key in after if before[key] != after[key])
+
+
+def _of_the_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ROUNDING} | {name: found["libraries"][name] for name in COMPUTING}

@@ -1,72 +1,120 @@
-"""The run folder: what it says about the run, and what becomes of records that are there already."""
+"""The writing side of the run folder: the record of the run, and the settings and the environment of its legs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from gmpo.errors import BackendError
-from gmpo.tracking.environment import write_environment
-
-METRICS, CONFIG, PASS_RATES = "metrics.jsonl", "config.yaml", "pass_rates.jsonl"
-RECORDS = (METRICS, CONFIG, "environment.json", "samples", "validation", "tensorboard", PASS_RATES)
-"""What a run records beside its checkpoints and its model."""
-EARLIER = "earlier-"
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Nobody else writes to the run folder meanwhile. The claim ends with the process, however it ends; a file system
-    without locks knows no claims.
-
-    Raises:
-        BackendError: another process has it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BackendError(
-            f"trainer.default_local_dir={folder}: another run writes there at this moment. Wait for its end, or name "
-            "another folder."
-        ) from error
-    except NotImplementedError:  # what the library makes of ENOSYS
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
+from gmpo.records.run_folder import (
+    CONFIG,
+    ENVIRONMENT,
+    LEGS,
+    SAMPLES,
+    VALIDATION,
+    Leg,
+    RunRecord,
+    Status,
+    write_atomically,
+    write_run,
+)
+from gmpo.tracking.environment import differing
 
 
 class RunFolder:
-    """A sink that comes first: it makes room for the others' records and writes `config.yaml` and `environment.json`.
-
-    A run from the start moves the records of an earlier one to `earlier-<k>`. A run that goes on drops the samples
-    beyond the step it goes on from: these steps happen again.
+    """A sink that comes first: it begins a leg of the run, and drops the answers beyond the step that the leg goes on
+    from, because these steps happen again.
 
     Args:
+        record: the run before this leg.
+        leg: what is known of the leg before it begins; its number and its steps are set here.
         config: the complete settings as YAML.
-        device: for people, see `gmpo.backends.devices.describe`.
+        environment: see `gmpo.tracking.environment`.
+        say: receives a line for the user where the environment means that the leg is not bit-exact.
     """
 
-    def __init__(self, folder: Path, *, config: str, device: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: RunRecord,
+        leg: Leg,
+        *,
+        config: str,
+        environment: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
         self.folder = folder
+        self.record = record
+        self.leg = replace(leg, number=1 + max((known.number for known in record.legs), default=0))
         self.config = config
-        self.device = device
+        self.environment = environment
+        self.say = say
+        self.started = False
 
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if step == 0:
-            self._set_aside()
-        for kind in ("samples", "validation"):
+        for kind in (SAMPLES, VALIDATION):
             for file in (self.folder / kind).glob("*.jsonl"):
                 if file.stem.isdecimal() and int(file.stem) > step:
                     file.unlink()
-        (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
-        write_environment(self.folder, self.device)
+        if self.record.legs:
+            self._keep_the_leg_before()
+            self._compare_environments()
+        self.leg = replace(self.leg, start=step, steps=step)
+        for place in (self.folder / LEGS / str(self.leg.number), self.folder):
+            write_settings(place, self.config, self.environment)
+        self.started = True
+        self._write_record()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics go to the other sinks; the steps that are done are counted here, and written at the end."""
+        self.leg = replace(self.leg, steps=max(step, self.leg.steps))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def end(self, status: Status, reason: str) -> None:
+        """The leg is over. A leg that never began leaves no trace."""
+        self.leg = replace(self.leg, status=status, reason=reason)
+        if self.started:
+            self._write_record()
+
+    def _write_record(self) -> None:
+        self.record = self.record.with_leg(self.leg)
+        write_run(self.folder, self.record)
+
+    def _keep_the_leg_before(self) -> None:
+        """A folder of an earlier version keeps one configuration, in its root, which is about to be replaced."""
+        kept = self.folder / LEGS / str(self.leg.number - 1)
+        if not kept.exists():
+            kept.mkdir(parents=True)
+            for name in (CONFIG, ENVIRONMENT):
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(self.folder / name, kept / name)
+
+    def _compare_environments(self) -> None:
+        changes = differing(self.folder / ENVIRONMENT, self.environment)
+        if changes:
+            listed = "; ".join(map(str, changes))
+            self.say(f"the machine or its libraries differ, so that it is not bit for bit the same run: {listed}")
+            differences = (*self.leg.differences, *changes)
+            self.leg = replace(self.leg, differences=differences, exact=False)
+
+
+class ValidationFolder:
+    """A sink that comes first where a validation is all that is asked for: it writes its settings and environment."""
+
+    def __init__(self, folder: Path, *, config: str, environment: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+        self.environment = environment
+
+    def start(self, step: int) -> None:
+        write_settings(self.folder, self.config, self.environment)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics go to the other sinks."""
@@ -74,13 +122,9 @@ class RunFolder:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _set_aside(self) -> None:
-        metrics = self.folder / METRICS
-        if not metrics.is_file() or metrics.stat().st_size == 0:
-            return
-        numbers = [int(p.name.removeprefix(EARLIER)) for p in self.folder.glob(f"{EARLIER}[0-9]*")]
-        aside = self.folder / f"{EARLIER}{max(numbers, default=0) + 1}"
-        aside.mkdir()
-        for name in RECORDS:
-            if (self.folder / name).exists():
-                (self.folder / name).rename(aside / name)
+
+def write_settings(folder: Path, config: str, environment: Mapping[str, Any]) -> None:
+    """`config.yaml` and `environment.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, config)
+    write_atomically(folder / ENVIRONMENT, json.dumps(dict(environment), indent=1) + "\n")

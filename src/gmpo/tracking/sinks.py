@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -95,13 +95,16 @@ class TensorBoard:
         self._summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
         self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = any(self.folder.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self.file = (self.folder / name).open("wb")
         self._records: Any = records.RecordWriter(self.file)
         self._event(file_version="brain.Event:2")
-        if step:
+        if earlier:
             # Tells the readers to forget what an earlier process wrote beyond this step.
-            self._event(step=step + 1, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
+            self._event(
+                step=step + 1 if step else 0, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START)
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
@@ -138,13 +141,27 @@ class WandbLike:
         self.library.finish()
 
 
-def _file_logger(info: RunInfo) -> JsonLines:
-    """verl's `file` logger and its environment variables."""
-    exact = os.environ.get("VERL_FILE_LOGGER_PATH")
-    root = os.environ.get("VERL_FILE_LOGGER_ROOT")
+def _logger_file(info: RunInfo, variables: Mapping[str, str]) -> Path | None:
+    """Where verl's environment variables put the `file` logger; None leaves it in the run folder."""
+    exact, root = variables.get("VERL_FILE_LOGGER_PATH"), variables.get("VERL_FILE_LOGGER_ROOT")
     if exact is None and root is None:
-        return JsonLines(info.folder / f"{info.experiment}.jsonl")
-    return JsonLines(Path(exact) if exact else Path(root or ".") / info.project / f"{info.experiment}.jsonl")
+        return None
+    return Path(exact) if exact else Path(root or ".") / info.project / f"{info.experiment}.jsonl"
+
+
+def _file_logger(info: RunInfo) -> JsonLines:
+    """verl's `file` logger."""
+    return JsonLines(_logger_file(info, os.environ) or info.folder / f"{info.experiment}.jsonl")
+
+
+def logger_places(info: RunInfo, loggers: Sequence[str], variables: Mapping[str, str]) -> dict[str, Path]:
+    """Where the environment's variables have these loggers record outside of the run folder, by what names it."""
+    places: dict[str, Path] = {}
+    if "tensorboard" in loggers and (folder := variables.get("TENSORBOARD_DIR")):
+        places["$TENSORBOARD_DIR"] = Path(folder)
+    if "file" in loggers and (file := _logger_file(info, variables)) is not None:
+        places["$VERL_FILE_LOGGER_PATH" if "VERL_FILE_LOGGER_PATH" in variables else "$VERL_FILE_LOGGER_ROOT"] = file
+    return places
 
 
 SINKS: Mapping[str, Callable[[RunInfo], Sink]] = {

@@ -1,10 +1,4 @@
-"""The tracker of a run: times phases, gathers metrics, keeps samples, and hands all of it to the sinks.
-
-Run folder:
-
-    config.yaml  environment.json  metrics.jsonl  samples/<step>.jsonl  validation/<step>.jsonl  tensorboard/
-    earlier-<k>/   the same of a run that was started anew in this folder
-"""
+"""The tracker of a run: times phases, gathers metrics, keeps samples, and hands all of it to the sinks."""
 
 from __future__ import annotations
 
@@ -183,10 +177,14 @@ def recording(what: str) -> Iterator[None]:
 class RunTracker:
     """A `gmpo.ports.Tracker`: every metric of a step goes to every sink when the step is complete."""
 
-    sinks: Sequence[Sink]
+    sinks: list[Sink]
     writer: SampleWriter
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every step of this process, in order; `training/global_step` numbers them."""
+
+    def add(self, sink: Sink) -> None:
+        """A further sink, before the start."""
+        self.sinks.append(sink)
 
     def start(self, step: int) -> None:
         with recording("the records of the run"):

@@ -25,11 +25,9 @@ from safetensors import SafetensorError
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
+from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED
 from gmpo.training.state import State, read_state, write_state
 
-LATEST = "latest_checkpointed_iteration.txt"
-PREFIX = "global_step_"
-UNFINISHED = ".unfinished_"
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
 
@@ -39,8 +37,7 @@ class Store:
 
     Args:
         save_contents, load_contents: of model, optimizer, extra, hf_model.
-        resume: `auto` takes the newest checkpoint below root if there is one, `disable` starts anew, a path takes that
-            `global_step_N` folder.
+        resume: the `global_step_N` folder that the run goes on from; None begins at step 0.
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
         behind: write in a background thread while training goes on. It costs the memory of a copy. A failure is
             reported and does not stop the run; the next checkpoint is then written before training goes on.
@@ -55,7 +52,7 @@ class Store:
         *,
         save_contents: Sequence[str],
         load_contents: Sequence[str],
-        resume: Path | str,
+        resume: Path | None,
         keep: int | None,
         behind: bool,
         data: Mapping[str, int | bool | str],
@@ -110,7 +107,7 @@ class Store:
 
     def _write(self, write: Callable[[Path], None], state: State) -> None:
         """The newest-step file points at the checkpoint afterwards."""
-        target = self.root / f"{PREFIX}{state.step}"
+        target = self.root / f"{CHECKPOINT}{state.step}"
         unfinished = self.root / f"{UNFINISHED}{target.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -135,13 +132,13 @@ class Store:
         Raises:
             CheckpointError: it is incomplete, unreadable, or belongs to another run.
         """
-        folder = self._chosen()
+        folder = self.resume
         if folder is None:
             return None
         state, data = read_state(folder)
         if data != self.data:
             raise CheckpointError(_other_data(folder, data, self.data))
-        contents = self._present(folder)
+        contents = contents_of(folder, self.load_contents)
         learner.load(folder, contents)
         self.tell(f"going on after step {state.step} from {folder}")
         if "optimizer" not in contents:
@@ -152,59 +149,49 @@ class Store:
             )
         return state
 
-    def _present(self, folder: Path) -> list[str]:
-        """Of what may be loaded, what the checkpoint has.
-
-        Raises:
-            CheckpointError: no weights among it: going on would restart from the base model under a later step's name.
-        """
-        files = {
-            "model": folder / "actor" / "model.safetensors",
-            "optimizer": folder / "actor" / "optimizer.safetensors",
-            "hf_model": folder / "actor" / "huggingface" / "config.json",
-        }
-        has_export = any((folder / "actor" / "huggingface").glob("*.safetensors"))
-        contents = [c for c in self.load_contents if c in files and files[c].is_file()]
-        contents = [c for c in contents if c != "hf_model" or has_export]
-        if "model" not in contents and "hf_model" not in contents:
-            raise CheckpointError(
-                f"{folder} holds no weights that load_contents={list(self.load_contents)} allows to load, so the run "
-                "would restart from the base model. Start anew with trainer.resume_mode=disable, or allow 'model' or "
-                "'hf_model' in actor_rollout_ref.actor.checkpoint.load_contents."
-            )
-        return contents
-
-    def _chosen(self) -> Path | None:
-        if self.resume == "disable":
-            return None
-        if self.resume != "auto":
-            folder = Path(self.resume).expanduser()
-            if not (folder / "state.json").is_file():
-                raise CheckpointError(f"trainer.resume_from_path={folder}: no checkpoint there (no state.json)")
-            return folder
-        latest = self.root / LATEST
-        if not latest.is_file():
-            return None
-        text = latest.read_text(errors="replace").strip()
-        folder = self.root / f"{PREFIX}{text}"
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{latest} names step {text}, but {folder} does not exist. Correct the number, or start anew with "
-                "trainer.resume_mode=disable."
-            )
-        return folder
-
     def _rotate(self, step: int) -> None:
         """Keep the newest of the checkpoints up to `step`. Later ones are of a run that was left, and not counted."""
         if self.keep is None:
             return
-        names = (p.name.removeprefix(PREFIX) for p in self.root.glob(f"{PREFIX}[0-9]*"))
+        names = (p.name.removeprefix(CHECKPOINT) for p in self.root.glob(f"{CHECKPOINT}[0-9]*"))
         numbers = sorted(int(name) for name in names if name.isdecimal() and int(name) <= step)
         for number in numbers[: -self.keep]:
             try:
-                shutil.rmtree(self.root / f"{PREFIX}{number}")
+                shutil.rmtree(self.root / f"{CHECKPOINT}{number}")
             except OSError as error:
                 self.tell(f"warning: cannot remove an old checkpoint: {error}")
+
+
+def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
+    """Of what may be loaded, what the checkpoint has.
+
+    Raises:
+        CheckpointError: no weights among it: going on would restart from the base model under a later step's name.
+    """
+    files = {
+        "model": folder / "actor" / "model.safetensors",
+        "optimizer": folder / "actor" / "optimizer.safetensors",
+        "hf_model": folder / "actor" / "huggingface" / "config.json",
+    }
+    has_export = any((folder / "actor" / "huggingface").glob("*.safetensors"))
+    contents = [c for c in allowed if c in files and files[c].is_file()]
+    contents = [c for c in contents if c != "hf_model" or has_export]
+    if "model" not in contents and "hf_model" not in contents:
+        raise CheckpointError(
+            f"{folder} holds no weights that load_contents={list(allowed)} allows to load, so the run would restart "
+            "from the base model. Allow 'model' or 'hf_model' in actor_rollout_ref.actor.checkpoint.load_contents, or "
+            "start a new run in another trainer.default_local_dir."
+        )
+    return contents
+
+
+def step_of(folder: Path) -> int:
+    """Training steps behind a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return read_state(folder)[0].step
 
 
 def export(learner: Learner, folder: Path) -> Path:
@@ -213,7 +200,7 @@ def export(learner: Learner, folder: Path) -> Path:
     Raises:
         CheckpointError: it cannot be written; a model that was there stays.
     """
-    target, unfinished = folder / "huggingface", folder / f"{UNFINISHED}export"
+    target, unfinished = folder / MODEL, folder / f"{UNFINISHED}export"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         learner.export(unfinished)
@@ -251,6 +238,6 @@ def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, obje
     return (
         f"{folder} was made with other data or batches, so its position would mean other problems:\n"
         + "\n".join(changes)
-        + "\nUse the same settings to go on, or trainer.resume_mode=disable to start anew (weights of the checkpoint "
-        "can be the new model.path: see its actor/huggingface)."
+        + "\nUse the same settings to go on, or start a new run in another trainer.default_local_dir (the weights "
+        "can be its model.path: actor/huggingface of a checkpoint with 'hf_model')."
     )

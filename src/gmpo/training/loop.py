@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gmpo.metrics.updates import step_metrics
-from gmpo.ports import Learner, Sampler, Tracker
+from gmpo.ports import Learner, Sampler, Tracker, WeightSource
 from gmpo.records.batch import Batch, collate
 from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
@@ -127,11 +127,8 @@ def train(plan: Plan, run: Parts) -> int:
     return step
 
 
-def validate(*, sampler: Sampler, learner: Learner, evaluate: Evaluation, store: Store, tracker: Tracker) -> int:
-    """Validate the newest checkpoint, or the untrained policy; returns the number of steps behind it."""
-    state = store.restore(learner)
-    step = 0 if state is None else state.step
-    tracker.start(step)
-    sampler.load(learner.weights(step))
-    tracker.validation(step, evaluate(step))
-    return step
+def validate(weights: WeightSource, *, sampler: Sampler, evaluate: Evaluation, tracker: Tracker) -> None:
+    """Validate a policy on its own; no learner is needed."""
+    tracker.start(weights.version)
+    sampler.load(weights)
+    tracker.validation(weights.version, evaluate(weights.version))

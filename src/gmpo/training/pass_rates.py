@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import DataError
 from gmpo.records.rollout import Group
+from gmpo.records.run_folder import PASS_RATES, json_lines, read_pass_rates
 from gmpo.rewards.verdict import Verdict
-from gmpo.tracking.folder import PASS_RATES
 from gmpo.training.checkpoint import content_hash
 
 
@@ -54,7 +54,8 @@ class PassRates:
         if step == 0 or not self.file.is_file():
             self.file.unlink(missing_ok=True)
             return
-        kept = [(line, rates) for line, number, rates in _lines(self.file) if number <= step]
+        read = zip(json_lines(self.file), read_pass_rates(self.file), strict=True)
+        kept = [(line, rates) for (line, _), (number, rates) in read if number <= step]
         unfinished = self.file.with_suffix(".unfinished")
         unfinished.write_text("".join(f"{line}\n" for line, _ in kept))
         os.replace(unfinished, self.file)
@@ -99,23 +100,8 @@ def _read_earlier(place: Path) -> dict[str, tuple[int, int]]:
             f"data.pass_rate_history={place}: there is no {PASS_RATES}. Name the folder of an earlier run, or the file."
         )
     rates: dict[str, tuple[int, int]] = {}
-    for _, _, found in _lines(file):
+    for _, found in read_pass_rates(file):
         rates |= found
     if not rates:
         raise DataError(f"data.pass_rate_history={place}: {file.name} holds no pass rates")
     return rates
-
-
-def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, tuple[int, int]]]]:
-    """Line, step and rates of every whole line; a last line that a crash cut short is left out."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            rates = {key: (int(right), int(answers)) for key, (right, answers) in record["rates"].items()}
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                return
-            raise DataError(f"{file}, line {number}: not a line of pass rates ({error!r})") from error
-        yield line, step, rates

@@ -1,0 +1,244 @@
+"""The parts of each program, put together: what `gmpo.api` opens a run around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gmpo.build.identity import describe_run, supervised_content, training_content
+from gmpo.build.objective import build_credit
+from gmpo.build.opened import Opening, OpenRun
+from gmpo.build.rewards import RewardFunction
+from gmpo.build.run import (
+    Machine,
+    Policy,
+    Rows,
+    build_collector,
+    build_evaluation,
+    build_gather,
+    build_history,
+    build_learner,
+    build_machine,
+    build_plan,
+    build_policy,
+    build_problems,
+    build_scoring,
+    build_supervised_learner,
+    build_supervised_tokenizer,
+    build_tokenizer,
+    build_validation,
+    data_sources,
+    longest_prompt,
+)
+from gmpo.config import Config, Resolved, SftConfig
+from gmpo.config.numbers import Length, Numbers, numbers, run_length
+from gmpo.data.demonstrations import (
+    EncodedDemonstration,
+    demonstrations_from_rows,
+    encode_demonstrations,
+    load_demonstrations,
+)
+from gmpo.data.problems import Problem, ProblemStream, sample
+from gmpo.data.prompts import EncodedProblems
+from gmpo.ports import Learner, Tracker
+from gmpo.records.rollout import Group
+from gmpo.rewards.combined import Rewards
+from gmpo.training.collect import Collector
+from gmpo.training.evaluation import Evaluation
+from gmpo.training.loop import Parts, Plan
+
+Keep = Callable[[int, Sequence[Group]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What `gmpo train` reads before its run is opened: no model yet."""
+
+    config: Config
+    machine: Machine
+    tokenizer: Any
+    problems: EncodedProblems
+    validation: EncodedProblems | None
+    counts: Numbers
+    length: Length
+    opening: Opening
+
+    @property
+    def asked(self) -> Sequence[Problem]:
+        """All problems that will be graded."""
+        return data_sources(self.problems, self.validation)
+
+
+def read_training(
+    resolved: Resolved[Config],
+    rows: Rows | None,
+    val_rows: Rows | None,
+    functions: Sequence[RewardFunction],
+    reward_weights: Sequence[float] | None,
+    label: str,
+) -> TrainingData:
+    """Tokenizer, problems and what the run would be."""
+    config, machine = resolved.config, build_machine(resolved.config)
+    tokenizer = build_tokenizer(config)
+    problems = build_problems(config, tokenizer, rows)
+    validation = build_validation(config, tokenizer, val_rows)
+    counts = numbers(config, len(problems.items), len(validation.items) if validation else 0)
+    length = _length(counts)
+    content = training_content(config, tokenizer, problems, validation, functions, reward_weights)
+    record = describe_run(resolved, "train", content, length.total_steps)
+    opening = Opening(record, length.steps_per_epoch, str(machine), label)
+    return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
+
+
+def _length(counts: Numbers) -> Length:
+    """The length of a run whose number of problems is known."""
+    assert counts.steps_per_epoch is not None
+    assert counts.total_steps is not None
+    assert counts.epochs is not None
+    return Length(counts.steps_per_epoch, counts.total_steps, counts.epochs)
+
+
+def build_training(
+    data: TrainingData, rewards: Rewards, run: OpenRun, keep: Keep, tracker: Tracker
+) -> tuple[Policy, Plan, Parts]:
+    """Load the models and put the parts of the loop together.
+
+    Args:
+        keep: receives the graded groups of each validation.
+        tracker: the run's, or what stands around it.
+    """
+    assert run.store is not None, "a training has checkpoints"
+    config = data.config
+    longest = longest_prompt(data.problems, data.validation)
+    policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
+    learner = build_learner(config, policy, data.length.total_steps)
+    collector = build_collector(config, policy, rewards)
+    history = build_history(config, run.folder, data.problems)
+    run.tracker.add(history)
+    parts = Parts(
+        sampler=collector.sampler,
+        learner=learner,
+        gather=build_gather(config, collector, data.problems, history),
+        score=build_scoring(config, learner, collector.sampler),
+        credit=build_credit(config),
+        evaluate=build_evaluation(config, collector, data.validation, keep),
+        store=run.store,
+        tracker=tracker,
+        stop=run.stop,
+    )
+    return policy, build_plan(config, policy, data.counts), parts
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationData:
+    """What a validation on its own reads: neither training problems nor an optimizer, a critic or a reference."""
+
+    config: Config
+    machine: Machine
+    tokenizer: Any
+    problems: EncodedProblems
+    opening: Opening
+
+    @property
+    def asked(self) -> Sequence[Problem]:
+        """All problems that will be graded."""
+        return data_sources(self.problems)
+
+
+def read_validation(
+    resolved: Resolved[Config],
+    val_rows: Rows | None,
+    functions: Sequence[RewardFunction],
+    reward_weights: Sequence[float] | None,
+    label: str,
+) -> ValidationData:
+    """Tokenizer, validation problems and the run that would be validated."""
+    config, machine = resolved.config, build_machine(resolved.config)
+    tokenizer = build_tokenizer(config)
+    problems = build_validation(config, tokenizer, val_rows)
+    assert problems is not None, "a rule asks for them"
+    content = training_content(config, tokenizer, None, problems, functions, reward_weights)
+    opening = Opening(describe_run(resolved, "train", content, 0), 1, str(machine), label)
+    return ValidationData(config, machine, tokenizer, problems, opening)
+
+
+def build_validator(data: ValidationData, rewards: Rewards, keep: Keep) -> tuple[Policy, Collector, Evaluation]:
+    """Load the policy, and put a validation together."""
+    longest = longest_prompt(data.problems)
+    policy = build_policy(data.config, data.tokenizer, data.machine.device, longest_prompt=longest)
+    collector = build_collector(data.config, policy, rewards)
+    return policy, collector, build_evaluation(data.config, collector, data.problems, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """What `gmpo sft` reads before its run is opened."""
+
+    config: SftConfig
+    machine: Machine
+    tokenizer: Any
+    items: Sequence[Problem]
+    held_out: Sequence[Problem]
+    length: Length
+    opening: Opening
+
+
+def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label: str) -> Demonstrations:
+    """Tokenizer, demonstrations and what the run would be."""
+    config: SftConfig = resolved.config
+    machine, data = build_machine(config), config.data
+    keys: Mapping[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
+    if rows is not None:
+        items = sample(demonstrations_from_rows(rows, **keys), data.max_samples, None)
+    else:
+        items = load_demonstrations(data.train_files, limit=data.max_samples, **keys)
+    held_out = load_demonstrations(data.val_files, **keys) if data.val_files else []
+    length = run_length(
+        rows=len(items),
+        batch_size=data.train_batch_size,
+        total_epochs=config.trainer.total_epochs,
+        total_training_steps=config.trainer.total_training_steps,
+        key="data.train_batch_size",
+    )
+    tokenizer = build_supervised_tokenizer(config)
+    content = supervised_content(config, tokenizer, items, held_out)
+    record = describe_run(resolved, "sft", content, length.total_steps)
+    opening = Opening(record, length.steps_per_epoch, str(machine), label)
+    return Demonstrations(config, machine, tokenizer, items, held_out, length, opening)
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """The parts of supervised fine-tuning."""
+
+    policy: Policy
+    learner: Learner
+    stream: ProblemStream[EncodedDemonstration]
+    """The demonstrations in the order in which they are learned."""
+    validation: Sequence[EncodedDemonstration]
+
+
+def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
+    """Load the model and encode the demonstrations."""
+    config: SftConfig = demonstrations.config
+    tokenizer, data = demonstrations.tokenizer, config.data
+    learner, policy = build_supervised_learner(
+        config, tokenizer, demonstrations.machine.device, demonstrations.length.total_steps
+    )
+    encode = partial(
+        encode_demonstrations,
+        tokenizer=tokenizer,
+        encode_answer=partial(tokenizer.encode, add_special_tokens=False),
+        end_id=tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(policy.stop_ids),
+        max_length=data.max_length,
+        truncation=data.truncation,
+    )
+    items, held_out = demonstrations.items, demonstrations.held_out
+    return FineTuning(
+        policy,
+        learner,
+        ProblemStream(encode(items), data.train_batch_size, shuffle=True, seed=config.trainer.seed),
+        encode(held_out) if held_out else (),
+    )

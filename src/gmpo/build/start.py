@@ -1,0 +1,263 @@
+"""Where a start of the program belongs: which folder it takes, what is there of its run, and where it goes on.
+
+A folder belongs to one run. A start that would be another run takes a folder beside it, where the folder is the derived
+one, and is refused where the user named it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from gmpo.build.identity import OLD, Changes, compare
+from gmpo.build.old_folder import OLD_VERSION, run_in
+from gmpo.config import Resolved
+from gmpo.config.schema import Trainer
+from gmpo.config.schema_sft import SftTrainer
+from gmpo.errors import BackendError, CheckpointError, ConfigError
+from gmpo.records.run_folder import (
+    CHECKPOINT,
+    LATEST,
+    MODEL,
+    STATE,
+    Difference,
+    Leg,
+    RunRecord,
+    checkpoints,
+    claimed,
+    has_model,
+    holds_run,
+    read_run,
+)
+
+FOLDER = "trainer.default_local_dir"
+REMEDY = f"Name another {FOLDER} for this one, or remove the folder if you do not need what it holds."
+KILLED = "it ended without a word: killed, or the machine went down"
+
+
+NO_CHANGES = Changes((), (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a start of the program found, and what it will do."""
+
+    folder: Path
+    record: RunRecord
+    """The run as it is now, this start's leg not yet among its legs."""
+    checkpoint: Path | None = None
+    """What it goes on from; None begins with the base model."""
+    done: bool = False
+    """The run is finished: nothing is left to do."""
+    changes: Changes = NO_CHANGES
+    exact: bool = True
+    """False where the continuation is known not to be bit-exact."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+
+class _AnotherRun(Exception):
+    """The folder is not this run's; the text says why and what the remedy is."""
+
+
+@contextmanager
+def belonging(resolved: Resolved[Any], now: RunRecord) -> Iterator[Start]:
+    """Find the folder of a start that would be the run `now`, and hold its lock meanwhile.
+
+    Raises:
+        ConfigError: the folder holds another run, or cannot be written to.
+        CheckpointError: what the start asks for is not there, or would lose records.
+        BackendError: another process writes to the folder.
+    """
+    named, passed = FOLDER in resolved.given, list[str]()
+    for folder in candidates(resolved):
+        check_writable(folder)
+        with ExitStack() as stack:
+            try:
+                _claim(stack, folder, named, resolved, now)
+                start = inspect(folder, resolved, now)
+            except _AnotherRun as why:
+                if named:
+                    raise ConfigError(f"{FOLDER}={folder} {why}") from None
+                passed.append(f"{folder} {why}")
+                continue
+            lines = [passed[0], f"This run takes {folder}."] if passed else []
+            yield replace(start, notes=(*lines, *start.notes))
+            return
+
+
+def candidates(resolved: Resolved[Any]) -> Iterator[Path]:
+    """The folders that a run may take: the named one; or the derived one and those beside it."""
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    base = Path(trainer.default_local_dir).expanduser()
+    yield base
+    if FOLDER not in resolved.given:
+        yield from (base.with_name(f"{base.name}-{number}") for number in count(2))
+
+
+def _claim(stack: ExitStack, folder: Path, named: bool, resolved: Resolved[Any], now: RunRecord) -> None:
+    try:
+        stack.enter_context(claimed(folder))
+    except BackendError:
+        running = read_run(folder)
+        if named or running is None or not compare(running, now, resolved).identity:
+            raise
+        raise _AnotherRun("is written to by another run at this moment.") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the model is loaded rather than at the first checkpoint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{FOLDER}={folder}: cannot write there: {error}. Name a folder that can be written to."
+        ) from error
+
+
+def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
+    """What a start would do in this folder."""
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    asked = asked_checkpoint(resolved)
+    if not holds_run(folder):
+        origin = None if asked is None else str(asked)
+        return Start(folder, replace(now, origin=origin), checkpoint=asked)
+    then = run_in(folder)
+    if isinstance(trainer, Trainer) and trainer.resume_mode == "disable":
+        raise _AnotherRun(
+            f"holds a run ({extent(folder, then)}), and trainer.resume_mode=disable starts a new one, whose "
+            "checkpoints would mix with those. Name another folder, or remove this one."
+        )
+    if asked is not None and asked.parent.resolve() == folder.resolve():
+        _refuse_to_lose(folder, asked, then)
+    elif asked is not None and then.origin != str(asked):
+        raise _AnotherRun(
+            f"holds another run ({extent(folder, then)}), which did not begin with {asked}. Name another folder, or "
+            "trainer.resume_mode=auto to go on here."
+        )
+    if then.program != now.program:
+        raise _AnotherRun(f"holds a run of `gmpo {then.program}` ({extent(folder, then)}). {REMEDY}")
+    changes = compare(then, now, resolved)
+    if changes.identity and not trainer.allow_changed_config:
+        raise _AnotherRun(_changed_message(folder, then, changes))
+    record = replace(now, steps=then.steps, legs=_ended(then.legs), origin=then.origin, outside=then.outside)
+    start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
+    if then.status == "finished" and has_model(folder) and then.steps >= now.total_steps:
+        note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."
+        return replace(start, done=True, notes=(note,))
+    return _going_on(start, then)
+
+
+def _going_on(start: Start, then: RunRecord) -> Start:
+    """The unfinished run from its newest checkpoint, or from its beginning where it has none."""
+    folder, notes = start.folder, [*_change_notes(start.changes, then)]
+    saved = checkpoints(folder)
+    if then.format == OLD:
+        notes.append(
+            f"{folder} was written by gmpo {OLD_VERSION} or earlier, which drew other random numbers: not bit-exact."
+        )
+    exact = start.exact and then.format != OLD
+    if saved:
+        notes += _latest_notes(folder, max(saved))
+        if then.steps > max(saved):
+            notes.append(
+                f"The records of steps {max(saved) + 1} to {then.steps} are replaced: these steps happen again."
+            )
+        return replace(start, checkpoint=saved[max(saved)], exact=exact, notes=tuple(notes))
+    if (folder / LATEST).is_file():
+        raise CheckpointError(
+            f"{folder / LATEST} names step {_latest(folder)}, but there is no complete {CHECKPOINT}N in {folder}. "
+            f"Bring it back, or name another {FOLDER}."
+        )
+    if then.status == "finished":
+        raise _AnotherRun(
+            f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from (trainer.save_freq was "
+            f"off). {folder / MODEL} can be the model.path of a new run. {REMEDY}"
+        )
+    if start.changes.identity:
+        raise _AnotherRun(
+            f"holds a run ({extent(folder, then)}) without a checkpoint, so that there is nothing that changed "
+            f"settings could go on from. {REMEDY}"
+        )
+    if then.steps:
+        lost = f"records of steps 1 to {then.steps}{' and the model so far' * has_model(folder)}"
+        notes.append(f"{folder} holds no checkpoint of this run: it begins again, and its {lost} are replaced.")
+    origin = None if then.origin is None else Path(then.origin)
+    return replace(start, checkpoint=origin, exact=exact, notes=tuple(notes))
+
+
+def asked_checkpoint(resolved: Resolved[Any]) -> Path | None:
+    """What `trainer.resume_from_path` names, if it is asked for."""
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    if isinstance(trainer, SftTrainer) or trainer.resume_mode != "resume_path":
+        return None
+    folder = Path(trainer.resume_from_path or "").expanduser().absolute()
+    if not (folder / STATE).is_file():
+        raise CheckpointError(f"trainer.resume_from_path={folder}: no checkpoint there (no {STATE})")
+    return folder
+
+
+def _refuse_to_lose(folder: Path, asked: Path, then: RunRecord) -> None:
+    step = int(asked.name.removeprefix(CHECKPOINT))
+    later = [path.name for number, path in checkpoints(folder).items() if number > step]
+    if later:
+        raise CheckpointError(
+            f"trainer.resume_from_path={asked}: going on from there in the same folder would replace "
+            f"{', '.join(later)} and the records of steps {step + 1} to {max(then.steps, step + 1)}. "
+            f"Name another {FOLDER}, and the run goes on there from this checkpoint; or remove the later ones first."
+        )
+
+
+def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
+    listed = "".join(f"\n  {difference}" for difference in (*changes.identity, *_places(changes)))
+    return (
+        f"holds another run ({extent(folder, then)}). What differs, then -> now:{listed}\n{REMEDY} "
+        "trainer.allow_changed_config=True goes on here all the same, and the change is recorded."
+    )
+
+
+def _places(changes: Changes) -> list[Difference]:
+    """The paths of what differs in content."""
+    differing = {d.key.rpartition(" ")[2] for d in changes.identity}
+    return [d for d in changes.other if d.key in differing]
+
+
+def _change_notes(changes: Changes, then: RunRecord) -> Iterator[str]:
+    if changes.identity:
+        yield "warning: going on under settings that make it another run (trainer.allow_changed_config), then -> now:"
+        yield from (f"  {difference}" for difference in changes.identity)
+    if changes.inexact:
+        yield "from here on it is the same run but for rounding, not bit for bit; then -> now:"
+        yield from (f"  {difference}" for difference in changes.inexact)
+
+
+def _latest(folder: Path) -> str | None:
+    file = folder / LATEST
+    return file.read_text(errors="replace").strip() if file.is_file() else None
+
+
+def _latest_notes(folder: Path, newest: int) -> Iterator[str]:
+    named = _latest(folder)
+    if named != str(newest):
+        found = f"{folder / LATEST} is missing" if named is None else f"{folder / LATEST} names step {named}"
+        yield f"{found}; the newest complete checkpoint is {CHECKPOINT}{newest}."
+
+
+def extent(folder: Path, then: RunRecord) -> str:
+    """How much there is of a run: `finished, 80 steps, its model`."""
+    saved = checkpoints(folder)
+    parts = [then.status, f"{then.steps} steps"]
+    parts += [f"checkpoints up to {CHECKPOINT}{max(saved)}"] if saved else []
+    return ", ".join([*parts, *(["its model"] if has_model(folder) else [])])
+
+
+def _ended(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+    """The lock is free, so a leg that is still running was killed."""
+    return tuple(replace(leg, status="failed", reason=KILLED) if leg.status == "running" else leg for leg in legs)

@@ -1,0 +1,285 @@
+"""The run folder: the names of everything in it, the record of the run, and readers. It needs no torch: a report, an
+evaluation or a study reads a run with this module and nothing else.
+
+    run.json                      what the run is and how far it came: `RunRecord`
+    config.yaml, environment.json settings and machine of the newest leg, which is one start of the program
+    legs/<k>/                     the same two files of every leg, counted from 1
+    metrics.jsonl                 one line a step
+    pass_rates.jsonl              one line a step: right and judged answers by problem
+    samples/<step>.jsonl          answers of a training step
+    validation/<step>.jsonl       answers of the validation after a step
+    val_only/<k>/                 a validation on its own (`trainer.val_only`): its settings, metrics and answers
+    tensorboard/                  events
+    global_step_<N>/              checkpoints; latest_checkpointed_iteration.txt names the newest
+    huggingface/                  the trained model
+    .lock                         held by the process that writes here
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from gmpo.errors import BackendError, DataError
+from gmpo.version import __version__
+
+FORMAT = 1
+"""Of `run.json`. A reader refuses a later one, and names the version that wrote it."""
+
+RUN, CONFIG, ENVIRONMENT, LEGS = "run.json", "config.yaml", "environment.json", "legs"
+METRICS, PASS_RATES, SAMPLES, VALIDATION = "metrics.jsonl", "pass_rates.jsonl", "samples", "validation"
+VAL_ONLY, TENSORBOARD, MODEL = "val_only", "tensorboard", "huggingface"
+CHECKPOINT, LATEST, STATE = "global_step_", "latest_checkpointed_iteration.txt", "state.json"
+UNFINISHED, LOCK = ".unfinished_", ".lock"
+
+Program = Literal["train", "sft"]
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A setting, or the content behind one, that is not what it was. Example: `Difference("optim.lr", 1e-6, 5e-6)`."""
+
+    key: str
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.then)} -> {_shown(self.now)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One start of the program in this folder."""
+
+    number: int
+    """From 1; `legs/<number>/` has its settings and its environment."""
+    start: int
+    """Training steps that were done when it began."""
+    steps: int
+    """Training steps that were done when it ended; while it runs, `start`."""
+    status: Status
+    reason: str = ""
+    """Why it failed or was interrupted."""
+    checkpoint: str | None = None
+    """The checkpoint it went on from; None where it began with the base model."""
+    differences: tuple[Difference, ...] = ()
+    """What differs from the leg before, of any class."""
+    exact: bool = True
+    """It computes what the leg before would have computed, bit for bit."""
+    gmpo: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What `run.json` holds. Settings are of the newest leg, by path: `{"data.train_batch_size": 64, ..}`."""
+
+    program: Program
+    status: Status
+    """`running` with a free lock (`is_open`) means that the process was killed."""
+    steps: int
+    """Training steps done. While the run is running, those of the newest line of metrics.jsonl."""
+    total_steps: int
+    identity: Mapping[str, Any]
+    """Settings that decide what is learned."""
+    execution: Mapping[str, Any]
+    """Settings that decide where and how it is computed."""
+    bookkeeping: Mapping[str, Any]
+    """Settings that decide what is recorded and when the run ends."""
+    idle: Mapping[str, Any]
+    """Settings that have no effect in this configuration."""
+    content: Mapping[str, Any]
+    """What the settings' paths led to: hashes of the base model, the tokenizer, the problems, reward functions."""
+    reason: str = ""
+    """Why the run failed or was interrupted."""
+    origin: str | None = None
+    """The checkpoint of another run that this one began with (`trainer.resume_from_path`)."""
+    legs: tuple[Leg, ...] = ()
+    outside: tuple[str, ...] = ()
+    """Files and folders elsewhere to which the run records, for example `trainer.rollout_data_dir`."""
+    gmpo: str = __version__
+    """The version that wrote the record."""
+    format: int = FORMAT
+
+    def with_leg(self, leg: Leg) -> RunRecord:
+        """The same run with `leg` in the place of the one of its number, and the status of that leg."""
+        others = tuple(known for known in self.legs if known.number != leg.number)
+        return replace(self, legs=(*others, leg), status=leg.status, reason=leg.reason, steps=leg.steps)
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """The record of the run in a folder; None where there is no `run.json`.
+
+    Raises:
+        DataError: it is no record, or one of a later version of gmpo.
+    """
+    file = folder / RUN
+    if not file.is_file():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        if saved["format"] > FORMAT:
+            raise DataError(
+                f"{file} was written by gmpo {saved['gmpo']} in format {saved['format']}; this is gmpo {__version__}, "
+                f"which reads formats up to {FORMAT}. Use that version, or a later one."
+            )
+        legs = tuple(_leg(leg) for leg in saved.pop("legs"))
+        record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not the record of a run ({error!r})") from error
+    if record.status == "running":
+        return replace(record, steps=max([record.steps, *(line.step for line in read_metrics(folder))]))
+    return record
+
+
+def _leg(saved: Mapping[str, Any]) -> Leg:
+    return Leg(**{**saved, "differences": tuple(Difference(**d) for d in saved["differences"])})
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Replace the record of the run: afterwards there is the new one or the old one, whole."""
+    write_atomically(folder / RUN, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write beside the file, make sure that it is on the disk, and rename."""
+    beside = file.with_name(f"{UNFINISHED}{file.name}")
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(beside, file)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Nobody else writes to the run folder meanwhile. The lock ends with the process, however it ends; on a file system
+    without locks nothing is locked.
+
+    Raises:
+        BackendError: another process has it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BackendError(
+            f"trainer.default_local_dir={folder}: another run writes there at this moment. Wait for its end, or name "
+            "another folder."
+        ) from error
+    except NotImplementedError:  # what the library makes of ENOSYS
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a process writes to the folder at this moment."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with claimed(folder):
+            return False
+    except BackendError:
+        return True
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by step, in rising order. One that is still being written goes by another name."""
+    found = ((path.name.removeprefix(CHECKPOINT), path) for path in folder.glob(f"{CHECKPOINT}[0-9]*"))
+    numbered = ((int(name), path) for name, path in found if name.isdecimal() and (path / STATE).is_file())
+    return dict(sorted(numbered))
+
+
+def has_model(folder: Path) -> bool:
+    """Whether the trained model is there."""
+    return (folder / MODEL / "config.json").is_file()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether the folder holds something of a run that could be lost: records, checkpoints or a model."""
+    metrics = folder / METRICS
+    recorded = metrics.is_file() and metrics.stat().st_size > 0
+    answers = any(file.stem.isdecimal() for kind in (SAMPLES, VALIDATION) for file in (folder / kind).glob("*.jsonl"))
+    return recorded or answers or has_model(folder) or bool(checkpoints(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """A line of metrics.jsonl. Example: `StepMetrics(3, {"critic/score/mean": 0.5})`."""
+
+    step: int
+    """Training steps done; 0 before training."""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_metrics(folder: Path) -> Iterator[StepMetrics]:
+    """The metrics of the run, in the order in which they were recorded."""
+    for _, line in json_lines(folder / METRICS):
+        try:
+            yield StepMetrics(int(line["step"]), line["data"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder / METRICS}: a line without step and data ({error!r})") from error
+
+
+def read_pass_rates(file: Path) -> Iterator[tuple[int, dict[str, tuple[int, int]]]]:
+    """Step, and right and judged answers by problem, of every line of a `pass_rates.jsonl`."""
+    for number, (_, line) in enumerate(json_lines(file), start=1):
+        try:
+            rates = {key: (int(right), int(judged)) for key, (right, judged) in line["rates"].items()}
+            yield int(line["step"]), rates
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file}, line {number}: not a line of pass rates ({error!r})") from error
+
+
+def read_answers(folder: Path, kind: Literal["samples", "validation"]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Step and recorded answers, of training (`samples`) or of validations, in rising order of the steps.
+
+    An answer is a mapping: `problem`, `input`, `output`, `score`, `reward`, `verdict`, .., and token records where the
+    run kept them.
+    """
+    files = sorted((int(p.stem), p) for p in (folder / kind).glob("*.jsonl") if p.stem.isdecimal())
+    for step, file in files:
+        yield step, [row for _, row in json_lines(file)]
+
+
+def read_val_only(folder: Path) -> Iterator[tuple[Path, StepMetrics]]:
+    """The folder and the metrics of every validation on its own, in the order in which they were made."""
+    numbered = sorted((int(p.name), p) for p in (folder / VAL_ONLY).glob("*") if p.name.isdecimal())
+    for _, place in numbered:
+        for line in read_metrics(place):
+            yield place, line
+
+
+def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Text and object of every line. A last line that a crash cut short is left out; a missing file has no lines.
+
+    Raises:
+        DataError: another line is no JSON object.
+    """
+    # Not splitlines: answers may hold other line separators of Unicode, which JSON leaves as they are.
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+    lines = lines[:-1] if lines and not lines[-1] else lines
+    for number, text in enumerate(lines, start=1):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise DataError(f"{file}, line {number}: not a line of JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{file}, line {number}: not a JSON object")
+        yield text, value
