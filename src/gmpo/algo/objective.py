@@ -50,7 +50,7 @@ class LossInputs:
     def part(self, rows: slice) -> LossInputs:
         """Some neighbouring answers, with all their padding."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return LossInputs(**{name: None if x is None else x[rows] for name, x in fields.items()})
+        return LossInputs(**{name: None if x is None else x[rows] for name, x in fields.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,13 @@ def prepare(objective: Objective, batch: Batch, step: int, logp: Tensor | None =
         step: training step.
         logp: log-probs `[B, T]` of the present policy; needed where the objective chooses tokens.
     """
-    assert batch.advantage is not None
+    advantage, mask = batch.advantage, batch.mask
+    assert advantage is not None
     if objective.chooses:
         assert logp is not None
-        chosen = objective.choose(logp, batch.old_logp, batch.advantage, batch.mask, batch.index, step)
+        chosen = objective.choose(logp, batch.old_logp, advantage, mask, batch.index, step)
         batch = batch.replace(selected=chosen)
-    rows = objective.with_signal(batch.advantage, batch.mask)
+    rows = objective.with_signal(advantage, mask)
     with_signal = batch.select(rows)
     return MiniBatch(with_signal, rows, batch.counts(), with_signal.counts(), batch.response_ids.shape[1], step)
 
