@@ -51,10 +51,12 @@ def make(fresh_policy: Callable[[], PreTrainedModel], words: PreTrainedTokenizer
         settings: OptimizerSettings = SETTINGS,
         split: MicroBatching | None = None,
         reference: PreTrainedModel | None = None,
+        attention: str = "sdpa",
     ) -> LocalLearner:
-        micro = split or MicroBatching(rows=2)
+        micro, model = split or MicroBatching(rows=2), fresh_policy()
+        model.set_attn_implementation(attention)
         return LocalLearner(
-            fresh_policy(),
+            model,
             words,
             device=cpu,
             objective=objective,
@@ -172,6 +174,18 @@ def test_responses_without_any_token_give_no_gradient_and_no_error(make: Make) -
     none = torch.zeros_like(batch.response_mask)
     empty = batch.replace(response_mask=none, sampled_mask=none, loss_mask=none)
     assert make(objective=replace(OBJECTIVE, entropy_coef=0.1)).update(empty, step=0).scalars["grad_norm"] == 0.0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["packed", "padded"])
+def test_the_heads_gradient_is_held_once_in_the_same_memory(make: Make, attention: str) -> None:
+    """Micro-batches add to it; the largest tensor of a small model would otherwise be there twice."""
+    learner = make(split=MicroBatching(rows=1), attention=attention)
+    head: Any = learner.model.get_output_embeddings()
+    learner.policy.begin()
+    place = head.weight.grad.data_ptr()
+    learner.update(batch_of([1.0, -1.0, 0.5]), step=0)
+    assert head.weight.grad.any()
+    assert head.weight.grad.data_ptr() == place
 
 
 # --- frozen parameters

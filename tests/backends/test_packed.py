@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForT
 
 from gmpo.backends.devices import Device
 from gmpo.backends.models import checkpoint_activations
-from gmpo.backends.packed import packs, response_hidden, scatter_tokens, share_prefixes, why_separate
+from gmpo.backends.packed import TiedWeight, packs, response_hidden, scatter_tokens, share_prefixes, why_separate
 from gmpo.backends.prefix_attention import LAYOUT, shared_prefix_attention
 from gmpo.records.batch import Batch, pad_left, pad_right
 
@@ -185,6 +185,19 @@ def test_a_gradient_of_the_embedding_is_added_to_a_dense_one_as_it_is_made_witho
         assert not weight.grad.is_sparse
     assert found[0].any()
     assert torch.allclose(found[0], found[1], atol=1e-5 * float(found[0].abs().max()))
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_a_tied_weights_gradient_is_the_heads_and_the_lookups_in_one(padding: int | None) -> None:
+    layer = torch.nn.Embedding(5, 3, padding_idx=padding)
+    ids, factors = torch.tensor([1, 2, 4, 1]), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    (layer(ids) @ layer.weight.T * factors).sum().backward()
+    assert layer.weight.grad is not None
+    expected = layer.weight.grad.clone()
+    layer.zero_grad()
+    tied = TiedWeight(layer)
+    (tied.embedded(ids) @ tied.weight.T * factors).sum().backward()
+    assert torch.allclose(layer.weight.grad, expected, atol=1e-6)
 
 
 def test_a_prompt_is_computed_once_and_a_last_token_never(

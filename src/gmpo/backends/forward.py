@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import stand_in
-from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
+from gmpo.backends.packed import TiedWeight, response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
 from gmpo.ops.blocks import Blocks
 from gmpo.ops.kernels import blocks_for
@@ -80,7 +80,7 @@ class PolicyModule(BatchModule):
             mask.sum(1).tolist(),
             of_tokens,
             entropy=entropy,
-            weight_grad=None if head.weight is None else _handed_over(head.weight),
+            weight_grad=self._handed_over(),
         )
         return value, None if entropies is None else scatter_tokens(entropies, mask)
 
@@ -88,9 +88,26 @@ class PolicyModule(BatchModule):
         """`[N, ..]` of the sampled tokens in the order of the mask's `nonzero()`, and the head that takes them."""
         if not self.takes_hidden:
             return self._logits(batch), self.head
-        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask)
         layer: Any = self.model.get_output_embeddings()
-        return hidden.to(self.device.compute), replace(self.head, weight=layer.weight, bias=layer.bias)
+        embedding: Any = self.model.get_input_embeddings()
+        tied = TiedWeight(embedding) if embedding.weight is layer.weight and layer.weight.grad is not None else None
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask, tied=tied)
+        weight = layer.weight if tied is None else tied.weight
+        return hidden.to(self.device.compute), replace(self.head, weight=weight, bias=layer.bias)
+
+    def _handed_over(self) -> Tensor | None:
+        """The gradient that the head's weight has from earlier micro-batches, taken from it until autograd brings it
+        back.
+
+        The head adds to it and returns the sum: a gradient as large as the vocabulary is held once, and not once more
+        for every micro-batch. A weight that FSDP has gathered for this pass has none.
+        """
+        layer: Any = self.model.get_output_embeddings() if self.takes_hidden else None
+        if layer is None or not layer.weight.requires_grad:
+            return None
+        grad: Tensor | None
+        grad, layer.weight.grad = layer.weight.grad, None
+        return grad
 
     def _logits(self, batch: Batch) -> Tensor:
         if not bool(batch.sampled_mask.any()):
@@ -109,18 +126,6 @@ class PolicyModule(BatchModule):
             ).logits[:, :-1]
         kept: Tensor = logits[batch.sampled_mask.to(where)]
         return kept.float()
-
-
-def _handed_over(weight: Tensor) -> Tensor | None:
-    """The gradient that the weight has from earlier micro-batches, taken from it until autograd brings it back.
-
-    The head adds to it and returns the sum: a gradient as large as the vocabulary is held once, and not once more for
-    every micro-batch. A weight that FSDP has gathered for this pass has none.
-    """
-    if not weight.requires_grad:
-        return None
-    grad, weight.grad = weight.grad, None
-    return grad
 
 
 def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks: Blocks) -> Head | None:

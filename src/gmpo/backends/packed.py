@@ -66,11 +66,16 @@ def packs(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-def response_hidden(model: PreTrainedModel, batch: Batch, device: Device, *, mask: Tensor) -> Tensor:
+def response_hidden(
+    model: PreTrainedModel, batch: Batch, device: Device, *, mask: Tensor, tied: TiedWeight | None = None
+) -> Tensor:
     """The last hidden states `[N, H]` that predict the tokens of `mask` `[B, T]`, in the order of its `nonzero()`.
 
     They are what the model's head takes; the head itself is not run. Without any token the model runs all the same, on
     a row that stands in, and the result has no rows: where it is sharded, every process must call it equally often.
+
+    Args:
+        tied: looks packed tokens up where the head shares the embedding's weight.
 
     Raises:
         ValueError: a row of the mask has no prompt.
@@ -80,18 +85,18 @@ def response_hidden(model: PreTrainedModel, batch: Batch, device: Device, *, mas
         other = stand_in()
         return response_hidden(model, other, device, mask=other.sampled_mask)[:0]
     if packs(model):
-        return _packed(model, batch, device, mask)
+        return _packed(model, batch, device, mask, tied)
     return _padded(model, batch, device, mask)
 
 
-def _packed(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) -> Tensor:
+def _packed(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor, tied: TiedWeight | None) -> Tensor:
     layout = prefix_layout(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask).to(device.torch)
     # With a ready mask of four dimensions the library makes none, which would be [S, S]. An empty one fits no scores:
     # attention that took it instead of the layout would fail.
     nothing = torch.empty(1, 1, 0, 0, device=device.torch)
     with device.autocast():
         hidden: Tensor = model.base_model(
-            inputs_embeds=_embedded(model, layout.ids).unsqueeze(0),
+            inputs_embeds=(_embedded(model, layout.ids) if tied is None else tied.embedded(layout.ids)).unsqueeze(0),
             position_ids=layout.positions.unsqueeze(0),
             attention_mask=nothing,
             use_cache=False,
@@ -111,6 +116,43 @@ def _embedded(model: PreTrainedModel, ids: Tensor) -> Tensor:
     sparse = layer.weight.grad is not None
     found: Tensor = F.embedding(ids, layer.weight, layer.padding_idx, sparse=sparse)
     return found
+
+
+class TiedWeight:
+    """The weight that embedding and head share, during one pass: gradient of the lookup goes into the head's.
+
+    Left to autograd, the sum of the head's dense and the lookup's sparse gradient would be a new tensor of V x H.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.weight: Tensor = layer.weight
+        """For the head, after the lookup."""
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The rows of `ids`."""
+        rows: Tensor
+        rows, self.weight = _TiedLookup.apply(self.layer.weight, ids, self.layer.padding_idx)
+        return rows
+
+
+class _TiedLookup(torch.autograd.Function):
+    """Weight `[V, H]`, ids `[S]` -> rows `[S, H]` and the weight, whose gradient takes up that of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.padding = padding
+        return weight.index_select(0, ids), weight.view_as(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, of_rows: Tensor, of_weight: Tensor) -> tuple[Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:
+            of_rows = of_rows.masked_fill((ids == ctx.padding).unsqueeze(1), 0.0)
+        # In place: the head made this tensor for us alone.
+        return of_weight.index_add_(0, ids, of_rows.to(of_weight.dtype)), None, None
 
 
 def _padded(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor) -> Tensor:

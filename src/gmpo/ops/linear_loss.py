@@ -76,12 +76,6 @@ class _Settings:
     weight_grad: Tensor | None
 
 
-def _started(parameter: Tensor | None, earlier: Tensor | None) -> Tensor:
-    """The sum that a parameter's gradient is added to: what earlier passes left, or zeros."""
-    assert parameter is not None
-    return torch.zeros_like(parameter) if earlier is None else earlier
-
-
 class _LinearLoss(torch.autograd.Function):
     """Hidden states, weight and bias -> loss and entropies. All gradients are made in the forward pass, while the
     logits of a tile are there."""
@@ -92,8 +86,8 @@ class _LinearLoss(torch.autograd.Function):
         exact, where = exact_dtype(hidden), hidden.device
         totals = _Totals(
             loss=torch.zeros((), dtype=exact, device=where),
-            weight=_started(weight, s.weight_grad) if of_weight else None,
-            bias=_started(bias, None) if of_bias else None,
+            weight=None if weight is None or not of_weight else _zeros_or(s.weight_grad, weight),
+            bias=None if bias is None or not of_bias else torch.zeros_like(bias),
         )
         gradient = torch.zeros_like(hidden)
         entropies = torch.zeros(0 if s.entropy == "none" else len(s.targets), dtype=exact, device=where)
@@ -164,6 +158,10 @@ class _Totals:
             self.weight.index_add_(0, targets, rows.to(self.weight.dtype))
         if self.bias is not None:
             self.bias.index_add_(0, targets, of_logits.to(self.bias.dtype))
+
+
+def _zeros_or(there: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if there is None else there
 
 
 def _tiles(lengths: Sequence[int], tokens_of_tile: int) -> Iterator[tuple[slice, slice]]:
