@@ -21,19 +21,19 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
-    ".": (750, START),
-    "algo": (780, START),
-    "backends": (1810, START),
-    "build": (510, START),
-    "check": (350, START),
-    "config": (2760, START),
+    ".": (710, START),
+    "algo": (930, START),
+    "backends": (1900, START),
+    "build": (1320, START),
+    "check": (320, START),
+    "config": (3010, START),
     "data": (1310, START),
-    "metrics": (300, START),
-    "ops": (570, START),
-    "records": (190, START),
-    "rewards": (1420, START),
-    "tracking": (490, START),
-    "training": (880, START),
+    "metrics": (330, START),
+    "ops": (620, START),
+    "records": (490, START),
+    "rewards": (1470, START),
+    "tracking": (560, START),
+    "training": (1120, START),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50
