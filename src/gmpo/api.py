@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
 from gmpo.build.objective import build_credit
-from gmpo.build.rewards import RewardFunction, build_rewards
+from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references
 from gmpo.build.run import (
     Policy,
     Rows,
@@ -129,6 +129,8 @@ def train(
     functions = [] if reward is None else [reward] if callable(reward) else list(reward)
     with claimed(folder), build_rewards(c, functions, reward_weights, asked) as rewards:
         rewards.start([problem.data_source for problem in asked])
+        if (unmet := check_run_references(c, rewards, asked)) is not None:
+            say(unmet)
         policy = build_policy(c, tokenizer, longest_prompt=longest_prompt(problems, validation))
         learner = build_learner(c, policy, length.total_steps)
         collector = build_collector(c, policy, rewards)
