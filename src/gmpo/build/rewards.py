@@ -70,17 +70,17 @@ def _scoring(config: Config, sources: Sequence[str]) -> Scoring:
     Raises ConfigError, DataError for a scorer that does not exist, a source without one, a setting without effect.
     """
     reward = config.reward_model
-    scoring = Scoring(reward.scorer, reward.scorers, reward.thinking, tuple(reward.thinking_tags), reward.require)
+    scoring = Scoring(reward.scorer, reward.scorers, reward.thinking, reward.thinking_tags, reward.require)
     scoring.check()
     if unused := sorted(set(reward.scorers) - set(sources)):
         raise ConfigError(
-            f"reward_model.scorers names {', '.join(unused)}, and no problem is from there. The data sources of this run: "
-            f"{', '.join(sources)}."
+            f"reward_model.scorers names {', '.join(unused)}, and no problem is from there. The data sources of this "
+            f"run: {', '.join(sources)}."
         )
     if scoring.require is not None and not any("require" in scoring.scorer_for(s).options for s in sources):
         raise ConfigError(
-            f"reward_model.require={scoring.require} has no effect: it is for the scorer math_verify, which grades none of "
-            f"{', '.join(sources)}. Leave it out, or set reward_model.scorer=math_verify."
+            f"reward_model.require={scoring.require} has no effect: it is for the scorer math_verify, which grades "
+            f"none of {', '.join(sources)}. Leave it out, or set reward_model.scorer=math_verify."
         )
     for source in sources:
         scoring.scorer_for(source)

@@ -143,8 +143,8 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
         yield from inert("custom_reward_function.path is not given", *paths)
     else:
         names = ("answer_rule", "scorer", "scorers", "thinking", "thinking_tags", "require", "max_unmet_references")
-        paths = tuple(f"reward_model.{name}" for name in names)
-        yield from inert("custom_reward_function.path replaces the scorers", *paths)
+        scorers = [f"reward_model.{name}" for name in names]
+        yield from inert("custom_reward_function.path replaces the scorers", *scorers)
 
 
 def not_available(config: Config, given: Given) -> Iterator[Issue]:

@@ -72,16 +72,16 @@ class RewardModel(Section):
     )
     max_unmet_references: float = setting(
         0.05,
-        "Each reference answer is graded against itself at the start. Those that fail are listed, and the run stops when "
-        "a larger share of the rows has one.",
+        "Each reference answer is graded against itself at the start. Those that fail are listed, and the run stops "
+        "when a larger share of the rows has one.",
         own=True,
         ge=0,
         le=1,
     )
     scorer: str | None = setting(
         None,
-        "Scorer of all data sources: gsm8k, math, math_dapo, aime, math_verify, countdown or stories. null chooses it by "
-        "the data source.",
+        "Scorer of all data sources: gsm8k, math, math_dapo, aime, math_verify, countdown or stories. null chooses it "
+        "by the data source.",
         own=True,
     )
     scorers: dict[str, str] = setting(
@@ -89,9 +89,9 @@ class RewardModel(Section):
     )
     thinking: Literal["strip", "require", "ignore"] | None = setting(
         None,
-        "What scorers make of a thinking part. strip: what stands between the tags is no answer, and thinking that does "
-        "not end has none. require: so, and an answer without finished thinking is unparsed. ignore: tags mean nothing, "
-        "as in verl. null leaves it to the scorer (strip for all of them).",
+        "What scorers make of a thinking part. strip: what stands between the tags is no answer, and thinking that "
+        "does not end has none. require: so, and an answer without finished thinking is unparsed. ignore: tags mean "
+        "nothing, as in verl. null leaves it to the scorer (strip for all of them).",
         own=True,
     )
     thinking_tags: tuple[str, str] = setting(

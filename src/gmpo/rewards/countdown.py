@@ -45,8 +45,8 @@ def score_countdown(text: str, ground_truth: str, extra_info: Mapping[str, Any],
     """1 for an expression that uses each number exactly once and equals the target, else `format_score` where an
     expression was found and 0 where none was.
 
-    The answer is what the last `<answer>` tags enclose, or the box in them, else the last box; `= target` is allowed. verl's
-    tutorials give 0.1 for the format.
+    The answer is what the last `<answer>` tags enclose, or the box in them, else the last box; `= target` is allowed.
+    verl's tutorials give 0.1 for the format.
     """
     truth = json.loads(ground_truth)
     found = answers.tagged_answer(text)

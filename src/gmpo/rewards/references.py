@@ -78,8 +78,8 @@ def check_references(grader: Grader, references: Iterable[PlacedReference], limi
     )
     more = f"\n  and {len(unmet) - _SHOWN} more" if len(unmet) > _SHOWN else ""
     message = (
-        f"{len(unmet)} of {len(rows)} reference answers ({len(unmet) / len(rows):.2%}) cannot be met: given as an answer, "
-        f"each of them is not correct for its own scorer.{listed}{more}"
+        f"{len(unmet)} of {len(rows)} reference answers ({len(unmet) / len(rows):.2%}) cannot be met: given as an "
+        f"answer, each of them is not correct for its own scorer.{listed}{more}"
     )
     if len(unmet) <= limit * len(rows):
         return message

@@ -226,8 +226,8 @@ SCORERS: Mapping[str, Scorer] = {
 
 _OWN_FUNCTION = (
     "name a scorer with reward_model.scorer or, for this source alone, reward_model.scorers (math_verify reads "
-    "numbers, formulas and words), or set custom_reward_function.path to a Python file and custom_reward_function.name to a "
-    "function compute_score(data_source, solution_str, ground_truth, extra_info)"
+    "numbers, formulas and words), or set custom_reward_function.path to a Python file and "
+    "custom_reward_function.name to a function compute_score(data_source, solution_str, ground_truth, extra_info)"
 )
 
 

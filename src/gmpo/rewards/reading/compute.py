@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath
 
-from gmpo.rewards.reading.grammar import Node
+from gmpo.rewards.reading.cursor import Node
 from gmpo.rewards.reading.limits import MAX_BITS, MAX_MAGNITUDE, MAX_TERMS, Steps, TooLarge, Unread
 
 PRECISION = 400
@@ -129,7 +129,8 @@ class Evaluator:
                 return _logarithm(arguments[0]) / _logarithm(arguments[1])
             return _logarithm(arguments[0]) / (mpmath.log(10) if self.decimal_log else 1)
         if name in _SEVERAL:
-            return _SEVERAL[name](arguments)
+            result: Value = _SEVERAL[name](arguments)
+            return result
         if len(arguments) != 1:
             raise Unread(f"{name} of {len(arguments)} arguments")
         if name.startswith("mark "):
@@ -367,7 +368,7 @@ def _pseudo(name: str, arguments: list[Value]) -> Value:
 
 
 _EXACT = {"abs": _absolute, "floor": _floor, "ceil": _ceiling}
-_SEVERAL = {
+_SEVERAL: dict[str, Callable[[list[Value]], Value]] = {
     "root": _root,
     "binom": _binomial,
     "perm": _permutations,
@@ -376,7 +377,7 @@ _SEVERAL = {
     "max": lambda a: _ordered(a)[-1],
     "min": lambda a: _ordered(a)[0],
 }
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
     **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     **{name: getattr(mpmath, name) for name in ("coth", "sech", "csch", "exp", "re", "im", "arg")},
     **{

@@ -10,11 +10,12 @@ from enum import Enum
 from functools import lru_cache
 
 from gmpo.rewards import answers
+from gmpo.rewards.reading.cursor import number
 from gmpo.rewards.reading.equality import equal, meaningful
-from gmpo.rewards.reading.grammar import number
 from gmpo.rewards.reading.limits import MAX_ANSWER_CHARS, MAX_ANSWER_SHARE, TooLarge, Unread
+from gmpo.rewards.reading.meanings import Expression, Readings, Words
 from gmpo.rewards.reading.tokens import CLOSE, NAME, NUMBER, OPEN, RUN, SIGN, WORD, Token, tokenize
-from gmpo.rewards.reading.values import Expression, Readings, Words, read_tokens
+from gmpo.rewards.reading.values import read_tokens
 
 
 class Judgement(Enum):

@@ -228,7 +228,7 @@ class UnitReader:
 
     def _exponent(self) -> int:
         """`^2`, `^{-1}` behind a unit."""
-        rest = [t for t in self.tokens[self.at : self.at + 5]]
+        rest = self.tokens[self.at : self.at + 5]
         texts = [t.text for t in rest]
         if texts[:1] != ["^"]:
             return 1
