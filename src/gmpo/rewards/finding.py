@@ -145,7 +145,8 @@ _RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|suppose|assume|assuming|whether|imagine|unless|claim|not say|doubt)\s+(?:that\s+)?"
+    r"\b(?:if|suppose|assume|assuming|whether|imagine|unless|claim|not say|doubt|false|not\s+true|"
+    r"untrue|impossible|unlikely)\s+(?:that\s+)?"
     r"(?:(?:the|our|my|this|a|final|correct|right)\s+)*\Z",
     re.IGNORECASE,
 )
@@ -229,7 +230,7 @@ def _concluded(text: str, *, formulas: bool) -> Iterator[str]:
     if _RETRACTED.search(last) or (len(lines) < 1_000 and _RETRACTED.search(lines)):
         return
     bold = _BOLD.findall(last)
-    if len(bold) == 1 and not re.search(r"\bnot?\b", last):
+    if len(bold) == 1 and not re.search(r"\bnot?\b|\?\s*$", last):
         yield bold[0]
         return
     found = _formulas(last)

@@ -39,7 +39,19 @@ DROPPED = frozenset(
         *("left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl"),
         *("Biggr", "bigm", "middle", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "mathstrut"),
         *("rm", "bf", "it", "sf", "tt", "cal", "large", "Large", "LARGE", "huge", "Huge", "normalsize", "small"),
-        *("boldmath", "strut", "square", "Box", "blacksquare", "qed", "hfill", "centering", "nonumber", "bfseries"),
+        *(
+            "boldmath",
+            "strut",
+            "square",
+            "Box",
+            "blacksquare",
+            "qed",
+            "checkmark",
+            "hfill",
+            "centering",
+            "nonumber",
+            "bfseries",
+        ),
     )
 )
 WRAPPERS = frozenset(
@@ -111,6 +123,7 @@ SIGNS: dict[str, str] = {
     "to": "to",
     "rightarrow": "to",
     "Rightarrow": "implies",
+    "therefore": "implies",
     "infty": "inf",
     "pi": "pi",
     "emptyset": "empty",

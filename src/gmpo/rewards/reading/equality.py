@@ -93,8 +93,8 @@ class Comparison(Regions):
             return None if constant and len(relation.sides) == 2 and not _is_infinite(relation) else relation
         sides, signs = list(relation.sides), list(relation.signs)
         while len(sides) > 2:
-            # The last two must be one number; behind an approximation sign stands no claim of equality.
-            if signs[-1] == "~" and self.near(sides[-2], sides[-1]):
+            # The last two must be one number; what an approximation sign adds to an equation is a remark.
+            if signs[-1] == "~":
                 sides.pop()
             elif self.nodes(sides[-2], sides[-1]):
                 sides.pop(-2 if not variables(sides[-1]) else -1)

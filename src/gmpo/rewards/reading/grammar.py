@@ -17,6 +17,9 @@ from gmpo.rewards.reading.tokens import COMMAND, FUNCTION, NAME, NUMBER, OPEN, R
 
 def parse(tokens: Sequence[Token]) -> Node:
     """The expression that all the tokens make. Raises Unread, TooLarge."""
+    for at, token in enumerate(tokens):
+        if token.kind == COMMAND and token.text == "over" and at_top(tokens, at):
+            return ("/", parse(tokens[:at]), parse(tokens[at + 1 :]))
     parser = Parser(tokens)
     node = parser.sum()
     if parser.token is not END:

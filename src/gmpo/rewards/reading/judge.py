@@ -13,7 +13,7 @@ from gmpo.rewards import answers
 from gmpo.rewards.reading.cursor import number
 from gmpo.rewards.reading.equality import equal, meaningful
 from gmpo.rewards.reading.limits import MAX_ANSWER_CHARS, MAX_ANSWER_SHARE, TooLarge, Unread
-from gmpo.rewards.reading.meanings import Expression, Readings, Words
+from gmpo.rewards.reading.meanings import Expression, Items, Readings, Words
 from gmpo.rewards.reading.tokens import CLOSE, NAME, NUMBER, OPEN, RUN, SIGN, WORD, Token, tokenize
 from gmpo.rewards.reading.values import read_tokens
 
@@ -156,11 +156,17 @@ def _computable(ground_truth: str) -> bool:
 def readable(answer: str) -> bool:
     """Whether an answer can be read as a whole and is more than words."""
     try:
-        return any(not isinstance(reading, Words) for reading in read_tokens(tokenize(answer)))
+        return not _only_words(read_tokens(tokenize(answer)))
     except Unread:
         return False
     except RecursionError:
         raise TooLarge("too deep an expression") from None
+
+
+def _only_words(readings: Readings) -> bool:
+    return all(
+        isinstance(r, Words) or (isinstance(r, Items) and any(_only_words(item) for item in r.items)) for r in readings
+    )
 
 
 def _spaced_digits(gold: str, answer: str) -> bool:
@@ -192,7 +198,7 @@ def _chosen(tokens: Sequence[Token]) -> frozenset[str] | None:
         at += 1
     while at < len(tokens) and tokens[at].kind == SIGN and tokens[at].text == ":":
         at += 1
-    rest = list(tokens[at:])
+    rest = [t for t in tokens[at:] if t.text not in ("{", "}")]
     if len(rest) == 1 and rest[0].kind in (RUN, WORD) and 2 <= len(rest[0].text) <= 6:
         letters = rest[0].text
         return frozenset(letters) if set(letters) <= _OPTIONS and "".join(sorted(set(letters))) == letters else None

@@ -9,7 +9,7 @@ from fractions import Fraction
 from gmpo.rewards.reading.limits import TooLarge, Unread
 
 _THIN = r"(?:\\[,!;: ~]\s*|~)"
-_GROUPED = rf"[1-9][0-9]{{0,2}}(?:(?:\{{,\}}|,\s*\\!\s*|,?{_THIN}|PLAIN)[0-9]{{3}})+(?![0-9]|,[0-9])"
+_GROUPED = rf"[1-9][0-9]{{0,2}}(?:(?:\{{\\?[,;: ]\}}|,\s*\\!\s*|,?{_THIN}|PLAIN)[0-9]{{3}})+(?![0-9]|,[0-9])"
 _TAIL = r"(?:\.[0-9]+)?"
 _SEPARATOR = re.compile(r"[^0-9.]+")
 _REPEATING = re.compile(r"\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]+)\s*\}?(?:\s*\\dot\s*\{?([0-9])\}?)?")

@@ -63,17 +63,12 @@ def ratio(tokens: Sequence[Token]) -> list[Meaning]:
     parts = split(tokens, ":")
     if len(parts) < 2 or len(parts) > 5:
         raise Unread("no ratio")
-    try:
-        return [Ratio(tuple(parse(part) for part in parts))]
-    except Unread:
-        words = [i for i, t in enumerate(parts[-1]) if t.kind in (WORD, RUN, NAME)]
-        if not words:
-            raise
-        last, rest = parts[-1][: words[0]], parts[-1][words[0] :]
-        suffix = "".join(t.text for t in rest if t.kind != SIGN).casefold().replace(".", "")
-        if suffix not in ("am", "pm", "oclock"):
-            raise
-        return [Ratio((*(parse(part) for part in parts[:-1]), parse(last), ("var", suffix)))]
+    words = [i for i, t in enumerate(parts[-1]) if t.kind in (WORD, RUN, NAME)]
+    suffix = "".join(t.text for t in parts[-1][words[0] :] if t.kind != SIGN) if words else ""
+    suffix = suffix.casefold().replace(".", "")
+    if suffix in ("am", "pm", "oclock"):
+        return [Ratio((*(parse(part) for part in parts[:-1]), parse(parts[-1][: words[0]]), ("var", suffix)))]
+    return [Ratio(tuple(parse(part) for part in parts))]
 
 
 def measured(tokens: Sequence[Token]) -> list[Meaning]:

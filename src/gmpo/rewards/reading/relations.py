@@ -66,7 +66,9 @@ def _is_label(tokens: Sequence[Token]) -> bool:
 
 def _name(tokens: Sequence[Token]) -> Node:
     """The left side of `x = ..`: an expression, a point of variables, or a label in words."""
-    if all(t.kind in (WORD, RUN, NAME) for t in tokens) or any(t.text == "begin" for t in tokens):
+    if all(t.kind in (WORD, RUN, NAME) for t in tokens) or any(
+        t.text in ("begin", "angle", "triangle") for t in tokens
+    ):
         return ("label", " ".join(t.text.casefold() for t in tokens))
     if len(tokens) > 2 and tokens[0].kind == OPEN and matching(tokens, 0) == len(tokens) - 1:
         parts = split(tokens[1:-1], ",")

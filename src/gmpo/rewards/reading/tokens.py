@@ -61,6 +61,9 @@ def tokenize(text: str) -> list[Token]:
     """The tokens of an answer. Raises Unread, TooLarge."""
     if len(text) > MAX_CHARS:
         raise TooLarge(f"longer than {MAX_CHARS} characters")
+    text = text.strip()
+    if len(text) > 2 and text[0] == text[-1] == "*":
+        text = text.strip("*")
     scanner = _Scanner(plain(text))
     scanner.scan()
     return scanner.tokens
@@ -74,6 +77,7 @@ class _Scanner:
         self.tokens: list[Token] = []
         self.spaced = False
         self.depth = 0
+        self.aligned = False
         self.has_rows = "begin" in text
         self.dollars_are_math = text.count("$") - text.count("\\$") != 1
 
@@ -127,6 +131,9 @@ class _Scanner:
             self.add(SIGN, "inf")
         elif letters in GREEK and len(letters) > 2:
             self.add(NAME, letters)
+        elif letters[-1] in "xyz" and letters[:-1] in ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "log"):
+            self.add(FUNCTION, letters[:-1])
+            self.add(NAME, letters[-1])
         elif letters in ("U", "u") and self._between_intervals():
             self.add(SIGN, "cup")
         elif len(letters) == 1:
@@ -175,6 +182,8 @@ class _Scanner:
                 self.add(SIGN, "dollar")
             else:
                 self.spaced = True
+        elif char == "&" and self.aligned:
+            return at + 1
         elif char in "€£¥₹" or char in "+-*/^_=<>!%'|,;:&":
             self.add(SIGN, char)
         elif char == "`" or char == '"':
@@ -221,6 +230,11 @@ class _Scanner:
             group = _SIZE.match(self.text, end)
             self.spaced = True
             return group.end() if group else end
+        if name in ("begin", "end"):
+            group = _GROUP.match(self.text, end)
+            if group is not None and group[1].rstrip("*") in ("aligned", "align", "equation", "gathered", "split"):
+                self.aligned = True
+                return group.end()
         if name in BLANKS:
             self.spaced = True
         elif name in DROPPED:

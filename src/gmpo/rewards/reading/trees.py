@@ -25,6 +25,8 @@ def is_name(node: Node) -> bool:
         return True
     if node[0] == "call":
         return all(part[0] == "var" for part in node[2:])
+    if node[0] == "/" and all(part[0] == "*" and part[1] == ("var", "d") for part in node[1:]):
+        return True
     if node[0] == "fn" and node[1] == "abs":
         return of_letters(node[2])
     if node[0] == "*":

@@ -119,7 +119,7 @@ _HEDGES = frozenset(
         ),
         *("less", "i", "cannot", "can", "could", "might", "may", "must", "should", "would", "only", "for", "with"),
         *("without", "then", "so", "because", "since", "mod", "modulo", "base", "plus", "minus", "times", "divided"),
-        *("over", "remainder", "to", "from", "between", "either", "neither", "any", "all", "every", "some", "none"),
+        *("over", "remainder", "to", "from", "between", "either", "neither", "all", "every", "some", "none"),
         *("half", "quarter", "third", "twice", "double", "negative", "positive", "greater", "smaller", "fewer", "does"),
         *("false", "true", "undefined", "infinity", "approximately", "about", "sqrt", "squared", "cubed", "factorial"),
         *("correct", "right", "answer", "guess", "think", "instead", "actually", "wait", "versus", "vs", "extra"),

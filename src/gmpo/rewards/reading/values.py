@@ -7,6 +7,7 @@ taken out of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from gmpo.rewards.reading.alphabet import SETS
 from gmpo.rewards.reading.cursor import Node, is_word, number, split
@@ -19,6 +20,7 @@ from gmpo.rewards.reading.meanings import (
     Meaning,
     Quantity,
     Readings,
+    Region,
     Relation,
     Whole,
     Words,
@@ -72,6 +74,11 @@ _LEADS = frozenset(
 )
 
 
+_SUBJECT_WORDS = 12
+_LONG_WHOLE = 4
+_DENIALS = frozenset(("not", "no", "never", "if", "isn't", "aren't", "cannot", "what", "which", "whether", "neither"))
+_BEFORE = (",", ":", ".", ";", "\\\\", "~", "=", "implies", "iff")
+"""Signs that may stand before an answer."""
 _EMPTY = frozenset(("no solution", "no solutions", "empty set", "empty", "there is no solution", "no real solutions"))
 _EMPTY |= {"no real solution", "no such number", "no such numbers", "there are no solutions", "无解"}
 
@@ -131,6 +138,11 @@ def read_tokens(tokens: Sequence[Token]) -> Readings:
     tokens = _joined(_trimmed(tokens))
     if not tokens:
         raise Unread("it is empty")
+    if sum(t.kind == SIGN and t.text == "equiv" for t in tokens) == 1 and any(t.kind == COMMAND for t in tokens):
+        try:
+            return tuple(_related(tokens))
+        except Unread:
+            pass
     mixed = _mixed_in_words(tokens)
     parts, joints = _parts(tokens)
     if len(parts) == 1:
@@ -145,7 +157,7 @@ def read_tokens(tokens: Sequence[Token]) -> Readings:
         if words is None:
             raise
         return (*mixed, words)
-    whole: Readings = (Items(_with_one_name(items), "list", joined),)
+    whole: Readings = (Items(_with_one_name(items), "list", joined), *_with_decimal_comma(tokens))
     text = _words(tokens)
     return (*mixed, *whole, *((text,) if text is not None else ()))
 
@@ -155,7 +167,7 @@ def _trimmed(tokens: Sequence[Token]) -> Sequence[Token]:
     start, end = 0, len(tokens)
     while end > start and tokens[end - 1].kind == SIGN and tokens[end - 1].text in (".", ",", ";", ":", "\\\\"):
         end -= 1
-    while start < end and tokens[start].kind == SIGN and tokens[start].text in (",", ":", ".", ";", "\\\\", "~", "="):
+    while start < end and tokens[start].kind == SIGN and tokens[start].text in _BEFORE:
         start += 1
     return tokens[start:end]
 
@@ -215,6 +227,16 @@ def _mixed_in_words(tokens: Sequence[Token]) -> Readings:
     return (Expression(number(whole + above / below)),) if 0 < above < below else ()
 
 
+def _with_decimal_comma(tokens: Sequence[Token]) -> Readings:
+    """`1000,99` may be a decimal: no thousands are written so, and no list without a blank."""
+    if len(tokens) != 3 or [t.kind for t in tokens] != [NUMBER, SIGN, NUMBER] or tokens[2].spaced:
+        return ()
+    whole, comma, after = (t.text for t in tokens)
+    if comma != "," or len(whole) < _LONG_WHOLE or not (whole + after).isdigit() or len(after) > 2:
+        return ()
+    return (Expression(("num", Fraction(int(whole + after), 10 ** len(after)), len(after))),)
+
+
 def _with_one_name(items: tuple[Readings, ...]) -> tuple[Readings, ...]:
     """`n = 1, 2, 3` names the first value only: the others carry the name too, or none does."""
     first = items[0][0] if items[0] else None
@@ -248,7 +270,7 @@ def _item(tokens: Sequence[Token]) -> Readings:
 
 
 def _without_lead(tokens: Sequence[Token]) -> Sequence[Token]:
-    start = 0
+    start = _end_of_subject(tokens)
     while start < len(tokens) - 1 and tokens[start].kind in (WORD, RUN) and _leads(tokens[start].text):
         start += 1
     if start and tokens[start].kind == SIGN and tokens[start].text in (":",) and start < len(tokens) - 1:
@@ -256,6 +278,19 @@ def _without_lead(tokens: Sequence[Token]) -> Sequence[Token]:
     rest = tokens[start:]
     # What is left must be no mere word: `the ellipse` stays as it is, its article is dropped later.
     return rest if any(t.kind not in (WORD, RUN) for t in rest) or start else tokens
+
+
+def _end_of_subject(tokens: Sequence[Token]) -> int:
+    """Where `The area is` ends, words that name what follows; 0 where there are none, or they deny it."""
+    end = 0
+    for at, token in enumerate(tokens[:_SUBJECT_WORDS]):
+        word = token.text.casefold()
+        if token.kind not in (WORD, RUN, NAME) or word in _DENIALS:
+            break
+        if word in ("is", "are", "equals") and at + 1 < len(tokens):
+            end = at + 1
+    following = tokens[end].text.casefold() if end else ""
+    return 0 if following in _DENIALS else end
 
 
 def _leads(word: str) -> bool:
@@ -294,6 +329,9 @@ def _whole(tokens: Sequence[Token]) -> list[Meaning]:
         return [Whole(SETS[texts[2]])]
     if len(tokens) == 2 and texts[0] in ("mathbb", "Bbb") and texts[1] in SETS:
         return [Whole(SETS[texts[1]])]
+    excepted = next((i for i, t in enumerate(tokens) if t.kind == WORD and t.text.casefold() == "except"), 0)
+    if excepted and (_words(tokens[:excepted]) or Words(())).words:
+        return [Region("minus", (tuple(_whole(tokens[:excepted])), _as_set(tokens[excepted + 1 :])))]
     words = _words(tokens)
     if words is None:
         raise Unread("no set with a name")
@@ -328,6 +366,13 @@ def _expressed(tokens: Sequence[Token]) -> list[Meaning]:
     if node[0] == "neg" and node[1][0] == "deg":
         return [Quantity(("neg", node[1][1]), Unit((("angle", 1),)))]
     return [Expression(node)]
+
+
+def _as_set(tokens: Sequence[Token]) -> Readings:
+    """`1, 2` or `x = 1` as a set."""
+    values = [_item(part) for part in _parts(tokens)[0]]
+    bare = [(Expression(v[0].sides[1]),) if isinstance(v[0], Relation) else v for v in values]
+    return (Items(tuple(bare), "set"),)
 
 
 def _related(tokens: Sequence[Token]) -> list[Meaning]:
