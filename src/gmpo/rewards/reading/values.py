@@ -31,9 +31,7 @@ from gmpo.rewards.reading.sets import bracketed, region
 from gmpo.rewards.reading.tokens import CLOSE, COMMAND, NAME, NUMBER, OPEN, RUN, SIGN, WORD, Token, tokenize
 from gmpo.rewards.reading.trees import has_pm
 from gmpo.rewards.reading.units import Unit
-
-_ARTICLES = frozenset(("the", "a", "an"))
-
+from gmpo.rewards.reading.words import EMPTY, NOT_THERE, NUMERALS, REALS, in_words
 
 _LEADS = frozenset(
     (
@@ -79,47 +77,6 @@ _LONG_WHOLE = 4
 _DENIALS = frozenset(("not", "no", "never", "if", "isn't", "aren't", "cannot", "what", "which", "whether", "neither"))
 _BEFORE = (",", ":", ".", ";", "\\\\", "~", "=", "implies", "iff")
 """Signs that may stand before an answer."""
-_EMPTY = frozenset(("no solution", "no solutions", "empty set", "empty", "there is no solution", "no real solutions"))
-_EMPTY |= {"no real solution", "no such number", "no such numbers", "there are no solutions", "无解"}
-
-
-_REALS = frozenset(("all real numbers", "all reals", "all real values", "real numbers", "any real number", "reals"))
-_REALS |= {"all real x", "all real", "set of all real numbers", "全体实数", "任意实数", "all real numbers x"}
-
-
-_NOT_THERE = frozenset(
-    ("dne", "does not exist", "doesn't exist", "undefined", "not defined", "不存在", "limit does not exist")
-)
-
-
-_NUMERALS = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
 
 
 def read(text: str) -> tuple[list[Token], Readings]:
@@ -153,12 +110,12 @@ def read_tokens(tokens: Sequence[Token]) -> Readings:
     try:
         items = tuple(_item(part) for part in parts)
     except Unread:
-        words = _words(tokens)
+        words = in_words(tokens)
         if words is None:
             raise
         return (*mixed, words)
     whole: Readings = (Items(_with_one_name(items), "list", joined), *_with_decimal_comma(tokens))
-    text = _words(tokens)
+    text = in_words(tokens)
     return (*mixed, *whole, *((text,) if text is not None else ()))
 
 
@@ -261,7 +218,7 @@ def _item(tokens: Sequence[Token]) -> Readings:
             continue
         if readings and reader not in _OPEN_ENDED:
             break
-    text = _words(tokens)
+    text = in_words(tokens)
     if text is not None and not any(isinstance(r, Words) for r in readings):
         readings.append(text)
     if not readings:
@@ -297,29 +254,6 @@ def _leads(word: str) -> bool:
     return word.casefold() in _LEADS or (not word.isascii() and word.endswith(("是", "为", "等于")))
 
 
-def _words(tokens: Sequence[Token]) -> Words | None:
-    """The answer as a text, if it has a word of two letters and no operators."""
-    letters = [t for t in tokens if t.kind in (WORD, RUN, NAME)]
-    long = [t for t in letters if (len(t.text) > 1 and (t.kind != NAME)) or not t.text.isascii()]
-    if not long or any(t.kind in (COMMAND, OPEN, CLOSE) for t in tokens if t.text not in ("(", ")", "{", "}")):
-        return None
-    kept: list[str] = []
-    glued = False
-    for token in tokens:
-        if token.kind == SIGN and token.text not in (".", ",", "-", "'", ":", "and", "or", "%", ";", "dollar", "!"):
-            return None
-        word = token.text.casefold().strip(".'").replace("'", "")
-        if glued and kept and token.kind == NAME and not token.spaced:
-            kept[-1] += word
-        elif token.kind in (WORD, RUN, NAME, NUMBER) or word in ("and", "or"):
-            kept.append(word)
-        glued = token.kind == SIGN and token.text == "'"
-    kept = [word for word in kept if word not in _ARTICLES] or kept
-    if len(kept) > 1 and kept[0] in ("on", "in", "at", "to"):
-        kept = kept[1:]
-    return Words(tuple(kept)) if kept else None
-
-
 def _whole(tokens: Sequence[Token]) -> list[Meaning]:
     """Sets with a name, and what does not exist."""
     texts = [t.text for t in tokens]
@@ -330,20 +264,20 @@ def _whole(tokens: Sequence[Token]) -> list[Meaning]:
     if len(tokens) == 2 and texts[0] in ("mathbb", "Bbb") and texts[1] in SETS:
         return [Whole(SETS[texts[1]])]
     excepted = next((i for i, t in enumerate(tokens) if t.kind == WORD and t.text.casefold() == "except"), 0)
-    if excepted and (_words(tokens[:excepted]) or Words(())).words:
+    if excepted and (in_words(tokens[:excepted]) or Words(())).words:
         return [Region("minus", (tuple(_whole(tokens[:excepted])), _as_set(tokens[excepted + 1 :])))]
-    words = _words(tokens)
+    words = in_words(tokens)
     if words is None:
         raise Unread("no set with a name")
     text = " ".join(words.words)
-    if text in _EMPTY:
+    if text in EMPTY:
         return [Whole("empty")]
-    if text in _REALS:
+    if text in REALS:
         return [Whole("reals")]
-    if text in _NOT_THERE:
+    if text in NOT_THERE:
         return [Whole("nothing")]
-    if text in _NUMERALS:
-        return [Expression(number(_NUMERALS[text]))]
+    if text in NUMERALS:
+        return [Expression(number(NUMERALS[text]))]
     raise Unread("no set with a name")
 
 
