@@ -64,7 +64,7 @@ def last_boxed(text: str) -> str | None:
     return _inside_braces(text, start)
 
 
-def box_at(text: str, start: int) -> tuple[str, int] | None:
+def box_at(text: str, start: int, limit: int | None = None) -> tuple[str, int] | None:
     r"""What the box holds whose `\boxed` ends at `start`, and where it ends; None for one without content or end."""
     if text[start : start + 1] == " ":
         bare = text[start:].lstrip(" ")
@@ -74,7 +74,7 @@ def box_at(text: str, start: int) -> tuple[str, int] | None:
                 return None
             return word.group().strip(), len(text) - len(bare) + word.end()
         start = len(text) - len(bare)
-    inside = _inside_braces(text, start)
+    inside = _inside_braces(text, start, None if limit is None else start + limit)
     return None if inside is None else (inside, start + len(inside) + 2)
 
 
@@ -94,12 +94,12 @@ def all_boxed(text: str) -> str | None:
     return ", ".join(reversed(found)) if found else None
 
 
-def _inside_braces(text: str, start: int) -> str | None:
+def _inside_braces(text: str, start: int, end: int | None = None) -> str | None:
     """What the pair of braces that opens at `text[start]` holds; None when none opens there or it is not closed."""
     if text[start : start + 1] != "{":
         return None
     depth = 0
-    for brace in _BRACE.finditer(text, start):
+    for brace in _BRACE.finditer(text, start, len(text) if end is None else end):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
             return text[start + 1 : brace.start()]

@@ -20,8 +20,10 @@ THINKING_TAGS = ("<think>", "</think>")
 
 BARE_CHARS = 200
 """Longest text that counts as a bare answer as a whole; it must be one line."""
-TEXT_CHARS = 10_000
-"""Phrases are looked for in this many characters at the end."""
+TEXT_CHARS = 3_000
+"""Tags and phrases are looked for in this many characters at the end."""
+_BOX_CHARS = 10_000
+"""A box that is not closed after so many characters is taken for one that is never closed."""
 _MAX_BOXES = 20
 """Boxes of one sentence that are put together."""
 
@@ -69,11 +71,12 @@ def _candidates(text: str, require: Require) -> Iterator[str]:
         return
     if require == "boxed":
         return
-    tagged = answers.tagged_answer(text)
+    tail = text[-TEXT_CHARS:]
+    tagged = answers.tagged_answer(tail)
     if tagged is not None:
         yield tagged
         return
-    tail = _SPECIAL.sub("", text[-TEXT_CHARS:])
+    tail = _SPECIAL.sub("", tail)
     found = list(_named_answer(tail))
     if found or _PHRASE.search(tail):
         yield from found
@@ -95,10 +98,9 @@ def boxed_answer(text: str) -> list[str] | None:
 
     Boxes with nothing but a comma or `and` between them are one answer: `\boxed{3}, \boxed{5}` is `3, 5`.
     """
-    boxes = list(_BOX.finditer(text))
     found: list[tuple[int, str]] = []
-    for box in reversed(boxes[-_MAX_BOXES:]):
-        inside = answers.box_at(text, box.end())
+    for box in _last_boxes(text):
+        inside = answers.box_at(text, box.end(), _BOX_CHARS)
         if inside is None:
             # `\boxed` without its braces is mentioned, not used; one that is not closed is cut off.
             if text[box.end() :].lstrip(" ")[:1] == "{" and not found:
@@ -113,6 +115,18 @@ def boxed_answer(text: str) -> list[str] | None:
         return None
     contents = [content for _, content in reversed(found)]
     return [contents[0] if len(set(contents)) == 1 else ", ".join(contents)]
+
+
+def _last_boxes(text: str) -> Iterator[re.Match[str]]:
+    """The boxes from the last one on, at most so many."""
+    before = len(text)
+    for _ in range(_MAX_BOXES):
+        before = max(text.rfind("\\boxed", 0, before), text.rfind("\\fbox", 0, before))
+        if before < 0:
+            return
+        box = _BOX.match(text, before)
+        if box is not None:
+            yield box
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")

@@ -106,14 +106,14 @@ def _judge(ground_truth: str, answer: str) -> Judgement:
         return Judgement.EQUAL if same else Judgement.DIFFERENT
     if not gold.can_be_met:
         return Judgement.DIFFERENT
+    if len(answer) > max(MAX_ANSWER_CHARS, MAX_ANSWER_SHARE * len(gold.text)):
+        raise TooLarge(f"longer than {MAX_ANSWER_CHARS} characters and {MAX_ANSWER_SHARE} times its reference")
     if (
         _MARKUP.sub("", gold.text) == _MARKUP.sub("", answer)
         and answer.strip()
         and not _spaced_digits(gold.text, answer)
     ):
         return Judgement.EQUAL
-    if len(answer) > max(MAX_ANSWER_CHARS, MAX_ANSWER_SHARE * len(gold.text)):
-        raise TooLarge(f"longer than {MAX_ANSWER_CHARS} characters and {MAX_ANSWER_SHARE} times its reference")
     try:
         tokens = tokenize(answer)
     except Unread:
