@@ -460,7 +460,6 @@ def test_hostile_mathematics_neither_hangs_nor_counts_as_correct() -> None:
         "(" * 5000 + "1" + ")" * 5000,
         r"\boxed{" + "9" * 100_000 + "}",
         "\\boxed{" * 2000,
-        r"\boxed{４２}",
         r"\boxed{__import__('os')._exit(0)}",
         r"\sum_{k=1}^{10^8} \sin k",
     ]

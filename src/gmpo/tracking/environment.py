@@ -13,7 +13,7 @@ import torch
 
 from gmpo.version import __version__
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "math-verify", "pydantic")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "mpmath", "pydantic")
 
 
 def write_environment(folder: Path, device: str) -> None:
