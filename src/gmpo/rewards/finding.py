@@ -137,7 +137,7 @@ _JOINT = re.compile(
 )
 _BLOCK = re.compile(r"(?:\$+|\\\[)?\s*\\(?:left.\s*)?\\?begin\b|\\begin\b|\$\$|\\\[")
 """How a formula of several lines begins."""
-_SPECIAL = re.compile(r"(?:<\|[a-z_]+\|>\s*(?:user|assistant)?\s*)+\Z|</s>\s*\Z")
+_SPECIAL = re.compile(r"\s*I hope it is correct\.?\s*\Z|(?:<\|[a-z_]+\|>\s*(?:user|assistant)?\s*)+\Z|</s>\s*\Z")
 _PHRASE = re.compile(
     r"\b(?:answers?|solution|result)\b(?:\s+to\s+(?:the|this)\s+\w+)?\s*(?:\*\*|__)?\s*"
     r"(?:(?:is|are|was|equals?|would\s+be|should\s+be|must\s+be)\b(?!\s*n['’]t)\s*:?|[:：=])\s*(?:\*\*|__)?\s*"
@@ -158,6 +158,13 @@ _RETRACTED = re.compile(
     r"|(?:^|[.!?]\s+)no\b[,.! ]",
     re.IGNORECASE,
 )
+_CONCLUSION = re.compile(
+    r"(?:so|thus|therefore|hence|consequently|in conclusion|as a result|in total|altogether)\b(?!\s+far)[^.?!\n]*?"
+    r"(?:\b(?:is|are|equals|has|have|gives|get|costs?|makes?)\b:?|=)\s*"
+    r"(?!.*(?:\b(?:is|are|equals|has|have|gives|get|costs?|makes?)\b|=))((?:\\?\$\s*)?[-\d.(\\][^?!\n]*?)\s*\.\s*\Z",
+    re.IGNORECASE,
+)
+"""A finished sentence that draws a conclusion, and what it says at its end."""
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assume|assuming|whether|imagine|unless|claim|not say|doubt|false|not\s+true|"
     r"untrue|impossible|unlikely)\s+(?:that\s+)?"
@@ -247,6 +254,9 @@ def _concluded(text: str, *, formulas: bool) -> Iterator[str]:
     if len(bold) == 1 and not re.search(r"\bnot?\b|\?\s*$", last):
         yield bold[0]
         return
+    if formulas and (said := _CONCLUSION.match(last)) is not None and not _DENIED.match(said[1]):
+        yield said[1]
+        return
     found = _formulas(last)
     if not formulas or not found or re.search(r"\bnot\b|\?\s*$", last):
         return
@@ -266,4 +276,4 @@ def _last_sentence(text: str) -> str:
         for match in _SENTENCE.finditer(text)
         if text.count("$", 0, match.start()) % 2 == 0 and text[match.end() :].strip(" \n.*")
     ]
-    return text[stops[-1] :] if stops else text
+    return text[stops[-1] :].strip() if stops else text

@@ -58,11 +58,23 @@ class Commands(Cursor):
             primes += 1
         if primes:
             node = ("var", name + "'" * primes)
-        called = name.split("_")[0] in _CALLED
+        if name in ("C", "P") and self.token.kind == OPEN and self.token.text == "(":
+            pair = split(self.tokens[self.at + 1 : matching(self.tokens, self.at)], ",")
+            if len(pair) == 2:
+                self.group()
+                return ("fn", "binom" if name == "C" else "perm", self.inner(pair[0]), self.inner(pair[1]))
+        called = name.split("_")[0] in _CALLED or self._holds_one_sign()
         if called and self.token.kind == OPEN and self.token.text == "(" and node[0] == "var":
             arguments = split(self.group(), ",")
             return ("call", node[1], *(self.inner(argument) for argument in arguments))
         return node
+
+    def _holds_one_sign(self) -> bool:
+        """Whether the next bracket is an argument and no factor: `x(t)`, `I(0)`."""
+        inside = self.tokens[self.at : self.at + 3]
+        if [t.text for t in inside[::2]] != ["(", ")"] or inside[0].spaced:
+            return False
+        return inside[1].kind in (NUMBER, NAME)
 
     def _index(self) -> str:
         """An index as a text without blanks and braces."""

@@ -33,7 +33,16 @@ from gmpo.rewards.reading.meanings import (
     Words,
 )
 from gmpo.rewards.reading.regions import Regions
-from gmpo.rewards.reading.trees import constants, exchanged, is_name, mentions, of_letters, operators, variables
+from gmpo.rewards.reading.trees import (
+    constants,
+    exchanged,
+    is_name,
+    is_percent,
+    mentions,
+    of_letters,
+    operators,
+    variables,
+)
 from gmpo.rewards.reading.units import Unit
 
 
@@ -191,6 +200,14 @@ class Comparison(Regions):
                 return all(
                     self.readings(item, (Expression(cell),)) for item, cell in zip(items.items, flat, strict=True)
                 )
+        if isinstance(other, Matrix) and items.kind == "square":
+            rows = [item[0].items if isinstance(item[0], Items) else () for item in items.items]
+            if [len(row) for row in rows] == [len(row) for row in other.rows]:
+                cells = [cell for row in rows for cell in row]
+                return all(
+                    self.readings(cell, (Expression(node),))
+                    for cell, node in zip(cells, (node for row in other.rows for node in row), strict=True)
+                )
         if isinstance(other, Whole) and other.name == "empty":
             return not items.items
         if items.kind in ("set", "list") and len(items.items) == 1:
@@ -279,10 +296,13 @@ class Comparison(Regions):
             if {a.dimension, b.dimension} == set(angles):
                 return self.nodes(_radians(gold), _radians(pred))
             return False
-        return not (a.nouns and b.nouns) and self.nodes(gold.node, pred.node)
+        told = [bool(unit.dimension or unit.nouns) for unit in (a, b)]
+        return not all(told) and self.nodes(gold.node, pred.node)
 
     def _bare_and_quantity(self, bare: Expression, quantity: Quantity) -> bool:
         """The unit is left out on one side."""
+        if is_percent(bare.node) and quantity.unit != Unit() and not is_percent(quantity.node):
+            return False
         if self.nodes(bare.node, quantity.node):
             return not (bare.node[0] == "const" or quantity.unit.dimension == (("angle", 1 / 60),)) and not _arcminutes(
                 quantity.unit

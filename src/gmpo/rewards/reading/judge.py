@@ -40,11 +40,13 @@ class Reference:
     @property
     def can_be_met(self) -> bool:
         """Whether any answer can equal it."""
-        return bool(self.text) and self.text.casefold() not in _SENTINELS
+        bare = _MACRO.sub(r"\1", self.text).strip()
+        return bool(bare) and bare.casefold() not in _SENTINELS
 
 
 _SENTINELS = frozenset(("none", "null", "nan", "n/a", "[invalidanswer]", "[]", '""', "''", "undefined answer", "error"))
 """What data sets write where there is no reference."""
+_MACRO = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 _OPTIONS = frozenset("ABCDEFGHIJ")
 _LEADS = frozenset(("option", "options", "choice", "choices", "answer", "the", "is", "correct", "select"))
 _REASONS = frozenset(("because", "since", "as", "so", "due", "for", "it", "they"))

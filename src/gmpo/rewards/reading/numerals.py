@@ -12,7 +12,9 @@ _THIN = r"(?:\\[,!;: ~]\s*|~)"
 _GROUPED = rf"[1-9][0-9]{{0,2}}(?:(?:\{{\\?[,;: ]\}}|,\s*\\!\s*|,?{_THIN}|PLAIN)[0-9]{{3}})+(?![0-9]|,[0-9])"
 _TAIL = r"(?:\.[0-9]+)?"
 _SEPARATOR = re.compile(r"[^0-9.]+")
-_REPEATING = re.compile(r"\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]+)\s*\}?(?:\s*\\dot\s*\{?([0-9])\}?)?")
+_REPEATING = re.compile(
+    r"(?:\(([0-9]+)\))|\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]+)\s*\}?(?:\s*\\dot\s*\{?([0-9])\}?)?"
+)
 _DOTS = re.compile(r"\s*(?:\\[lc]?dots(?![a-zA-Z])|\.\.\.+)")
 
 
@@ -71,21 +73,21 @@ def _endless(text: str, digits: str, end: int) -> Numeral | None:
     if not point and text[end : end + 1] == ".":
         repeating = _REPEATING.match(text, end + 1)
     if repeating is not None:
-        value = _repeated(whole, after, repeating[1], repeating[2])
-        return Numeral(f"{digits}({repeating[1]})", value, -1, repeating.end())
+        period = repeating[1] or repeating[2] + (repeating[3] or "")
+        return Numeral(f"{digits}({period})", _repeated(whole, after, period), -1, repeating.end())
     dots = _DOTS.match(text, end) if after else None
-    period = _period(after) if dots is not None else None
-    if dots is None or period is None:
+    found = _period(after) if dots is not None else None
+    if dots is None or found is None:
         return None
-    return Numeral(digits + "...", _repeated(whole, after[: period[0]], period[1], None), -1, dots.end())
+    return Numeral(digits + "...", _repeated(whole, after[: found[0]], found[1]), -1, dots.end())
 
 
+_REPEATS = 2
 _EXPONENT_CHARS, _MAX_EXPONENT = 12, 5_000
 
 
-def _repeated(whole: str, before: str, period: str, last: str | None) -> Fraction:
+def _repeated(whole: str, before: str, period: str) -> Fraction:
     """0.12(34): the digits before the period, and the period."""
-    period += last or ""
     head = int((whole or "0") + before)
     cycle = Fraction(int(period), 10 ** len(period) - 1)
     return (head + cycle) / Fraction(10) ** len(before)
@@ -98,6 +100,6 @@ def _period(after: str) -> tuple[int, str] | None:
         start = len(after)
         while start >= length and after[start - length : start] == cycle:
             start -= length
-        if (len(after) - start) // length >= (3 if length == 1 else 2):
+        if (len(after) - start) // length >= _REPEATS:
             return start, cycle
     return None

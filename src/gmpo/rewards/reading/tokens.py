@@ -48,6 +48,7 @@ class Token:
 
 _LETTERS = re.compile(r"[A-Za-z]+")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+\*?)|(.)|$)", re.DOTALL)
+_BARE_PERIOD = re.compile(r"\.\s*(?:\\(?:overline|bar|dot)\b|\([0-9])")
 _BLANK = re.compile(r"\s+")
 _TIMES = re.compile(r"\s*[xX]\s*(?=10\s*(?:\^|\*\*))")
 _PLAIN_TEXT = re.compile(r"[A-Za-z]+(?:['’.-][A-Za-z]+)*")
@@ -102,6 +103,9 @@ class _Scanner:
             return self._command(at)
         if char.isdigit() or (char == "." and text[at + 1 : at + 2].isdigit()):
             return self._number(at)
+        if char == "." and _BARE_PERIOD.match(text, at) and not (self.tokens and self.tokens[-1].kind == NUMBER):
+            self.text = text[:at] + "0" + text[at:]
+            return at
         if "A" <= char <= "Z" or "a" <= char <= "z":
             return self._letters(at)
         return self._sign(at)

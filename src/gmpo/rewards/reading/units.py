@@ -76,7 +76,7 @@ def _table() -> dict[str, tuple[str, Fraction]]:
     add("frequency", "1000", "kHz")
     add("voltage", "1", "V volt volts")
     add("current", "1", "A ampere amperes amp amps")
-    add("resistance", "1", "ohm ohms")
+    add("resistance", "1", "ohm ohms Omega")
     add("amount", "1", "mol mole moles")
     add("absolute temperature", "1", "K kelvin kelvins")
     return rows
@@ -146,7 +146,7 @@ def begins_unit(token: Token) -> bool:
         return token.text in ("min", "sec", "deg")
     if token.kind in (WORD, RUN):
         return len(token.text) > 1 or not token.text.isascii() or _known(token.text) is not None
-    return token.kind == NAME and token.spaced and _known(token.text) is not None
+    return token.kind == NAME and (token.spaced or token.text == "Omega") and _known(token.text) is not None
 
 
 def _known(word: str) -> tuple[str, Fraction] | None:
