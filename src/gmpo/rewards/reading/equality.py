@@ -373,8 +373,11 @@ _RULES: dict[tuple[type, type], Callable[[Comparison, Any, Any], bool]] = {
 
 
 def _renamed(readings: Readings, old: Sequence[Node], new: Sequence[Node]) -> Readings:
-    """What `f(t) = 2t` says of t, said of x."""
+    """What `f(t) = 2t` says of t, said of x; nothing where it already speaks of an x that is another one."""
     table = dict(zip(old, new, strict=True))
+    others = [node for node in new if node not in old]
+    if any(mentions(r.node, node) for r in readings if isinstance(r, Expression) for node in others):
+        return ()
     return tuple(Expression(exchanged(r.node, table)) if isinstance(r, Expression) else r for r in readings)
 
 

@@ -11,12 +11,15 @@ import mpmath
 
 from gmpo.rewards.reading.compute import PRECISION, Evaluator, NoValue, Value
 from gmpo.rewards.reading.cursor import Node, number
-from gmpo.rewards.reading.limits import Steps, Unread
+from gmpo.rewards.reading.limits import Steps, TooLarge, Unread
 from gmpo.rewards.reading.magnitudes import AGREE, close, mp, real, rounded
-from gmpo.rewards.reading.trees import functions, is_percent, variables
+from gmpo.rewards.reading.trees import functions, is_percent, operators, variables
 
 _COUNT_OF_HUNDREDTHS = 5
 """A decimal reference from here on may be a percentage without its sign: 17.5, not 1.5."""
+_ENOUGH = 2
+"""Points with a value that two formulas must have."""
+_OF_INTEGERS = frozenset(("!", "!!", "binom", "perm", "gcd", "lcm"))
 POINTS = 4
 """Points at which two formulas are compared."""
 
@@ -45,6 +48,12 @@ class Formulas:
             yield True
 
     def formulas(self, gold: Node, pred: Node, names: frozenset[str], decimal_log: bool) -> bool:
+        stepwise = {"floor", "ceil"} & (functions(gold) | functions(pred))
+        of_integers = _OF_INTEGERS & (operators(gold) | operators(pred) | functions(gold) | functions(pred))
+        if of_integers or stepwise:
+            found = [self._agree_at(gold, pred, point, decimal_log) for point in self.integers(names)]
+            if False in found or of_integers:
+                return False not in found and found.count(True) >= _ENOUGH
         agreed = 0
         for point in self.points(names):
             a, b = self.at(gold, point, decimal_log), self.at(pred, point, decimal_log)
@@ -58,7 +67,26 @@ class Formulas:
             agreed += 1
             if agreed == POINTS:
                 break
-        return agreed >= 2
+        return agreed >= _ENOUGH
+
+    def _agree_at(self, gold: Node, pred: Node, point: dict[str, Value], decimal_log: bool) -> bool | None:
+        """Whether two formulas agree at a point; None where one has no value there, or is too large."""
+        try:
+            a, b = self.at(gold, point, decimal_log), self.at(pred, point, decimal_log)
+        except TooLarge:
+            if self.steps.left < 0:
+                raise
+            return None
+        if a is None or b is None:
+            return None
+        return self.same_value(gold, pred, a, b, point, decimal_log)
+
+    def integers(self, names: frozenset[str]) -> Iterator[dict[str, Value]]:
+        """Integers for variables, for functions that are made for them; in both orders of the names."""
+        for turn, step in enumerate((1, 2, 3, 5, 7, 4)):
+            ordered = sorted(names, reverse=turn % 2 == 0)
+            largest = 6 + 9 * turn + step * len(ordered)
+            yield {name: Fraction(largest - step * place) for place, name in enumerate(ordered)}
 
     def points(self, names: frozenset[str]) -> Iterator[dict[str, Value]]:
         """Values for variables that depend on their names alone; of both signs."""

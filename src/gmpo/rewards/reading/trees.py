@@ -49,8 +49,14 @@ def operators(node: Node) -> frozenset[str]:
     return frozenset((node[0],)).union(*(operators(part) for part in node[1:] if isinstance(part, tuple)))
 
 
+_PLAIN = 3
+"""Length of a function of one argument."""
+
+
 def functions(node: Node) -> frozenset[str]:
-    own = frozenset((node[1],)) if node[0] == "fn" and len(node) == 3 else frozenset()
+    """The functions in an expression; `log` only where it has no base."""
+    named = node[0] == "fn" and (node[1] != "log" or len(node) == _PLAIN)
+    own = frozenset((node[1],)) if named else frozenset()
     return own.union(*(functions(part) for part in node[1:] if isinstance(part, tuple)))
 
 

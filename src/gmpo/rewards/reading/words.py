@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gmpo.rewards.reading.cursor import is_word
 from gmpo.rewards.reading.meanings import Words
 from gmpo.rewards.reading.tokens import CLOSE, COMMAND, NAME, NUMBER, OPEN, RUN, SIGN, WORD, Token
 
@@ -45,11 +46,26 @@ NUMERALS = {
 }
 
 
+_OF_NUMBERS = ("-", "%", "!", "dollar")
+"""Signs that belong to a number and are no punctuation beside one."""
+
+
+def _may_be_word(token: Token) -> bool:
+    """Whether a token is more than letters that stand for numbers."""
+    if not token.text.isascii():
+        return True
+    return (token.kind == WORD and len(token.text) > 1) or (token.kind == RUN and is_word(token.text))
+
+
 def in_words(tokens: Sequence[Token]) -> Words | None:
     """The answer as a text, if it has a word of two letters and no operators."""
     letters = [t for t in tokens if t.kind in (WORD, RUN, NAME)]
-    long = [t for t in letters if (len(t.text) > 1 and (t.kind != NAME)) or not t.text.isascii()]
+    long = [t for t in letters if _may_be_word(t)]
+    if tokens and tokens[0].kind == SIGN and tokens[0].text == "-":
+        return None
     if not long or any(t.kind in (COMMAND, OPEN, CLOSE) for t in tokens if t.text not in ("(", ")", "{", "}")):
+        return None
+    if any(t.kind == NUMBER for t in tokens) and any(t.kind == SIGN and t.text in _OF_NUMBERS for t in tokens):
         return None
     kept: list[str] = []
     glued = False
