@@ -63,6 +63,8 @@ class Commands(Cursor):
             if len(pair) == 2:
                 self.group()
                 return ("fn", "binom" if name == "C" else "perm", self.inner(pair[0]), self.inner(pair[1]))
+        if name == "Gamma" and self.token.kind == OPEN and self.token.text == "(":
+            return ("fn", "Gamma", self.inner(self.group()))
         called = name.split("_")[0] in _CALLED or self._holds_one_sign()
         if called and self.token.kind == OPEN and self.token.text == "(" and node[0] == "var":
             arguments = split(self.group(), ",")

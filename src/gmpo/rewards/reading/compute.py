@@ -10,24 +10,29 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 import mpmath
 
+from gmpo.rewards.reading.counting import (
+    NoValue,
+    Value,
+    binomial,
+    double_factorial,
+    factorial,
+    gamma,
+    inexact,
+    integers,
+    permutations,
+    size,
+)
 from gmpo.rewards.reading.cursor import Node
 from gmpo.rewards.reading.limits import MAX_BITS, MAX_MAGNITUDE, MAX_TERMS, Steps, TooLarge, Unread
 
 PRECISION = 400
 """Bits of an approximate value."""
-Value = Any
-"""A Fraction where it is exact, else a number of mpmath's."""
 
 _LARGEST_ARGUMENT = 2_000
 """Binary exponent of the largest argument of a trigonometric function."""
-
-
-class NoValue(Unread):
-    """The expression has no value there: a division by 0, an infinity."""
 
 
 class Evaluator:
@@ -66,11 +71,11 @@ class Evaluator:
         elif operator == "%":
             result = self.value(node[1]) / 100
         elif operator == "deg":
-            result = _inexact(self.value(node[1])) * mpmath.pi / 180
+            result = inexact(self.value(node[1])) * mpmath.pi / 180
         elif operator == "!":
-            result = _factorial(self.value(node[1]), self.steps)
+            result = factorial(self.value(node[1]), self.steps)
         elif operator == "!!":
-            result = _double_factorial(self.value(node[1]), self.steps)
+            result = double_factorial(self.value(node[1]), self.steps)
         elif operator in ("sum", "prod"):
             result = self._repeated(*node)
         elif operator == "fn":
@@ -140,7 +145,7 @@ class Evaluator:
             return _EXACT[name](argument)
         if name not in _FUNCTIONS:
             raise Unread(f"{name} has no value")
-        x = _inexact(argument)
+        x = inexact(argument)
         magnitude = mpmath.mag(x)
         if isinstance(magnitude, int) and magnitude > _LARGEST_ARGUMENT:
             raise TooLarge(f"{name} of a number of more than {_LARGEST_ARGUMENT} bits")
@@ -162,15 +167,11 @@ def _constant(name: str) -> Value:
     raise NoValue("infinity is no number")
 
 
-def _inexact(value: Value) -> Value:
-    return mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
 def _arithmetic(operator: str, left: Value, right: Value) -> Value:
     if isinstance(left, Fraction) != isinstance(right, Fraction):
         if operator == "*" and (left == 0 or right == 0):
             return Fraction(0)
-        left, right = _inexact(left), _inexact(right)
+        left, right = inexact(left), inexact(right)
     if operator == "+":
         return left + right
     if operator == "-":
@@ -204,17 +205,17 @@ def _power(base: Value, exponent: Value) -> Value:
         if isinstance(exponent, Fraction) and exponent > 0:
             return Fraction(0)
         raise NoValue("0 to a power that is not positive")
-    return _inexact_power(_inexact(base), exponent)
+    return _inexact_power(inexact(base), exponent)
 
 
 def _inexact_power(base: Value, exponent: Value) -> Value:
     size = abs(mpmath.log(abs(base), 2)) if abs(base) != 1 else mpmath.mpf(0)
-    power = mpmath.mag(_inexact(exponent)) if exponent != 0 else 0
-    if isinstance(power, int) and (power > 60 or abs(_inexact(exponent)) * (size + 5) > MAX_MAGNITUDE):
+    power = mpmath.mag(inexact(exponent)) if exponent != 0 else 0
+    if isinstance(power, int) and (power > 60 or abs(inexact(exponent)) * (size + 5) > MAX_MAGNITUDE):
         raise TooLarge(f"a power of more than {MAX_MAGNITUDE} bits")
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
         return base ** int(exponent)
-    return mpmath.power(base, _inexact(exponent))
+    return mpmath.power(base, inexact(exponent))
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
@@ -249,86 +250,16 @@ def _root(arguments: list[Value]) -> Value:
         if exact is not None and value >= 0:
             return exact
         if value < 0 and degree % 2:
-            return -exact if exact is not None else -mpmath.root(_inexact(-value), int(degree))
+            return -exact if exact is not None else -mpmath.root(inexact(-value), int(degree))
     elif degree % 2 and isinstance(value, mpmath.mpf) and value < 0:
         return -mpmath.root(-value, int(degree))
-    return mpmath.root(_inexact(value), int(degree))
-
-
-def _natural(value: Value, name: str) -> int:
-    if not isinstance(value, Fraction) or value.denominator != 1 or value < 0:
-        raise NoValue(f"{name} of what is no natural number")
-    return int(value)
-
-
-def _factorial(value: Value, steps: Steps) -> Value:
-    if not isinstance(value, Fraction):
-        if mpmath.mag(value) > 10:
-            raise TooLarge("the factorial of a large number")
-        return mpmath.gamma(value + 1)
-    count = _natural(value, "a factorial")
-    if count > 3_000:
-        raise TooLarge("the factorial of a number above 3,000")
-    steps.take(count // 20)
-    return Fraction(math.factorial(count))
-
-
-def _double_factorial(value: Value, steps: Steps) -> Value:
-    if not isinstance(value, Fraction):
-        raise NoValue("a double factorial of what is no natural number")
-    count = _natural(value, "a double factorial")
-    if count > 3_000:
-        raise TooLarge("the double factorial of a number above 3,000")
-    steps.take(count // 20)
-    return Fraction(math.prod(range(count, 0, -2)))
-
-
-def _binomial(arguments: list[Value]) -> Value:
-    above, below = arguments
-    if not all(isinstance(part, Fraction) and part.denominator == 1 for part in arguments):
-        upper, lower = _inexact(above), _inexact(below)
-        if max(_size(upper), _size(lower)) > 12:
-            raise TooLarge("a binomial of large numbers")
-        try:
-            return mpmath.binomial(upper, lower)
-        except (ValueError, ZeroDivisionError) as error:
-            raise NoValue(str(error)) from error
-    n, k = int(above), int(below)
-    if n < 0 or k < 0:
-        raise NoValue("a binomial of negative numbers")
-    if k > n:
-        return Fraction(0)
-    if min(k, n - k) * n.bit_length() > MAX_BITS:
-        raise TooLarge(f"a binomial of more than {MAX_BITS} bits")
-    return Fraction(math.comb(n, k))
-
-
-def _size(value: Value) -> int:
-    magnitude = mpmath.mag(value)
-    return magnitude if isinstance(magnitude, int) else 0
-
-
-def _permutations(arguments: list[Value]) -> Value:
-    n, k = (_natural(part, "a number of permutations") for part in arguments)
-    if n > 3_000 and k * n.bit_length() > MAX_BITS:
-        raise TooLarge("a number of permutations")
-    return Fraction(math.perm(n, k)) if k * n.bit_length() <= MAX_BITS else _too_large()
-
-
-def _too_large() -> Value:
-    raise TooLarge("a number of permutations")
-
-
-def _integers(arguments: list[Value]) -> list[int]:
-    if not all(isinstance(part, Fraction) and part.denominator == 1 for part in arguments):
-        raise NoValue("a divisor of what is no integer")
-    return [int(part) for part in arguments]
+    return mpmath.root(inexact(value), int(degree))
 
 
 def _ordered(arguments: list[Value]) -> list[Value]:
     if any(isinstance(part, mpmath.mpc) for part in arguments):
         raise NoValue("complex numbers have no order")
-    return sorted(arguments, key=_inexact)
+    return sorted(arguments, key=inexact)
 
 
 def _absolute(value: Value) -> Value:
@@ -340,7 +271,7 @@ def _floor(value: Value) -> Value:
         return Fraction(math.floor(value))
     if isinstance(value, mpmath.mpc):
         raise NoValue("the floor of a complex number")
-    if _size(value) > PRECISION - 60:
+    if size(value) > PRECISION - 60:
         raise TooLarge("the floor of a large number")
     return Fraction(int(mpmath.floor(value)))
 
@@ -352,7 +283,7 @@ def _ceiling(value: Value) -> Value:
 def _logarithm(value: Value) -> Value:
     if value == 0:
         raise NoValue("the logarithm of 0")
-    return mpmath.log(_inexact(value))
+    return mpmath.log(inexact(value))
 
 
 def _pseudo(name: str, arguments: list[Value]) -> Value:
@@ -360,20 +291,20 @@ def _pseudo(name: str, arguments: list[Value]) -> Value:
     seed = zlib.crc32(name.encode()) % 997 + 3
     total = mpmath.mpf(seed) / 991
     for position, argument in enumerate(arguments, start=1):
-        x = _inexact(argument)
-        if _size(x) > 60:
+        x = inexact(argument)
+        if size(x) > 60:
             raise TooLarge("a function of a large number")
         total += mpmath.sin(x * (position + mpmath.sqrt(seed)) + position) + x / (position + 1)
     return total
 
 
-_EXACT = {"abs": _absolute, "floor": _floor, "ceil": _ceiling}
+_EXACT = {"abs": _absolute, "floor": _floor, "Gamma": gamma, "ceil": _ceiling}
 _SEVERAL: dict[str, Callable[[list[Value]], Value]] = {
     "root": _root,
-    "binom": _binomial,
-    "perm": _permutations,
-    "gcd": lambda a: Fraction(math.gcd(*_integers(a))),
-    "lcm": lambda a: Fraction(math.lcm(*_integers(a))),
+    "binom": binomial,
+    "perm": permutations,
+    "gcd": lambda a: Fraction(math.gcd(*integers(a))),
+    "lcm": lambda a: Fraction(math.lcm(*integers(a))),
     "max": lambda a: _ordered(a)[-1],
     "min": lambda a: _ordered(a)[0],
 }

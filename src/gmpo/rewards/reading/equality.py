@@ -34,13 +34,16 @@ from gmpo.rewards.reading.meanings import (
 )
 from gmpo.rewards.reading.regions import Regions
 from gmpo.rewards.reading.trees import (
+    arcminutes,
     constants,
-    exchanged,
+    is_infinite,
     is_name,
     is_percent,
     mentions,
     of_letters,
     operators,
+    radians,
+    renamed,
     variables,
 )
 from gmpo.rewards.reading.units import Unit
@@ -99,7 +102,7 @@ class Comparison(Regions):
         """`x = 2 + 3 = 5` is `x = 5`; `2 + 3 = 5` is 5; a chain of numbers that differ is nothing."""
         if not set(relation.signs) <= {"=", "~"}:
             constant = all(not variables(side) and side[0] != "call" for side in relation.sides)
-            return None if constant and len(relation.sides) == 2 and not _is_infinite(relation) else relation
+            return None if constant and len(relation.sides) == 2 and not is_infinite(relation) else relation
         sides, signs = list(relation.sides), list(relation.signs)
         while len(sides) > 2:
             # The last two must be one number; what an approximation sign adds to an equation is a remark.
@@ -134,7 +137,7 @@ class Comparison(Regions):
             if not self._same_name(gold_name, pred_name):
                 return False
             if gold_name[0] == pred_name[0] == "call":
-                pred_value = _renamed(pred_value, pred_name[2:], gold_name[2:])
+                pred_value = renamed(pred_value, pred_name[2:], gold_name[2:])
             if self._negated(gold) != self._negated(pred):
                 return False
             return self.readings(gold_value, pred_value)
@@ -294,7 +297,7 @@ class Comparison(Regions):
         if a.dimension and b.dimension:
             angles = ((("angle", 1),), (("radian", 1),))
             if {a.dimension, b.dimension} == set(angles):
-                return self.nodes(_radians(gold), _radians(pred))
+                return self.nodes(radians(gold), radians(pred))
             return False
         told = [bool(unit.dimension or unit.nouns) for unit in (a, b)]
         return not all(told) and self.nodes(gold.node, pred.node)
@@ -304,11 +307,9 @@ class Comparison(Regions):
         if is_percent(bare.node) and quantity.unit != Unit() and not is_percent(quantity.node):
             return False
         if self.nodes(bare.node, quantity.node):
-            return not (bare.node[0] == "const" or quantity.unit.dimension == (("angle", 1 / 60),)) and not _arcminutes(
-                quantity.unit
-            )
+            return bare.node[0] != "const" and not arcminutes(quantity.unit)
         if quantity.unit.dimension == (("angle", 1),) and "pi" in constants(bare.node):
-            return self.nodes(bare.node, _radians(quantity))
+            return self.nodes(bare.node, radians(quantity))
         return False
 
     def _expression_quantity(self, gold: Expression, pred: Quantity) -> bool:
@@ -370,30 +371,6 @@ _RULES: dict[tuple[type, type], Callable[[Comparison, Any, Any], bool]] = {
     (Whole, Whole): Comparison._wholes,
     (Relation, Relation): Comparison._equations,
 }
-
-
-def _renamed(readings: Readings, old: Sequence[Node], new: Sequence[Node]) -> Readings:
-    """What `f(t) = 2t` says of t, said of x; nothing where it already speaks of an x that is another one."""
-    table = dict(zip(old, new, strict=True))
-    others = [node for node in new if node not in old]
-    if any(mentions(r.node, node) for r in readings if isinstance(r, Expression) for node in others):
-        return ()
-    return tuple(Expression(exchanged(r.node, table)) if isinstance(r, Expression) else r for r in readings)
-
-
-def _radians(quantity: Quantity) -> Node:
-    if quantity.unit.dimension == (("angle", 1),):
-        factor = quantity.unit.factor / 180
-        return ("*", quantity.node, ("*", ("const", "pi"), number(factor)))
-    return quantity.node
-
-
-def _arcminutes(unit: Unit) -> bool:
-    return unit.dimension == (("angle", 1),) and unit.factor != 1
-
-
-def _is_infinite(relation: Relation) -> bool:
-    return any("inf" in constants(side) for side in relation.sides)
 
 
 def _list_of_names(words: Sequence[str]) -> list[tuple[str, ...]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import mpmath
 
-from gmpo.rewards.reading.compute import PRECISION, Evaluator, NoValue, Value
+from gmpo.rewards.reading.compute import PRECISION, Evaluator
+from gmpo.rewards.reading.counting import NoValue, Value
 from gmpo.rewards.reading.cursor import Node, number
 from gmpo.rewards.reading.limits import Steps, TooLarge, Unread
 from gmpo.rewards.reading.magnitudes import AGREE, close, mp, real, rounded

@@ -7,7 +7,7 @@ from typing import Any
 
 import mpmath
 
-from gmpo.rewards.reading.compute import Value
+from gmpo.rewards.reading.counting import Value
 from gmpo.rewards.reading.limits import MAX_ITEMS, TooLarge
 from gmpo.rewards.reading.magnitudes import close
 

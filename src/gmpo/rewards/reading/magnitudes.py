@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import mpmath
 
-from gmpo.rewards.reading.compute import Value
+from gmpo.rewards.reading.counting import Value
 from gmpo.rewards.reading.cursor import Node, number
 
 _FLOAT_DIGITS = 15

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import mpmath
 
-from gmpo.rewards.reading.compute import Value
+from gmpo.rewards.reading.counting import Value
 from gmpo.rewards.reading.cursor import Node
 from gmpo.rewards.reading.formulas import Formulas
 from gmpo.rewards.reading.intervals import COMBINED, HIGH, LOW, ORDER, Piece, contains, intersection, same_end, union

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from gmpo.rewards.reading.cursor import Node
-from gmpo.rewards.reading.meanings import Relation
+from collections.abc import Sequence
+
+from gmpo.rewards.reading.cursor import Node, number
+from gmpo.rewards.reading.meanings import Expression, Quantity, Readings, Relation
+from gmpo.rewards.reading.units import Unit
 
 
 def variables(node: Node) -> frozenset[str]:
@@ -77,3 +80,27 @@ def exchanged(node: Node, table: dict[Node, Node]) -> Node:
 
 def has_pm(node: Node) -> bool:
     return node[0] in ("pm", "mp") or any(has_pm(part) for part in node[1:] if isinstance(part, tuple))
+
+
+def radians(quantity: Quantity) -> Node:
+    if quantity.unit.dimension == (("angle", 1),):
+        factor = quantity.unit.factor / 180
+        return ("*", quantity.node, ("*", ("const", "pi"), number(factor)))
+    return quantity.node
+
+
+def arcminutes(unit: Unit) -> bool:
+    return unit.dimension == (("angle", 1),) and unit.factor != 1
+
+
+def is_infinite(relation: Relation) -> bool:
+    return any("inf" in constants(side) for side in relation.sides)
+
+
+def renamed(readings: Readings, old: Sequence[Node], new: Sequence[Node]) -> Readings:
+    """What `f(t) = 2t` says of t, said of x; nothing where it already speaks of an x that is another one."""
+    table = dict(zip(old, new, strict=True))
+    others = [node for node in new if node not in old]
+    if any(mentions(r.node, node) for r in readings if isinstance(r, Expression) for node in others):
+        return ()
+    return tuple(Expression(exchanged(r.node, table)) if isinstance(r, Expression) else r for r in readings)
