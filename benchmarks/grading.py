@@ -2,6 +2,9 @@
 
     python benchmarks/grading.py [--data DIR] [--json FILE]
 
+Without the folder of labelled answers only the throughput is measured. `grading_cases.jsonl` there holds answers with
+labels by kind: the table gives false positives and false negatives, and Math-Verify's beside them.
+
 `model_outputs_dev.parquet` holds model outputs with labels, `grading_dev.jsonl` assertions of other projects' test
 suites about their own graders. Those projects disagree about conventions (is an unreduced fraction right? does the
 order of a list matter?), so no scorer meets every row. Each row is graded by the scorer here whose convention is
@@ -25,6 +28,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from gmpo.rewards.failures import failed_share
 from gmpo.rewards.grader import Grader, GradeRequest, GraderSpec
 from gmpo.rewards.verdict import Grade, Verdict
 
@@ -154,29 +158,81 @@ def stories(count: int = 256, repeats: int = 10) -> dict[str, float]:
     return {"answers": count, "median_ms": round(statistics.median(times), 2), "best_ms": round(min(times), 2)}
 
 
-def hostile(count: int = 1000, repeats: int = 3) -> dict[str, Any]:
-    """Answers per second of the tests' corpus of hostile answers, which `math_verify` grades with two workers.
-
-    Left out are those that the corpus itself leaves to the time limit: they cost that limit each, by definition.
-    """
+def _corpus() -> Any:
+    """The tests' hostile answers."""
     file = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "test_hostile_answers.py"
     spec = importlib.util.spec_from_file_location("hostile_answers", file)
     assert spec is not None
     assert spec.loader is not None
     corpus = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(corpus)
-    inside = [f"\\boxed{{{text}}}" for name, text in corpus.INSIDE.items() if name not in corpus.TAKES_ITS_TIME]
-    texts = list(itertools.islice(itertools.cycle([*inside, *corpus.WHOLE.values()]), count))
-    requests = [GradeRequest("math_verify", "", text, corpus.TRUTH, {}, i) for i, text in enumerate(texts)]
-    times = []
+    return corpus
+
+
+def throughput(count: int = 1000, repeats: int = 5) -> dict[str, Any]:
+    """Seconds that two workers take for as many ordinary answers, and for as many hostile ones, under `math_verify`.
+
+    Ordinary answers are the tests' own by kind; hostile ones are their corpus. Best of several.
+    """
+    corpus = _corpus()
+    cases = (Path(__file__).resolve().parents[1] / "tests" / "rewards" / "graded_answers.jsonl").read_text("utf-8")
+    ordinary = [(row["answer"], row["reference"]) for row in map(json.loads, cases.splitlines())]
+    inside = [f"\\boxed{{{text}}}" for text in corpus.INSIDE.values()]
+    hostile = [(text, corpus.TRUTH) for text in (*inside, *corpus.WHOLE.values())]
+    result: dict[str, Any] = {"answers": count}
     with Grader(GraderSpec(workers=2, timeout_s=5.0, memory_mb=512)) as grader:
         grader.start(["math_verify"])
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            verdicts = Counter(str(grade.verdict) for grade in grader.grade(requests))
-            times.append(time.perf_counter() - begin)
-    seconds = statistics.median(times)
-    return {"answers": count, "answers_per_second": round(count / seconds), "verdicts": dict(verdicts)}
+        for name, pairs in (("ordinary", ordinary), ("hostile", hostile)):
+            chosen = list(itertools.islice(itertools.cycle(pairs), count))
+            requests = [GradeRequest("math_verify", "", text, gold, {}, i) for i, (text, gold) in enumerate(chosen)]
+            times = []
+            for _ in range(repeats):
+                begin = time.perf_counter()
+                grades = grader.grade(requests)
+                times.append(time.perf_counter() - begin)
+            verdicts = dict(Counter(str(grade.verdict) for grade in grades))
+            result[name] = {"seconds": round(min(times), 3), "verdicts": verdicts, "failures": failed_share(grades)}
+    result["hostile_to_ordinary"] = round(result["hostile"]["seconds"] / result["ordinary"]["seconds"], 2)
+    return result
+
+
+def by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """False positives and false negatives of answers with a label, by kind, of ours and of Math-Verify alone.
+
+    Rows that are marked doubtful are left out. `general` counts the rows of the general scorer alone.
+    """
+    clear = [row for row in rows if not row["doubtful"]]
+    asked = [{**row, "prediction": row["answer"], "gold": row["ground_truth"]} for row in clear]
+    ours: list[bool] = [False] * len(asked)
+    for source in dict.fromkeys(row["data_source"] for row in asked):
+        members = [i for i, row in enumerate(asked) if row["data_source"] == source]
+        grades, _ = graded(GraderSpec(), source, [asked[i] for i in members])
+        for i, grade in zip(members, grades, strict=True):
+            ours[i] = grade.verdict is Verdict.CORRECT
+    alone = [g.verdict is Verdict.CORRECT for g in graded(GraderSpec(function=math_verify_alone), "any", asked)[0]]
+    table: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COUNTS, 0))
+    for row, mine, theirs in zip(asked, ours, alone, strict=True):
+        right = row["expected"] == "correct"
+        general = row["data_source"] == "math_verify"
+        for name in (row["kind"], *(("general", "all") if general else ("all",))):
+            counts = table[name]
+            counts["right" if right else "wrong"] += 1
+            counts["false_negatives"] += right and not mine
+            counts["false_positives"] += mine and not right
+            counts["their_false_negatives"] += right and not theirs
+            counts["their_false_positives"] += theirs and not right
+    return dict(table)
+
+
+_COUNTS = (*("right", "wrong", "false_positives", "false_negatives", "their_false_positives", "their_false_negatives"),)
+
+
+def print_kinds(table: Mapping[str, Mapping[str, int]]) -> None:
+    """One line a kind."""
+    print(f"{'kind':44} {'wrong':>6} {'FP':>4} {'MV':>4} {'right':>6} {'FN':>4} {'MV':>4}")
+    for name, c in table.items():
+        print(f"{name:44} {c['wrong']:6} {c['false_positives']:4} {c['their_false_positives']:4} ", end="")
+        print(f"{c['right']:6} {c['false_negatives']:4} {c['their_false_negatives']:4}")
 
 
 def main() -> None:
@@ -185,11 +241,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path, help="also write the figures, and the rows not met, to this file")
     arguments = parser.parse_args()
+    resisted = throughput()
+    print(f"throughput: {resisted}")
+    if not arguments.data.exists():
+        print(f"{arguments.data} is not here: the labelled answers are left out")
+        return
+    kinds: dict[str, dict[str, int]] = {}
+    if (cases := arguments.data / "grading_cases.jsonl").exists():
+        kinds = by_kind([json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines()])
+        print_kinds(kinds)
     outputs = model_outputs(pq.read_table(arguments.data / "model_outputs_dev.parquet").to_pylist())
     lines = (arguments.data / "grading_dev.jsonl").read_text(encoding="utf-8").splitlines()
     table, missed = grading_table([json.loads(line) for line in lines])
     speed = stories()
-    resisted = hostile()
     for name, figures in outputs.items():
         print(f"{name:24} {figures}")
     print(f"{'source':36} {'rows':>5} {'nearest scorer':>15} {'math_verify':>12} {'Math-Verify alone':>18}")
@@ -197,14 +261,14 @@ def main() -> None:
         print(f"{name:36} {counts['rows']:5} {counts['nearest scorer']:15} ", end="")
         print(f"{counts['math_verify']:12} {counts['Math-Verify alone']:18}")
     print(f"stories: {speed}")
-    print(f"hostile: {resisted}")
     if arguments.json:
         figures = {
             "model_outputs": outputs,
             "grading_table": table,
             "not_met": missed,
             "stories": speed,
-            "hostile": resisted,
+            "throughput": resisted,
+            "kinds": kinds,
         }
         arguments.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
 

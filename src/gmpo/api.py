@@ -17,6 +17,7 @@ from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speak
 from gmpo.build.programs import (
     Demonstrations,
     TrainingData,
+    ValidationData,
     build_fine_tuning,
     build_training,
     build_validator,
@@ -24,7 +25,7 @@ from gmpo.build.programs import (
     read_training,
     read_validation,
 )
-from gmpo.build.rewards import RewardFunction, build_rewards
+from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references
 from gmpo.build.run import Policy, Rows, build_store, data_sources, load_policy, policy_weights
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
@@ -33,6 +34,7 @@ from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import MODEL
+from gmpo.rewards.combined import Rewards
 from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
 from gmpo.tracking.tracker import SampleWriter
@@ -111,7 +113,7 @@ def train(
         if run.done:
             return _finished(run, data.length.total_steps)
         with build_rewards(c, functions, reward_weights, data.asked) as rewards:
-            rewards.start([problem.data_source for problem in data.asked])
+            _start_graders(rewards, data, run)
             keep = partial(_keep_validation, run.writer, console, c)
             tracker = _profiled(run, data, console) if profile else run.tracker
             policy, plan, parts = build_training(data, rewards, run, keep, tracker)
@@ -137,7 +139,7 @@ def _validate(
         opened_validation(resolved, data.opening, console=console) as run,
         build_rewards(c, functions, reward_weights, data.asked) as rewards,
     ):
-        rewards.start([problem.data_source for problem in data.asked])
+        _start_graders(rewards, data, run)
         keep = partial(_keep_validation, run.writer, console, c)
         policy, collector, evaluate = build_validator(data, rewards, keep)
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
@@ -175,6 +177,13 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
             )
             model = export(parts.learner, run.folder)
     return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history))
+
+
+def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun) -> None:
+    """A wrong setting, and references that no answer can meet, are known before anything is sampled."""
+    rewards.start([problem.data_source for problem in data.asked])
+    if (unmet := check_run_references(data.config, rewards, data.asked)) is not None:
+        run.say(unmet)
 
 
 def _finished(run: OpenRun, total_steps: int) -> Run:

@@ -21,17 +21,17 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
-    ".": (710, START),
+    ".": (720, START),
     "algo": (930, START),
     "backends": (1900, START),
-    "build": (1320, START),
+    "build": (1350, START),
     "check": (320, START),
-    "config": (3010, START),
-    "data": (1310, START),
+    "config": (3050, START),
+    "data": (1330, START),
     "metrics": (330, START),
     "ops": (620, START),
     "records": (490, START),
-    "rewards": (1470, START),
+    "rewards": (5590, "a reader of short mathematical answers in the place of Math-Verify"),
     "tracking": (560, START),
     "training": (1120, START),
 }

@@ -35,7 +35,6 @@ LATE_IMPORTS_ALLOWED = {
     "__init__.py",
     "tracking/sinks.py",
     "data/prepare.py",
-    "rewards/algebra.py",
     "rewards/custom.py",
     "ops/kernels.py",
 }

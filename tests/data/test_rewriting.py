@@ -74,6 +74,17 @@ def test_the_hundredfold_repetition_of_dapo_is_undone(tmp_path: Path) -> None:
         ("amc23", {"question": QUESTION, "answer": 27.0}, QUESTION, "27"),
         ("olympiadbench", {"question": QUESTION, "final_answer": ["$\\frac{1}{2}$"]}, QUESTION, "\\frac{1}{2}"),
         ("aime25", {"problem": QUESTION, "answer": "70"}, QUESTION, "70"),
+        ("aime24", {"problem": QUESTION, "answer": "033"}, QUESTION, "33"),
+        ("aime24", {"problem": QUESTION, "answer": "000"}, QUESTION, "0"),
+        ("olympiadbench", {"question": QUESTION, "final_answer": ["$69$,$84$"]}, QUESTION, "69,84"),
+        ("olympiadbench", {"question": QUESTION, "final_answer": ["$-1$, $2$"]}, QUESTION, "-1, 2"),
+        (
+            "olympiadbench",
+            {"question": QUESTION, "final_answer": ["$f(x)=x$, where $x>0$"]},
+            QUESTION,
+            "$f(x)=x$, where $x>0$",
+        ),
+        ("minerva", {"question": QUESTION, "answer": "\\$36"}, QUESTION, "\\$36"),
         ("math500", {"problem": QUESTION, "answer": "(3, 1)", "subject": "Algebra", "level": 2}, QUESTION, "(3, 1)"),
     ],
 )

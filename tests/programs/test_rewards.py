@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gmpo.errors import ConfigError
+from gmpo.errors import ConfigError, DataError
 
 BREVITY = '''"""Fewer words, more reward."""
 
@@ -71,3 +71,33 @@ def test_a_further_reward_comes_from_a_file_with_a_label_and_arguments(bench: An
     assert metrics["reward_parts/short/mean"] < -3
     expected = metrics["reward_parts/main/mean"] + 0.1 * metrics["reward_parts/short/mean"]
     assert metrics["critic/rewards/mean"] == pytest.approx(expected, abs=1e-6)
+
+
+def rows_of(bench: Any, *truths: str) -> list[dict[str, Any]]:
+    """The bench's problems under another data source and with other references."""
+    pairs = zip(bench.rows, truths, strict=False)
+    return [{**row, "data_source": "anything", "reward_model": {"ground_truth": truth}} for row, truth in pairs]
+
+
+NO_FILE = {"custom_reward_function.path": None}
+
+
+def test_references_that_cannot_be_met_stop_a_run_before_anything_is_sampled(bench: Any) -> None:
+    rows = rows_of(bench, "1", "2", "None", "nan")
+    with pytest.raises(
+        DataError, match=r"2 of 4 reference answers.*\n  rows:3 \(anything\): 'None' is wrong\n  rows:4"
+    ):
+        bench.train({**NO_FILE, "reward_model.scorer": "math_verify"}, rows=rows)
+    assert not list(bench.folder.glob("**/metrics.jsonl"))
+
+
+def test_a_source_without_a_scorer_may_be_given_one_and_a_setting_without_effect_is_refused(bench: Any) -> None:
+    rows = rows_of(bench, *map(str, range(8)))
+    with pytest.raises(DataError, match=r"No scorer for data_source 'anything'"):
+        bench.train(NO_FILE, rows=rows)
+    with pytest.raises(ConfigError, match=r"reward_model\.scorers names elsewhere"):
+        bench.train({**NO_FILE, "reward_model.scorers": {"elsewhere": "math", "anything": "math"}}, rows=rows)
+    with pytest.raises(ConfigError, match=r"reward_model\.require=boxed has no effect"):
+        bench.train({**NO_FILE, "reward_model.scorer": "math", "reward_model.require": "boxed"}, rows=rows)
+    run = bench.train({**NO_FILE, "reward_model.scorers": {"anything": "math_verify"}}, rows=rows)
+    assert run.history[0]["reward/unparsed_share"] + run.history[0]["reward/wrong_share"] > 0

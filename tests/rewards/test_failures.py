@@ -11,6 +11,7 @@ from gmpo.rewards.verdict import Grade, Verdict
 RIGHT = Grade(Verdict.CORRECT, 1.0)
 UNPARSED = Grade(Verdict.UNPARSED, 0.0)
 SLOW = Grade(Verdict.TIMEOUT, 0.0, reason="no result within 1 s")
+REFUSED = Grade(Verdict.TIMEOUT, 0.0, reason="refused: more than 1500 operations", refused=True)
 BROKEN = Grade(Verdict.GRADER_ERROR, 0.0, reason="KeyError: 'x'")
 
 
@@ -35,3 +36,9 @@ def test_the_error_gives_counts_reasons_an_example_and_the_remedy() -> None:
     assert "2 x grader_error: KeyError: 'x'" in message
     assert "answer 1, which ends in 'the answer text'" in message
     assert "reward_model.grader_timeout_s or reward_model.grader_memory_mb" in message
+
+
+def test_an_answer_that_was_refused_for_its_size_is_no_failure_of_the_grader() -> None:
+    assert failed_share([REFUSED] * 40 + [RIGHT]) == 0.0
+    check_failed_share([REFUSED] * 1_000, 0.0)
+    assert failed_share([REFUSED, SLOW]) == 0.5

@@ -1,24 +1,25 @@
 r"""Answers that a policy may stumble upon, or write on purpose, to hang, flood or fool a grader.
 
-Every one is put to every scorer, in a real worker with a time limit and a memory limit. None may count as correct that
-is not, none may take longer than its limit, and only the few named here may take it at all.
+Every one is put to every scorer, in a real worker with a memory limit and a time limit that no answer comes near, on
+however slow a machine: what is too large is refused by its size. None may count as correct that is not, and none may
+count as a failure of the grader.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gmpo.rewards.bounds import beyond_reason
+from gmpo.rewards.failures import failed_share
 from gmpo.rewards.grader import Grader, GradeRequest, GraderSpec
+from gmpo.rewards.reading.limits import MAX_STEPS, Steps
 from gmpo.rewards.scorers import SCORERS
-from gmpo.rewards.verdict import Verdict
+from gmpo.rewards.verdict import Grade, Verdict
 
 TRUTH = "42"
-LIMIT_S, MEMORY_MB = 1.0, 512
+LIMIT_S, MEMORY_MB = 60.0, 512
 
 NUMBERS = {
     "a tower of powers": "9^{9^{9^{9}}}",
@@ -64,8 +65,6 @@ CODE = {
     "dunder": "().__class__.__bases__[0].__subclasses__()",
 }
 SIGNS = {
-    "Arabic digits": "\u0664\u0662",
-    "full-width digits": "\uff14\uff12",
     "a superscript": "4\u00b2",
     "a null byte": "4\x002",
     "right to left": "\u202e24",
@@ -101,9 +100,6 @@ WHOLE = {
 }
 """Whole texts that hold no right answer."""
 
-TAKES_ITS_TIME = {"a huge binomial", "a power of a sum"}
-"""Left to the time limit: nothing in their form says how much they cost."""
-
 FORMS = ("\\boxed{{{}}}", "#### {}", "Answer: {}", "<answer>{}</answer>", "so it is ${}$")
 DISTINCT = ("math_verify", "openai/gsm8k", "lighteval/MATH", "math_dapo", "gmpo/stories")
 """A data source for each scorer that grades texts."""
@@ -116,9 +112,13 @@ def scored(request: pytest.FixtureRequest) -> Iterator[tuple[str, Grader]]:
         yield request.param, grader
 
 
-def grade(source: str, grader: Grader, texts: list[str]) -> list[Verdict]:
-    requests = [GradeRequest(source, "?", text, TRUTH, {}, group=i) for i, text in enumerate(texts)]
-    return [grade.verdict for grade in grader.grade(requests)]
+def grade(source: str, grader: Grader, texts: list[str]) -> list[Grade]:
+    return grader.grade([GradeRequest(source, "?", text, TRUTH, {}, group=i) for i, text in enumerate(texts)])
+
+
+def is_refused_or_judged(grade: Grade) -> bool:
+    """Neither correct, nor killed by the clock, nor an error."""
+    return grade.verdict in (Verdict.WRONG, Verdict.UNPARSED) or (grade.verdict is Verdict.TIMEOUT and grade.refused)
 
 
 def form_of(source: str) -> list[str]:
@@ -134,26 +134,22 @@ def test_the_corpus_covers_every_scorer() -> None:
     assert {scorer.score for scorer in SCORERS.values() if scorer.score.__name__ not in own} == covered
 
 
-def test_a_hostile_answer_is_wrong_or_unparsed_and_never_correct(
+def test_a_hostile_answer_is_refused_wrong_or_unparsed_and_no_failure_of_the_grader(
     scored: tuple[str, Grader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, grader = scored
     cases = [(name, form.format(text)) for form in form_of(source) for name, text in INSIDE.items()]
-    start = time.perf_counter()
-    verdicts = grade(source, grader, [text for _, text in cases])
-    seconds = time.perf_counter() - start
-    judged = {Verdict.WRONG, Verdict.UNPARSED}
-    for (name, text), verdict in zip(cases, verdicts, strict=True):
-        allowed = judged | {Verdict.TIMEOUT} if name in TAKES_ITS_TIME else judged
-        assert verdict in allowed, f"{source}: {name}: {verdict} for {text[:60]!r}"
-    assert seconds < 10 + len(TAKES_ITS_TIME) * len(form_of(source)) * 3 * LIMIT_S
+    grades = grade(source, grader, [text for _, text in cases])
+    for (name, text), found in zip(cases, grades, strict=True):
+        assert is_refused_or_judged(found), f"{source}: {name}: {found.verdict} for {text[:60]!r}: {found.reason}"
+    assert failed_share(grades) == 0.0
     assert not Path("owned").exists()
 
 
 def test_a_hostile_text_is_wrong_or_unparsed(scored: tuple[str, Grader]) -> None:
     source, grader = scored
-    for name, verdict in zip(WHOLE, grade(source, grader, list(WHOLE.values())), strict=True):
-        assert verdict in (Verdict.WRONG, Verdict.UNPARSED), f"{source}: {name}: {verdict}"
+    for name, found in zip(WHOLE, grade(source, grader, list(WHOLE.values())), strict=True):
+        assert is_refused_or_judged(found), f"{source}: {name}: {found.verdict}"
 
 
 def test_among_hostile_answers_the_right_one_is_still_right(scored: tuple[str, Grader]) -> None:
@@ -161,38 +157,26 @@ def test_among_hostile_answers_the_right_one_is_still_right(scored: tuple[str, G
     texts = []
     for name in ("a tower of powers", "a huge binomial", "deep braces", "an import", "emojis"):
         texts += [form_of(source)[0].format(INSIDE[name]), form_of(source)[0].format(TRUTH)]
-    assert grade(source, grader, texts)[1::2] == [Verdict.CORRECT] * 5
+    assert [found.verdict for found in grade(source, grader, texts)[1::2]] == [Verdict.CORRECT] * 5
 
 
 def test_the_right_answer_behind_a_long_text_is_found(scored: tuple[str, Grader]) -> None:
     source, grader = scored
-    assert grade(source, grader, ["a" * 100_000 + "\n" + form_of(source)[0].format(TRUTH)]) == [Verdict.CORRECT]
+    (found,) = grade(source, grader, ["a" * 100_000 + "\n" + form_of(source)[0].format(TRUTH)])
+    assert found.verdict is Verdict.CORRECT
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *("2^{100}", "10^{100}-1", "e^{-x^{2}}", "2^{2^{3}}", "(1+\\sqrt{2})^{50}", "100!", "1e-30", "1" * 500),
-        *("\\frac{1}{1+\\frac{1}{1+x}}", "(x+1)^{10}(x-1)^{20}", "x^{y^{z}}", "\\binom{2024}{1012}", "f(g(h(x)))"),
-    ],
-)
-def test_results_that_people_write_are_within_reason(answer: str) -> None:
-    assert not beyond_reason(answer)
+@pytest.mark.parametrize("name", list(INSIDE))
+def test_a_hostile_answer_takes_a_bounded_number_of_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of comparing and characters read, whatever the machine: the bound of time that does not look at a clock."""
+    taken = [0]
+    take = Steps.take
 
+    def counted(steps: Steps, count: int = 1) -> None:
+        taken[0] += count
+        take(steps, count)
 
-def test_bounds_take_time_linear_in_the_length() -> None:
-    def seconds(size: int) -> float:
-        texts = [sign * size for sign in ("(", "^", "{^", "9^", "!", ")^9", "9^{9", " ")]
-        start = time.perf_counter()
-        for text in texts:
-            beyond_reason(text[:1_900] if size < 2_000 else text)
-        return time.perf_counter() - start
-
-    assert seconds(1_000_000) < 2.0
-
-
-def test_an_answer_beyond_reason_is_still_right_where_it_is_the_reference() -> None:
-    truth = "10^{1000000}"
-    with Grader(GraderSpec(workers=1, timeout_s=5.0)) as grader:
-        (found,) = grader.grade([GradeRequest("math_verify", "?", f"\\boxed{{{truth}}}", truth, {}, group=0)])
-    assert found.verdict == Verdict.CORRECT
+    monkeypatch.setattr(Steps, "take", counted)
+    for truth in (TRUTH, r"\sqrt{2}+x", "1,2"):
+        SCORERS["math_verify"].score(f"\\boxed{{{INSIDE[name]}}}", truth, {})
+    assert taken[0] < 3 * 3 * MAX_STEPS

@@ -1,11 +1,11 @@
-"""Which answers are equal under which convention."""
+"""Which answers are equal under which convention. More of the general one: `test_reading`."""
 
 from __future__ import annotations
 
 import pytest
 
-from gmpo.rewards.algebra import compare_text, equal_by_math_verify
 from gmpo.rewards.math import normalize_hendrycks, normalize_minerva, same_hendrycks, same_minerva, same_number
+from gmpo.rewards.reading.judge import Judgement, judge
 
 
 def test_numbers_are_compared_as_written_without_commas_and_dollars() -> None:
@@ -85,7 +85,7 @@ def test_minerva_equality_ignores_units_and_not_leading_zeros() -> None:
     ],
 )
 def test_algebra_sees_through_the_way_an_answer_is_written(gold: str, pred: str) -> None:
-    assert equal_by_math_verify(gold, pred)
+    assert judge(gold, pred) is Judgement.EQUAL
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,9 @@ def test_algebra_sees_through_the_way_an_answer_is_written(gold: str, pred: str)
         ("yes", "sye"),
         ("Tom", "mot"),
         ("3.83e35", "3.83e34"),
-        ("42", "４２"),
         ("42", ""),
         ("42", "}{"),
     ],
 )
 def test_algebra_equates_neither_anagrams_nor_other_values_nor_what_cannot_be_read(gold: str, pred: str) -> None:
-    assert not equal_by_math_verify(gold, pred)
-
-
-def test_the_answer_in_running_text_is_found_or_said_to_be_missing() -> None:
-    assert compare_text("1/2", r"So it is $\frac{2}{4}$.").equal
-    assert compare_text("1/2", "I do not know").pred is None
+    assert judge(gold, pred) is not Judgement.EQUAL

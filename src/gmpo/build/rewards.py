@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from gmpo.config import Config
-from gmpo.data.gsm8k import DATA_SOURCE as GSM8K
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError
 from gmpo.rewards.agreement import check_agreement
 from gmpo.rewards.combined import MAIN, Component, Rewards
 from gmpo.rewards.grader import Grader, GraderSpec
 from gmpo.rewards.portable import FunctionFile
-from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.references import PlacedReference, check_references
+from gmpo.rewards.scorers import Scoring
 from gmpo.rewards.shaping import OverlongPenalty
 
 RewardFunction = Callable[..., Any]
@@ -44,12 +44,13 @@ def build_rewards(
         main = Component(MAIN, reward.weight, grader(FunctionFile(custom.path, custom.name), custom.reward_kwargs))
     else:
         asked = [(p.data_source, p.prompt[-1]["content"]) for p in problems]
-        for source in sorted({source for source, _ in asked}):
-            scorer_for(source)
+        sources = sorted({source for source, _ in asked})
+        scoring = _scoring(config, sources)
         any_number = reward.answer_rule in ("flexible", "flexible_no_commas")
-        check_agreement(asked, lenient=frozenset({GSM8K}) if any_number else frozenset())
-        options = {} if reward.answer_rule is None else {GSM8K: {"method": reward.answer_rule}}
-        main = Component(MAIN, reward.weight, grader(None, {}, options=options))
+        by_rule = frozenset(s for s in sources if "method" in scoring.scorer_for(s).options)
+        check_agreement(asked, lenient=by_rule if any_number else frozenset(), scoring=scoring)
+        options = {} if reward.answer_rule is None else {source: {"method": reward.answer_rule} for source in by_rule}
+        main = Component(MAIN, reward.weight, grader(None, {}, options=options, scoring=scoring))
     extra = [
         Component(_name_of(function, number), factor, grader(function, {}))
         for number, (function, factor) in enumerate(zip(functions[1:], weight_of[1:], strict=True), start=2)
@@ -72,14 +73,48 @@ def factors(functions: Sequence[RewardFunction], weights: Sequence[float] | None
     return [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
 
 
+def _scoring(config: Config, sources: Sequence[str]) -> Scoring:
+    """How the scorers of these data sources are chosen.
+
+    Raises ConfigError, DataError for a scorer that does not exist, a source without one, a setting without effect.
+    """
+    reward = config.reward_model
+    scoring = Scoring(reward.scorer, reward.scorers, reward.thinking, reward.thinking_tags, reward.require)
+    scoring.check()
+    if unused := sorted(set(reward.scorers) - set(sources)):
+        raise ConfigError(
+            f"reward_model.scorers names {', '.join(unused)}, and no problem is from there. The data sources of this "
+            f"run: {', '.join(sources)}."
+        )
+    if scoring.require is not None and not any("require" in scoring.scorer_for(s).options for s in sources):
+        raise ConfigError(
+            f"reward_model.require={scoring.require} has no effect: it is for the scorer math_verify, which grades "
+            f"none of {', '.join(sources)}. Leave it out, or set reward_model.scorer=math_verify."
+        )
+    for source in sources:
+        scoring.scorer_for(source)
+    return scoring
+
+
+def check_run_references(config: Config, rewards: Rewards, problems: Iterable[Problem]) -> str | None:
+    """What to say about references that cannot be met, once the graders have started; None where there are none.
+
+    Raises DataError when there are more than `reward_model.max_unmet_references` allows.
+    """
+    placed = [PlacedReference(p.id, p.data_source, p.ground_truth) for p in problems]
+    return check_references(rewards.main.grader, placed, config.reward_model.max_unmet_references)
+
+
 def _grader(
     function: RewardFunction | FunctionFile | None,
     kwargs: Mapping[str, Any],
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    scoring: Scoring | None = None,
     **bounds: Any,
 ) -> Grader:
-    return Grader(GraderSpec(function=function, kwargs=kwargs, options=options or {}, **bounds))
+    spec = GraderSpec(function=function, kwargs=kwargs, options=options or {}, scoring=scoring or Scoring(), **bounds)
+    return Grader(spec)
 
 
 def _name_of(function: RewardFunction, number: int) -> str:

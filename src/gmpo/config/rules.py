@@ -143,7 +143,9 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
         paths = ("custom_reward_function.name", "custom_reward_function.reward_kwargs")
         yield from inert("custom_reward_function.path is not given", *paths)
     else:
-        yield from inert("custom_reward_function.path replaces the scorers", "reward_model.answer_rule")
+        names = ("answer_rule", "scorer", "scorers", "thinking", "thinking_tags", "require", "max_unmet_references")
+        scorers = [f"reward_model.{name}" for name in names]
+        yield from inert("custom_reward_function.path replaces the scorers", *scorers)
 
 
 def not_available(config: Config, given: Given) -> Iterator[Issue]:

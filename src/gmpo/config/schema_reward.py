@@ -69,11 +69,46 @@ class RewardModel(Section):
     grader_memory_mb: int = setting(512, "Memory in MiB that one grading process may take.", own=True, ge=64)
     max_failed_share: float = setting(
         0.1,
-        "The run stops when a larger share of a step's gradings ends in timeout or grader_error.",
+        "The run stops when a larger share of a step's gradings ends in timeout or grader_error. Answers that a scorer "
+        "refuses because they are too large to compute do not count.",
         own=True,
         ge=0,
         le=1,
         role="bookkeeping",
+    )
+    max_unmet_references: float = setting(
+        0.05,
+        "Each reference answer is graded against itself at the start. Those that fail are listed, and the run stops "
+        "when a larger share of the rows has one.",
+        own=True,
+        ge=0,
+        le=1,
+    )
+    scorer: str | None = setting(
+        None,
+        "Scorer of all data sources: gsm8k, math, math_dapo, aime, math_verify, countdown or stories. null chooses it "
+        "by the data source.",
+        own=True,
+    )
+    scorers: dict[str, str] = setting(
+        {}, "Scorer of single data sources, {SOURCE: NAME}. Goes before scorer.", own=True
+    )
+    thinking: Literal["strip", "require", "ignore"] | None = setting(
+        None,
+        "What scorers make of a thinking part. strip: what stands between the tags is no answer, and thinking that "
+        "does not end has none. require: so, and an answer without finished thinking is unparsed. ignore: tags mean "
+        "nothing, as in verl. null leaves it to the scorer (strip for all of them).",
+        own=True,
+    )
+    thinking_tags: tuple[str, str] = setting(
+        ("<think>", "</think>"), "What begins and what ends a thinking part.", own=True
+    )
+    require: Literal["boxed", "phrase", "any"] | None = setting(
+        None,
+        "Where the scorer math_verify finds the answer. boxed: in a box. phrase: also in <answer> tags, behind #### or "
+        "'the answer is', or as a final count in bold. any: also as a last formula or as the whole of a short text. "
+        "null is any.",
+        own=True,
     )
     answer_rule: Literal["strict", "flexible", "flexible_no_commas"] | None = setting(
         None,

@@ -32,6 +32,8 @@ class Published:
     question: str = "problem"
     answer: str = "answer"
     """Columns of its own format."""
+    integers: bool = False
+    """Its references are integers; leading zeros, as AIME writes them, are taken off."""
     repeats: bool = False
     """The published file repeats its problems, which have a number in `extra_info.index`; one of each is kept."""
     note: str = ""
@@ -53,7 +55,7 @@ class Published:
         return math_row(
             self.data_source,
             INSTRUCTIONS[self.form].ask(question.strip()),
-            _one_answer(row, self.answer),
+            self._reference(_one_answer(row, self.answer)),
             {
                 "split": split,
                 "index": index,
@@ -63,6 +65,11 @@ class Published:
                 "type": _text_or_none(row.get("type", row.get("subject"))),
             },
         )
+
+    def _reference(self, answer: str) -> str:
+        """A reference as its scorer reads it: without dollar signs, and without the zeros before an integer."""
+        bare = without_dollars(answer)
+        return str(int(bare)) if self.integers and bare.isdecimal() else bare
 
     def _rewritten(self, row: Mapping[str, Any]) -> Row:
         """A row that is in verl's schema already, with its instruction and data source replaced."""
@@ -76,7 +83,7 @@ class Published:
         asked = math_row(
             self.data_source,
             INSTRUCTIONS[self.form].ask(question),
-            truth["ground_truth"].strip(),
+            self._reference(truth["ground_truth"]),
             {**extra, "question": question},
         )
         return {**asked, "prompt": [*map(dict, prompt[:-1]), *asked["prompt"]]}
@@ -91,7 +98,19 @@ def _one_answer(row: Mapping[str, Any], column: str) -> str:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise DataError(f"`{column}` must be one answer, found {value!r}")
-    return str(value).strip().removeprefix("$").removesuffix("$").strip()
+    return str(value).strip()
+
+
+def without_dollars(answer: str) -> str:
+    """`$69$,$84$` -> `69,84`: the dollar signs of formulas go where nothing but commas stands between them."""
+    text = answer.strip()
+    parts = text.split("$")
+    between = parts[::2]
+    if len(parts) % 2 == 0 or len(parts) == 1 or "\\" in "".join(p[-1:] for p in parts[:-1]):
+        return text
+    if any(part.strip(" ,;") for part in between):
+        return text
+    return "".join(part if place % 2 == 0 else part.strip() for place, part in enumerate(parts)).strip()
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -142,6 +161,7 @@ PUBLISHED: Mapping[str, Published] = {
         about="AIME 2024, I and II",
         data_source="aime24",
         form=ANSWER_LINE,
+        integers=True,
         splits={"test": 30},
         hub_id="HuggingFaceH4/aime_2024",
         hub_splits={"test": "train"},
@@ -150,6 +170,7 @@ PUBLISHED: Mapping[str, Published] = {
         about="AIME 2025, I and II",
         data_source="aime25",
         form=ANSWER_LINE,
+        integers=True,
         splits={"test": 30},
         hub_id="math-ai/aime25",
     ),

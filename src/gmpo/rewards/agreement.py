@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from gmpo.errors import DataError
-from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.scorers import Scoring
 
 FORMS: Mapping[str, re.Pattern[str]] = {
     "boxed": re.compile(r"\\boxed|\\fbox"),
@@ -24,17 +24,23 @@ SHOWN = {
 }
 
 
+_BY_SOURCE = Scoring()
+
+
 def asked_for(prompt: str) -> frozenset[str]:
     """The answer formats that a prompt asks for; none where it leaves the format open."""
     return frozenset(form for form, pattern in FORMS.items() if pattern.search(prompt))
 
 
-def check_agreement(problems: Iterable[tuple[str, str]], lenient: frozenset[str] = frozenset()) -> None:
+def check_agreement(
+    problems: Iterable[tuple[str, str]], lenient: frozenset[str] = frozenset(), scoring: Scoring = _BY_SOURCE
+) -> None:
     """Refuse problems whose prompts ask for other answer formats than their scorer reads.
 
     Args:
         problems: data source and prompt of each.
         lenient: data sources whose scorer was set to read any format.
+        scoring: how the scorers are chosen.
 
     Raises:
         DataError: most prompts of a source that ask for a format ask for none that the scorer reads.
@@ -42,7 +48,7 @@ def check_agreement(problems: Iterable[tuple[str, str]], lenient: frozenset[str]
     naming: dict[str, int] = {}
     disagreeing: dict[str, list[str]] = {}
     for source, prompt in problems:
-        reads = scorer_for(source).reads
+        reads = scoring.scorer_for(source).reads
         asked = asked_for(prompt)
         if source in lenient or not reads or not asked:
             continue
@@ -51,16 +57,16 @@ def check_agreement(problems: Iterable[tuple[str, str]], lenient: frozenset[str]
             disagreeing.setdefault(source, []).append(prompt)
     for source, prompts in disagreeing.items():
         if 2 * len(prompts) > naming[source]:
-            raise DataError(_message(source, prompts, naming[source]))
+            raise DataError(_message(source, prompts, naming[source], scoring.scorer_for(source).reads))
 
 
-def _message(source: str, prompts: list[str], naming: int) -> str:
+def _message(source: str, prompts: list[str], naming: int, reads: frozenset[str]) -> str:
     wanted = " or ".join(SHOWN[form] for form in sorted(asked_for(prompts[0])))
-    read = " or ".join(SHOWN[form] for form in sorted(scorer_for(source).reads))
+    read = " or ".join(SHOWN[form] for form in sorted(reads))
     return (
         f"prompts and scorer disagree: {len(prompts)} of {naming} prompts of data_source {source!r} that ask for an "
         f"answer format ask for {wanted}, but its scorer reads {read}, so right answers would count as wrong.\n"
         f"For example: {prompts[0][-200:]!r}\n"
-        "Rewrite the prompts with `gmpo data NAME --from FILE --out DIR`, name another scorer in the data_source "
-        "column (math_verify reads boxes and formulas), or set custom_reward_function.path."
+        "Rewrite the prompts with `gmpo data NAME --from FILE --out DIR`, name another scorer with "
+        "reward_model.scorer (math_verify reads boxes and formulas), or set custom_reward_function.path."
     )

@@ -17,6 +17,7 @@ _NUMBER = re.compile(r"-?[.,]?[0-9][0-9.,]*")
 _ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _STORY_ANSWER = re.compile(r"[0-9]+(?: +[0-9]+)*")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BETWEEN = re.compile(r"(?:[\s,;$&]|\\[()\[\],; ]|\\q?quad|\\text\{ *and *\}|and\b){0,30}")
 _TAG = re.compile(r"</?answer>")
 _BRACE = re.compile(r"[{}]")
 
@@ -63,12 +64,42 @@ def last_boxed(text: str) -> str | None:
     return _inside_braces(text, start)
 
 
-def _inside_braces(text: str, start: int) -> str | None:
+def box_at(text: str, start: int, limit: int | None = None) -> tuple[str, int] | None:
+    r"""What the box holds whose `\boxed` ends at `start`, and where it ends; None for one without content or end."""
+    if text[start : start + 1] == " ":
+        bare = text[start:].lstrip(" ")
+        if not bare.startswith("{"):
+            word = re.match(r"[^$\n.,]+", bare)
+            if word is None or len(word.group().split()) > 1:
+                return None
+            return word.group().strip(), len(text) - len(bare) + word.end()
+        start = len(text) - len(bare)
+    inside = _inside_braces(text, start, None if limit is None else start + limit)
+    return None if inside is None else (inside, start + len(inside) + 2)
+
+
+def all_boxed(text: str) -> str | None:
+    r"""What the last box holds; several boxes that nothing but `,`, `and`, `$` separates are one list. None without."""
+    found: list[str] = []
+    before: int | None = None
+    for box in reversed(list(_BOX.finditer(text))[-50:]):
+        inside = box_at(text, box.end())
+        if inside is None:
+            continue
+        content, end = inside
+        if before is not None and not _BETWEEN.fullmatch(text[end:before]):
+            break
+        found.append(content)
+        before = box.start()
+    return ", ".join(reversed(found)) if found else None
+
+
+def _inside_braces(text: str, start: int, end: int | None = None) -> str | None:
     """What the pair of braces that opens at `text[start]` holds; None when none opens there or it is not closed."""
     if text[start : start + 1] != "{":
         return None
     depth = 0
-    for brace in _BRACE.finditer(text, start):
+    for brace in _BRACE.finditer(text, start, len(text) if end is None else end):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
             return text[start + 1 : brace.start()]

@@ -19,6 +19,8 @@ from gmpo.rewards.verdict import Grade, Verdict
 MAX_CHARS = 200
 """Longest expression: a game has a handful of numbers."""
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*/()]))")
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_TIMES = re.compile(r"(?<=[0-9)])\s*[xX]\s*(?=[0-9(])")
 _SIGNS = (
     ("\\times", "*"),
     ("\\cdot", "*"),
@@ -28,6 +30,10 @@ _SIGNS = (
     ("−", "-"),
     ("\\left", ""),
     ("\\right", ""),
+    ("$", ""),
+    ("[", "("),
+    ("]", ")"),
+    ("==", "="),
 )
 
 
@@ -39,12 +45,13 @@ def score_countdown(text: str, ground_truth: str, extra_info: Mapping[str, Any],
     """1 for an expression that uses each number exactly once and equals the target, else `format_score` where an
     expression was found and 0 where none was.
 
-    The answer is what the last `<answer>` tags enclose, else the last box; `= target` at its end is allowed. verl's
-    tutorials give 0.1 for the format.
+    The answer is what the last `<answer>` tags enclose, or the box in them, else the last box; `= target` is allowed.
+    verl's tutorials give 0.1 for the format.
     """
     truth = json.loads(ground_truth)
     found = answers.tagged_answer(text)
-    pred = found if found is not None else answers.last_boxed(text)
+    pred = answers.last_boxed(text if found is None else found)
+    pred = found if pred is None else pred
     if pred is None:
         return Grade(Verdict.UNPARSED, 0.0, extra={"acc": 0})
     try:
@@ -66,9 +73,12 @@ def evaluate(expression: str, target: int | None = None) -> tuple[Fraction | Non
         raise _NotAnExpression(f"longer than {MAX_CHARS} characters")
     for sign, plain in _SIGNS:
         expression = expression.replace(sign, plain)
+    expression = _TIMES.sub("*", _FRACTION.sub(r"((\1)/(\2))", expression)).strip().removesuffix(".")
     left, equals, right = expression.partition("=")
+    if equals and left.strip() == str(target):
+        left, right = right, left
     if equals and right.strip() != str(target):
-        raise _NotAnExpression("what follows = is not the target")
+        raise _NotAnExpression("what stands beside = is not the target")
     parser = _Parser(_tokens(left))
     value = parser.sum()
     if parser.rest:
@@ -104,8 +114,9 @@ class _Parser:
 
     def product(self) -> Fraction | None:
         value = self.factor()
-        while self.rest and self.rest[-1] in "*/":
-            sign, other = self.rest.pop(), self.factor()
+        while self.rest and self.rest[-1] in "*/(":
+            sign = "*" if self.rest[-1] == "(" else self.rest.pop()
+            other = self.factor()
             if value is None or other is None or (sign == "/" and other == 0):
                 value = None
             else:

@@ -14,8 +14,15 @@ _TEXT_SHOWN = 200
 
 
 def failed_share(grades: Sequence[Grade]) -> float:
-    """Share of answers, 0 to 1, without a judgement: verdict `timeout` or `grader_error`. 0 for no answers."""
-    return sum(grade.verdict in _FAILURES for grade in grades) / len(grades) if grades else 0.0
+    """Share of answers, 0 to 1, on which the grader failed: verdict timeout or grader_error. 0 for no answers.
+
+    An answer that a scorer refused because it is too large to compute is no failure of the grader.
+    """
+    return sum(_is_failure(grade) for grade in grades) / len(grades) if grades else 0.0
+
+
+def _is_failure(grade: Grade) -> bool:
+    return grade.verdict in _FAILURES and not grade.refused
 
 
 def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[str] = ()) -> None:
@@ -25,7 +32,7 @@ def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[st
     """
     if failed_share(grades) <= limit:
         return
-    failures = [(i, grade) for i, grade in enumerate(grades) if grade.verdict in _FAILURES]
+    failures = [(i, grade) for i, grade in enumerate(grades) if _is_failure(grade)]
     counts = Counter(grade.verdict.value for _, grade in failures)
     reasons = Counter(f"{grade.verdict.value}: {grade.reason}" for _, grade in failures).most_common(_REASONS_SHOWN)
     listed = "".join(f"\n  {count} x {reason}" for reason, count in reasons)

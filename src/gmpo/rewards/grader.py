@@ -23,7 +23,7 @@ from gmpo.rewards.custom import Signature, failed
 from gmpo.rewards.open_batch import GradeRequest, OpenBatch
 from gmpo.rewards.portable import FunctionFile, portable
 from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess, decode
-from gmpo.rewards.scorers import check_options, scorer_for
+from gmpo.rewards.scorers import Scoring, check_options
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.rewards.worker import Prepare, Setup
 
@@ -48,6 +48,8 @@ class GraderSpec:
     """`custom_reward_function.reward_kwargs`: fixed keyword arguments of the user's function."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Data source -> options of its scorer, for example `{"openai/gsm8k": {"method": "flexible"}}`."""
+    scoring: Scoring = field(default_factory=Scoring)
+    """Which scorers grade, and what is set for all of them. Without effect on a user's function."""
     workers: int = 2
     """Processes that grade at the same time."""
     timeout_s: float = 10.0
@@ -66,8 +68,9 @@ class GraderSpec:
                 f"custom_reward_function.reward_kwargs ({', '.join(self.kwargs)}) has no effect without "
                 f"custom_reward_function.path. Set the path or remove reward_kwargs."
             )
+        self.scoring.check()
         for data_source, options in self.options.items():
-            check_options(data_source, options)
+            check_options(data_source, options, self.scoring.scorer_for(data_source))
 
 
 class Grader:
@@ -79,7 +82,7 @@ class Grader:
     def __init__(self, spec: GraderSpec) -> None:
         """Raises ConfigError for a function of neither signature, or one that cannot be sent to another process."""
         self._spec = spec
-        setup = Setup(portable(spec.function, spec.kwargs), dict(spec.options), spec.memory_mb)
+        setup = Setup(portable(spec.function, spec.kwargs), dict(spec.options), spec.scoring, spec.memory_mb)
         self._setup = pickle.dumps(setup)
         self._selector = selectors.PollSelector()  # Unlike epoll it holds no descriptor that would have to be closed.
         self._workers: list[WorkerProcess] = []
@@ -133,6 +136,11 @@ class Grader:
         return Grading(self)
 
     @property
+    def scoring(self) -> Scoring | None:
+        """How the scorers are chosen; None where a user's function grades."""
+        return self._spec.scoring if self._spec.function is None else None
+
+    @property
     def by_group(self) -> bool:
         """The function gets all answers of a group at once. Known when a worker has started."""
         return self._runs == Signature.TRL
@@ -143,7 +151,7 @@ class Grader:
             return
         new = tuple(source for source in dict.fromkeys(data_sources) if source not in self._sources)
         for source in new:
-            scorer_for(source)
+            self._spec.scoring.scorer_for(source)
         self._sources += new
         if new:
             for worker in self._workers:

@@ -97,7 +97,9 @@ def _grades(reply: Mapping[str, Any]) -> list[Grade]:
     """The grades of a reply, checked field by field: what ran a user's code is not trusted."""
     try:
         return [
-            Grade(Verdict(g["verdict"]), _finite(g["score"]), g["pred"], dict(g["extra"]), g["reason"])
+            Grade(
+                Verdict(g["verdict"]), _finite(g["score"]), g["pred"], dict(g["extra"]), g["reason"], bool(g["refused"])
+            )
             for g in reply["grades"]
         ]
     except (KeyError, TypeError, ValueError) as error:

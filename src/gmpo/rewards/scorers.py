@@ -1,28 +1,37 @@
-"""The table `data_source` -> scorer, as verl's `default_compute_score` chooses.
+"""The table `data_source` -> scorer, as verl's `default_compute_score` chooses, and how a run chooses otherwise.
 
-A scorer is `(text, ground_truth, extra_info, **options) -> Grade`. It runs in a worker process of `rewards.grader`,
-because a malformed or huge answer may keep it busy for ever.
+A scorer is `(text, ground_truth, extra_info, **options) -> Grade`. It runs in a worker of `rewards.grader`.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gmpo.errors import ConfigError, DataError
-from gmpo.rewards import algebra, answers
-from gmpo.rewards.bounds import MAX_CHARS, beyond_reason
+from gmpo.rewards import answers
 from gmpo.rewards.countdown import score_countdown
+from gmpo.rewards.finding import (
+    REQUIRE,
+    THINKING,
+    THINKING_TAGS,
+    Require,
+    Thinking,
+    candidates,
+    without_thinking,
+)
 from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
+from gmpo.rewards.reading.judge import Judgement, judge, readable, reference_text
+from gmpo.rewards.reading.limits import MAX_CHARS, TooLarge
 from gmpo.rewards.verdict import Grade, Verdict
 
-BARE_ANSWER_CHARS = 200
-"""Longest response that `score_math_verify` also tries as a bare answer; it must be one line without `$`."""
 _STRICT_BOX_CHARS = 100
-_TEXT_CHARS = 10_000
-"""Math-Verify searches this many characters at the end of a response: a hundred thousand would take it seconds."""
+_SHOWN = 200
+"""Characters that are kept of an answer that was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class Scorer:
     """Option -> the values it may have."""
     reads: frozenset[str] = frozenset()
     """Forms of answers it reads, names of `gmpo.rewards.agreement.FORMS`; empty where it reads any."""
+    present: Callable[[str], str] | None = None
+    """Reference -> an answer that gives it in the form that the scorer reads; None where a reference is no answer."""
     load: Callable[[], None] | None = None
     """Imports what the scorer needs, so that the import does not count against the first answer's time limit."""
 
@@ -47,6 +58,28 @@ def judged(correct: bool, pred: str | None, *, right: float = 1.0, wrong: float 
     return Grade(verdict, right if correct else wrong, pred=pred, extra={"acc": int(correct)})
 
 
+def _after_thinking(score: Callable[..., Grade]) -> Callable[..., Grade]:
+    """The scorer with the options `thinking` and `thinking_tags`, see `finding.without_thinking`.
+
+    Where the thinking does not end, or is missing though required, there is no answer.
+    """
+
+    @functools.wraps(score)
+    def scored(
+        text: str,
+        ground_truth: str,
+        extra_info: Mapping[str, Any],
+        *,
+        thinking: Thinking = "strip",
+        thinking_tags: tuple[str, str] = THINKING_TAGS,
+        **options: Any,
+    ) -> Grade:
+        rest = without_thinking(text, thinking, thinking_tags)
+        return score("" if rest is None else rest, ground_truth, extra_info, **options)
+
+    return scored
+
+
 _GSM8K_METHODS: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, str], bool]]] = {
     "strict": (answers.hash_number, same_number),
     "flexible": (answers.last_number_as_written, str.__eq__),
@@ -54,6 +87,7 @@ _GSM8K_METHODS: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, s
 }
 
 
+@_after_thinking
 def score_gsm8k(text: str, ground_truth: str, extra_info: Mapping[str, Any], *, method: str = "strict") -> Grade:
     """GSM8K, 0 or 1: the number after the last `####` (`strict`, verl's default) or the last number of the response.
 
@@ -65,12 +99,14 @@ def score_gsm8k(text: str, ground_truth: str, extra_info: Mapping[str, Any], *, 
     return judged(pred is not None and same(pred, ground_truth), pred)
 
 
+@_after_thinking
 def score_math(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Grade:
     """MATH, 0 or 1: the last box and the reference are one string after the normalisation of the MATH authors."""
     pred = answers.last_boxed(text)
     return judged(pred is not None and same_hendrycks(pred, ground_truth), pred)
 
 
+@_after_thinking
 def score_dapo(
     text: str, ground_truth: str, extra_info: Mapping[str, Any], *, strict_box_verify: bool = False
 ) -> Grade:
@@ -82,52 +118,88 @@ def score_dapo(
         pred = answers.last_boxed(text[-_STRICT_BOX_CHARS:])
         return judged(pred == ground_truth, pred, wrong=-1.0)
     pred = answers.answer_line(text)
-    return judged(pred is not None and same_minerva(pred, ground_truth), pred, wrong=-1.0)
+    right = pred is not None and any(same_minerva(pred, gold) for gold in (ground_truth, _unpadded(ground_truth)))
+    return judged(right, pred, wrong=-1.0)
 
 
+def _unpadded(ground_truth: str) -> str:
+    """AIME's own way to write an answer, `033`, is the number 33; other references stay as they are."""
+    bare = ground_truth.strip()
+    return str(int(bare)) if re.fullmatch("0[0-9]{1,2}", bare) else ground_truth
+
+
+@_after_thinking
 def score_story(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Grade:
     """The built-in stories, 0 or 1: the digits after the last `####`, blanks between them removed."""
     pred = answers.story_answer(text)
     return judged(pred == ground_truth, pred)
 
 
-def score_math_verify(text: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Grade:
-    """Any mathematical answer, 0 or 1: equal as strings or by algebra.
+@_after_thinking
+def score_math_verify(
+    text: str, ground_truth: str, extra_info: Mapping[str, Any], *, require: Require = "any"
+) -> Grade:
+    """Any mathematical answer, 0 or 1: both are read whole and say the same (`rewards.reading`).
 
-    The answer is the last box, else what `<answer>` tags enclose, else what Math-Verify finds in the response (which
-    reads several boxes of one sentence together), else a short response as a whole. An answer beyond the limits of
-    `rewards.bounds` is wrong without being computed.
+    Where the answer is: `rewards.finding`. An answer that cannot be read as a whole is unparsed; one that would cost
+    too much to read or to compute is refused.
+
+    Args:
+        require: `boxed` takes only a box, `phrase` also `<answer>` tags, `####`, "the answer is" and a final count in
+            bold, `any` also a last formula and a short text as a whole.
     """
-    gold = _only_box(ground_truth) or ground_truth
-    boxed = answers.last_boxed(text)
-    pred = boxed if boxed is not None else answers.tagged_answer(text)
-    likely = pred if pred is not None else answers.last_formula(text)
-    if likely is not None and beyond_reason(likely) and not beyond_reason(gold):
-        return judged(False, likely[:MAX_CHARS])
-    if pred is not None and same_hendrycks(pred, gold):
-        return judged(True, pred)
-    if pred is not None and text.count("\\boxed") <= 1:
-        return judged(algebra.equal_by_math_verify(gold, pred), pred)
-    found = algebra.compare_text(gold, text[-_TEXT_CHARS:])
-    if found.equal or pred is not None:
-        return judged(found.equal, found.pred or pred)
-    bare = text.strip()
-    if bare and len(bare) <= BARE_ANSWER_CHARS and not {"\n", "$"} & set(bare):
-        equal = same_hendrycks(bare, gold) or algebra.equal_by_math_verify(gold, bare)
-        return judged(equal, bare if equal else found.pred)
-    return judged(False, found.pred)
+    first: str | None = None
+    try:
+        for candidate in candidates(text, require):
+            first = candidate if first is None else first
+            judgement = judge(ground_truth, candidate)
+            if judgement is Judgement.EQUAL:
+                return judged(True, candidate)
+            if judgement is Judgement.DIFFERENT and readable(candidate):
+                return judged(False, candidate)
+    except TooLarge as error:
+        return refused(str(error), first)
+    return judged(False, None) if first is None else _unread(ground_truth, first)
 
 
-def _only_box(text: str) -> str | None:
-    return answers.last_boxed(text) if text.count("\\boxed") == 1 else None
+def _unread(ground_truth: str, answer: str) -> Grade:
+    """The grade of an answer that was found and is not one that can be read, or is words."""
+    words = judge(ground_truth, answer) is Judgement.DIFFERENT
+    return Grade(Verdict.WRONG if words else Verdict.UNPARSED, 0.0, pred=answer[:MAX_CHARS], extra={"acc": 0})
 
 
-_GSM8K = Scorer(score_gsm8k, {"method": tuple(_GSM8K_METHODS)}, frozenset({"hash"}))
-_MATH = Scorer(score_math, {}, frozenset({"boxed"}))
-_DAPO = Scorer(score_dapo, {"strict_box_verify": (False, True)}, frozenset({"answer_line"}))
-_STORY = Scorer(score_story, {}, frozenset({"hash"}))
-_COUNTDOWN = Scorer(score_countdown, {"format_score": (0.0, 0.1)}, frozenset({"tag", "boxed"}))
-_MATH_VERIFY = Scorer(score_math_verify, {}, load=algebra.load)
+def refused(why: str, pred: str | None) -> Grade:
+    """The grade of an answer that would cost too much: nobody judged it, and that is its own fault."""
+    shown = None if pred is None else pred[:_SHOWN]
+    return Grade(Verdict.TIMEOUT, 0.0, pred=shown, extra={"acc": 0}, reason=f"refused: {why}", refused=True)
+
+
+def _boxed(reference: str) -> str:
+    return f"\\boxed{{{reference}}}"
+
+
+def _presented(reference: str) -> str:
+    """A reference of the general scorer as an answer: only the values of a list, only what a solution's box holds."""
+    return _boxed(reference_text(reference))
+
+
+_GSM8K = Scorer(score_gsm8k, {"method": tuple(_GSM8K_METHODS)}, frozenset({"hash"}), "#### {}".format)
+_MATH = Scorer(score_math, {}, frozenset({"boxed"}), _boxed)
+_DAPO = Scorer(score_dapo, {"strict_box_verify": (False, True)}, frozenset({"answer_line"}), "Answer: {}".format)
+_STORY = Scorer(score_story, {}, frozenset({"hash"}), "#### {}".format)
+_COUNTDOWN = Scorer(_after_thinking(score_countdown), {"format_score": (0.0, 0.1)}, frozenset({"tag", "boxed"}))
+_MATH_VERIFY = Scorer(score_math_verify, {"require": REQUIRE}, present=_presented)
+
+NAMED: Mapping[str, Scorer] = {
+    "gsm8k": _GSM8K,
+    "math": _MATH,
+    "math_dapo": _DAPO,
+    "aime": _DAPO,
+    "math_verify": _MATH_VERIFY,
+    "countdown": _COUNTDOWN,
+    "stories": _STORY,
+}
+"""Name of a scorer -> it, for `reward_model.scorer` and `.scorers`."""
 
 SCORERS: Mapping[str, Scorer] = {
     "openai/gsm8k": _GSM8K,
@@ -153,10 +225,62 @@ SCORERS: Mapping[str, Scorer] = {
 """Name, or prefix and `*`, -> scorer. An exact name takes precedence over a prefix."""
 
 _OWN_FUNCTION = (
-    "set custom_reward_function.path to a Python file and custom_reward_function.name to a function "
-    "compute_score(data_source, solution_str, ground_truth, extra_info), or use data_source=math_verify for answers "
-    "that are numbers or formulas"
+    "name a scorer with reward_model.scorer or, for this source alone, reward_model.scorers (math_verify reads "
+    "numbers, formulas and words), or set custom_reward_function.path to a Python file and "
+    "custom_reward_function.name to a function compute_score(data_source, solution_str, ground_truth, extra_info)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a run chooses its scorers, and what it sets for all of them."""
+
+    scorer: str | None = None
+    """Name of the scorer of all data sources; None leaves it to `SCORERS`."""
+    scorers: Mapping[str, str] = field(default_factory=dict)
+    """Data source -> name of its scorer; goes before `scorer`."""
+    thinking: Thinking | None = None
+    """What becomes of thinking. None: the scorers' own way, which is `strip`."""
+    thinking_tags: tuple[str, str] = THINKING_TAGS
+    """What begins and ends it."""
+    require: Require | None = None
+    """Where the general scorer looks for an answer. None: its own way, which is `any`."""
+
+    def scorer_for(self, data_source: str) -> Scorer:
+        """The scorer of a data source. Raises ConfigError, DataError for a name or a source without one."""
+        name = self.scorers.get(data_source, self.scorer)
+        return scorer_for(data_source) if name is None else named_scorer(name)
+
+    def options_for(self, data_source: str) -> dict[str, Any]:
+        """Options of the scorer of a data source."""
+        options: dict[str, Any] = {} if self.thinking is None else {"thinking": self.thinking}
+        if self.thinking_tags != THINKING_TAGS:
+            options["thinking_tags"] = self.thinking_tags
+        if self.require is not None and "require" in self.scorer_for(data_source).options:
+            options["require"] = self.require
+        return options
+
+    def check(self) -> None:
+        """Raises ConfigError for a name that no scorer has, and for tags that are none."""
+        for name in (*([] if self.scorer is None else [self.scorer]), *self.scorers.values()):
+            named_scorer(name)
+        if not all(tag.strip() for tag in self.thinking_tags) or len(set(self.thinking_tags)) != 2:
+            raise ConfigError(
+                f"reward_model.thinking_tags is {list(self.thinking_tags)}; it takes two texts, what begins thinking "
+                "and what ends it."
+            )
+
+
+def named_scorer(name: str) -> Scorer:
+    """A scorer by its name, or by the name of a data source. Raises ConfigError for another name."""
+    found = NAMED.get(name)
+    if found is None and name in SCORERS and not name.endswith("*"):
+        found = SCORERS[name]
+    if found is None:
+        near = difflib.get_close_matches(name, NAMED, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"There is no scorer {name!r}.{hint} reward_model.scorer takes {', '.join(NAMED)}.")
+    return found
 
 
 def scorer_for(data_source: str) -> Scorer:
@@ -174,12 +298,12 @@ def scorer_for(data_source: str) -> Scorer:
     )
 
 
-def check_options(data_source: str, options: Mapping[str, Any]) -> None:
+def check_options(data_source: str, options: Mapping[str, Any], scorer: Scorer | None = None) -> None:
     """Raise ConfigError when the scorer of a data source does not know an option or its value."""
-    known = scorer_for(data_source).options
+    known = {**(scorer or scorer_for(data_source)).options, "thinking": THINKING}
     for name, value in options.items():
         if name not in known:
-            listed = ", ".join(known) or "none"
+            listed = ", ".join(known)
             raise ConfigError(f"The scorer of {data_source!r} has no option {name!r}; its options: {listed}.")
         if value not in known[name]:
             allowed = ", ".join(repr(allowed) for allowed in known[name])

@@ -34,3 +34,5 @@ class Grade:
     """Everything else the scorer returned; numbers in it become validation metrics. JSON values only."""
     reason: str | None = None
     """Why there is no judgement (timeout, grader_error): the message of the error. None otherwise."""
+    refused: bool = False
+    """A timeout that blames the answer: the scorer refused to compute it. It is no failure of the grader."""

@@ -22,11 +22,14 @@ from typing import Any, BinaryIO
 
 from gmpo.errors import ConfigError, GmpoError
 from gmpo.rewards.custom import Answer, RewardFunction, describe, failed, load_function, reward_function
-from gmpo.rewards.scorers import scorer_for
+from gmpo.rewards.reading.limits import TooLarge
+from gmpo.rewards.scorers import Scoring, refused
 from gmpo.rewards.verdict import Grade
 
 MAX_REPLY_BYTES = 4 * 2**20
 _PR_SET_PDEATHSIG = 1
+_SCORER_CPU_S = 1.0
+"""Seconds of CPU time that a built-in scorer gets for one answer: a thousand times what answers need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Setup:
     """A user's function, None for the built-in scorers."""
     options: Mapping[str, Mapping[str, Any]]
     """Data source -> options of its scorer."""
+    scoring: Scoring
+    """Which scorers grade, and what is set for all of them."""
     memory_mb: int
     """Address space it may take beyond its imports, in MiB."""
 
@@ -81,7 +86,7 @@ class Worker:
                 self._function = _rebuilt(self._setup.function)
             if self._function is None:
                 for data_source in request.data_sources:
-                    load = scorer_for(data_source).load
+                    load = self._setup.scoring.scorer_for(data_source).load
                     if load is not None:
                         load()
             _limit_memory(self._setup.memory_mb)
@@ -107,12 +112,20 @@ class Worker:
     def _grade(self, group: Sequence[Answer]) -> list[Grade]:
         if self._function is not None:
             return self._function.grade(group)
-        grades = []
-        for answer in group:
-            options = self._setup.options.get(answer.data_source, {})
-            score = scorer_for(answer.data_source).score
-            grades.append(score(answer.text, answer.ground_truth, answer.extra_info, **options))
-        return grades
+        return [self._scored(answer) for answer in group]
+
+    def _scored(self, answer: Answer) -> Grade:
+        """The grade of a built-in scorer. Its own limit is one of CPU time, which a busy machine does not use up."""
+        source, scoring = answer.data_source, self._setup.scoring
+        options = {**scoring.options_for(source), **self._setup.options.get(source, {})}
+        score = scoring.scorer_for(source).score
+        signal.setitimer(signal.ITIMER_PROF, _SCORER_CPU_S)
+        try:
+            return score(answer.text, answer.ground_truth, answer.extra_info, **options)
+        except TooLarge as error:
+            return refused(str(error), None)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _rebuilt(function: PortableFunction) -> RewardFunction:
@@ -127,6 +140,10 @@ def _rebuilt(function: PortableFunction) -> RewardFunction:
             f"The reward function cannot be rebuilt in a grading worker: {describe(error)}. Define it in a file and "
             f"set custom_reward_function.path and custom_reward_function.name."
         ) from error
+
+
+def _used_up(signum: int, frame: object) -> None:
+    raise TooLarge(f"more than {_SCORER_CPU_S:g} s of computing")
 
 
 def _limit_memory(extra_mb: int | None) -> None:
@@ -158,6 +175,7 @@ def _plain(grade: Grade) -> dict[str, Any]:
         "pred": grade.pred,
         "extra": grade.extra,
         "reason": grade.reason,
+        "refused": grade.refused,
     }
 
 
@@ -190,6 +208,7 @@ def main(descriptor: int, parent: int) -> None:
     """Run a worker on an inherited socket."""
     _die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGPROF, _used_up)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     connection = socket.socket(fileno=descriptor)

@@ -16,7 +16,7 @@ import torch
 from gmpo.records.run_folder import Difference
 from gmpo.version import __version__
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "math-verify", "pydantic")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "mpmath", "pydantic")
 ROUNDING = ("gmpo", "torch_threads", "device")
 """What may change the numbers of a run that goes on, beside the libraries that compute them."""
 COMPUTING = ("torch", "transformers", "numpy")
