@@ -1,6 +1,6 @@
 """Coverage of the 95 % interval of a mean over problems that are answered several times each, by simulation.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--set main|confirm|stress] [--draws 4000] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [main|confirm|stress|widths] [--draws 4000] [--only NAME ...] [--json FILE]
 
 The truth is the mean over the population of problems: problems are drawn from it, then answers. A candidate sees the
 answers alone. The designs below were fixed before anything was measured; candidates were compared on `main`, and the
@@ -10,15 +10,25 @@ chosen one was then measured once on `confirm`. The bar: at least 93 % in each d
 `stress` is not part of the bar. Its problems are guessed with a small chance, and a few are solved always. A sample
 without one of the few looks like one of alike problems, so an interval that holds 97 % at most for alike problems
 must miss: for every n, P(no solved problem among P) = (1 - share)^P.
+
+`widths` shows mean widths and coverage on a few designs, there with the candidates that resample, too.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gmpo.metrics.beta import Array, beta_cdf, crossing, t_quantile
+from gmpo.metrics.estimates import effective_trials, tail
 
 MEANS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 PROBLEMS = (10, 20, 30, 50, 100, 200, 512, 1319)
@@ -68,7 +78,7 @@ def all_or_nothing(mean: float) -> Population:
 
 
 def three_kinds(mean: float, chance: float = 0.5) -> Population:
-    """Solved, hopeless, and uncertain ones (right with `chance`); the uncertain are as many as make half of the mean."""
+    """Solved, hopeless, and uncertain ones (right with `chance`), as many as make half of the mean."""
     rare = min(mean, 1 - mean)
     uncertain = rare * 0.5 / chance if mean <= 0.5 else rare * 0.5 / (1 - chance)
     solved = mean - uncertain * chance
@@ -115,7 +125,7 @@ class Design:
         return self.problems >= 100 and 0.05 <= self.mean <= 0.95
 
     def histograms(self, draws: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-        """One pair a block: values 0, 1/n .. 1, and the number of problems with each. Shapes (n + 1,), (draws, n + 1)."""
+        """A pair a block: values 0, 1/n .. 1; number of problems with each. Shapes (n + 1,), (draws, n + 1)."""
         pairs = []
         for problems, n in self.blocks:
             pairs.append((np.arange(n + 1) / n, rng.multinomial(problems, self.population.counts(n), size=draws)))
@@ -154,3 +164,266 @@ def designs(which: str) -> list[Design]:
         kinds = [lambda mean: guessed_or_solved(mean, 0.5), lambda mean: guessed_or_solved(mean, 0.25)]
         return _designs(MEANS, PROBLEMS, (2, 4, 8, 16, 32), kinds, mixed=[])
     raise ValueError(f"no set of designs is called {which!r}: main, confirm, stress")
+
+
+NORMAL = 1.959963984540054
+EXTREMES_AGAIN = 40_000
+"""Draws with which the chosen interval's lowest and highest figures are measured again, by other random numbers."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a candidate sees of `draws` validations. Arrays of shape (draws,)."""
+
+    problems: int
+    mean: Array
+    squares: Array
+    inverse_answers: float
+    histograms: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def single(self) -> bool:
+        return self.inverse_answers == 1
+
+    @property
+    def settled(self) -> Array:
+        return (self.problems - 1) * self.mean * (1 - self.mean)
+
+    @property
+    def error(self) -> Array:
+        return np.sqrt(self.squares / (self.problems - 1) / self.problems)
+
+
+def sample(design: Design, draws: int, rng: np.random.Generator) -> Sample:
+    histograms = design.histograms(draws, rng)
+    total = sum(np.asarray(counts @ values) for values, counts in histograms)
+    of_squares = sum(np.asarray(counts @ values**2) for values, counts in histograms)
+    mean = np.asarray(total) / design.problems
+    squares = np.maximum(np.asarray(of_squares) - design.problems * mean**2, 0)
+    squares[squares < 1e-11] = 0
+    inverse = sum(p / n for p, n in design.blocks) / design.problems
+    return Sample(design.problems, mean, squares, inverse, histograms)
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """An interval by its bounds."""
+
+    bounds: Callable[[Sample], tuple[Array, Array]]
+
+    def covers(self, truth: float, data: Sample) -> Array:
+        low, high = self.bounds(data)
+        return (low <= truth) & (truth <= high)
+
+
+@dataclass(frozen=True)
+class ByTail:
+    """An interval of a proportion with `trials`; a tail has a chance of 2.5 % at each bound."""
+
+    trials: Callable[[Sample], Array]
+    tail: Callable[[Array, Array, Array], Array] = tail
+
+    def covers(self, truth: float, data: Sample) -> Array:
+        """Without the bounds: they lie on both sides of the mean, so only the tail on the truth's side can be short."""
+        n = self.trials(data)
+        above = data.mean <= truth
+        k = np.where(above, n - data.mean * n, data.mean * n)
+        return self.tail(np.where(above, 1 - truth, truth), k, n) > 0.025
+
+    def bounds(self, data: Sample) -> tuple[Array, Array]:
+        n = self.trials(data)
+        k = data.mean * n
+        low = crossing(lambda truth: self.tail(truth, k, n), 0.025, like=k)
+        return low, 1 - crossing(lambda truth: self.tail(truth, n - k, n), 0.025, like=k)
+
+
+def _degrees(data: Sample) -> float:
+    return (NORMAL / t_quantile(data.problems - 1)) ** 2
+
+
+def chosen_trials(data: Sample) -> Array:
+    trials = effective_trials(data.mean, data.squares, data.problems, data.inverse_answers)
+    return trials * _degrees(data)
+
+
+def plain_trials(data: Sample) -> Array:
+    """Korn and Graubard's, as many as problems where nothing differs."""
+    squares = np.where(data.squares > 0, data.squares, 1)
+    return np.where(data.squares > 0, data.problems * data.settled / squares, data.problems) * _degrees(data)
+
+
+def clopper_pearson(truth: Array, k: Array, n: Array) -> Array:
+    return beta_cdf(truth, k, n - k + 1)
+
+
+def mid_p(truth: Array, k: Array, n: Array) -> Array:
+    return (beta_cdf(truth, k, n - k + 1) + beta_cdf(truth, k + 1, n - k)) / 2
+
+
+def jeffreys(truth: Array, k: Array, n: Array) -> Array:
+    return beta_cdf(truth, k + 0.5, n - k + 0.5)
+
+
+def wilson(p: Array, n: Array, z: float = NORMAL) -> tuple[Array, Array]:
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.minimum(p, (centre - half) / (1 + z * z / n)), np.maximum(p, (centre + half) / (1 + z * z / n))
+
+
+def _before(data: Sample) -> tuple[Array, Array]:
+    """Wilson's where each problem is 0 or 1, else the normal interval."""
+    low, high = wilson(data.mean, np.full_like(data.mean, data.problems), 1.96)
+    whole = np.isclose(data.squares, data.problems * data.mean * (1 - data.mean))
+    half = 1.96 * data.error
+    return np.where(whole, low, np.maximum(data.mean - half, 0)), np.where(whole, high, np.minimum(data.mean + half, 1))
+
+
+def _cluster_t(data: Sample) -> tuple[Array, Array]:
+    half = t_quantile(data.problems - 1) * data.error
+    return np.maximum(data.mean - half, 0), np.minimum(data.mean + half, 1)
+
+
+def _logit_t(data: Sample) -> tuple[Array, Array]:
+    """Of log-odds; (0, 0) and (1, 1) where there are none."""
+    p = np.clip(data.mean, 1e-12, 1 - 1e-12)
+    centre, half = np.log(p / (1 - p)), t_quantile(data.problems - 1) * data.error / (p * (1 - p))
+    return 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))
+
+
+def _pseudo_problems(data: Sample) -> tuple[Array, Array]:
+    """Agresti and Coull's addition by problem: one solved and one hopeless problem more, then a cluster t."""
+    n = data.problems + 2
+    mean = (data.mean * data.problems + 1) / n
+    squares = data.squares + data.problems * (data.mean - mean) ** 2 + mean**2 + (1 - mean) ** 2
+    half = t_quantile(n - 1) * np.sqrt(squares / (n - 1) / n)
+    return np.maximum(mean - half, 0), np.minimum(mean + half, 1)
+
+
+CHOSEN = "chosen"
+CANDIDATES: dict[str, Explicit | ByTail] = {
+    CHOSEN: ByTail(chosen_trials),
+    "before": Explicit(_before),
+    "cluster t": Explicit(_cluster_t),
+    "logit, cluster t": Explicit(_logit_t),
+    "one solved and one hopeless problem more, cluster t": Explicit(_pseudo_problems),
+    "Wilson, effective trials": Explicit(lambda d: wilson(d.mean, plain_trials(d))),
+    "Korn-Graubard (Clopper-Pearson, effective trials)": ByTail(plain_trials, clopper_pearson),
+    "mid-P, effective trials": ByTail(plain_trials, mid_p),
+    "Clopper-Pearson, chosen trials": ByTail(chosen_trials, clopper_pearson),
+    "Jeffreys, chosen trials": ByTail(chosen_trials, jeffreys),
+    "mid-P, chosen trials": ByTail(chosen_trials, mid_p),
+    "Clopper-Pearson, a trial a problem": ByTail(lambda d: np.full_like(d.mean, d.problems), clopper_pearson),
+}
+
+
+def _bootstrap_t(data: Sample, resamples: int = 500) -> tuple[Array, Array]:
+    """Studentised bootstrap over problems; resamples without spread are left out."""
+    rng = np.random.default_rng(1)
+    ((values, counts),) = data.histograms
+    low, high = data.mean.copy(), data.mean.copy()
+    for i in np.flatnonzero(data.squares > 0):
+        again = rng.multinomial(data.problems, counts[i] / data.problems, size=resamples)
+        mean = again @ values / data.problems
+        squares = again @ values**2 - data.problems * mean**2
+        kept = squares > 1e-11
+        t = (mean - data.mean[i])[kept] / np.sqrt(squares[kept] / (data.problems - 1) / data.problems)
+        below, above = np.quantile(t, (0.025, 0.975))
+        low[i], high[i] = data.mean[i] - above * data.error[i], data.mean[i] - below * data.error[i]
+    return np.maximum(low, 0), np.minimum(high, 1)
+
+
+def _dirichlet(data: Sample, resamples: int = 1000) -> tuple[Array, Array]:
+    """Gaffke's bound: Dirichlet weights over the problems and one more at 0 (lower bound) or at 1 (upper bound)."""
+    rng = np.random.default_rng(1)
+    ((values, counts),) = data.histograms
+    bounds = []
+    for row in counts:
+        weights = rng.standard_gamma(row, size=(resamples, len(row)))
+        extra = rng.standard_exponential(resamples)
+        inner, whole = weights @ values, weights.sum(axis=1) + extra
+        bounds.append((np.quantile(inner / whole, 0.025), np.quantile((inner + extra) / whole, 0.975)))
+    low, high = np.array(bounds).T
+    return low, high
+
+
+RESAMPLING = {"bootstrap t": Explicit(_bootstrap_t), "Dirichlet, a point at each end": Explicit(_dirichlet)}
+SHOWN = [
+    Design(0.01, ((30, 16),), beta(0.01, 2.0)),
+    Design(0.01, ((30, 16),), alike(0.01)),
+    Design(0.5, ((10, 8),), beta(0.5, 2.0)),
+    Design(0.9, ((50, 4),), three_kinds(0.9)),
+    Design(0.05, ((100, 1),), alike(0.05)),
+    Design(0.05, ((100, 16),), alike(0.05)),
+    Design(0.3, ((100, 16),), beta(0.3, 2.0)),
+    Design(0.02, ((200, 32),), beta(0.02, 0.5)),
+    Design(0.8, ((512, 1),), alike(0.8)),
+    Design(0.3, ((1319, 8),), beta(0.3, 0.5)),
+]
+
+
+def widths(draws: int, seed: int) -> Table:
+    """Coverage / mean width of every candidate on a few designs."""
+    names = [f"{d.problems} x {d.answers}, {d.mean:g}, {d.population.name}" for d in SHOWN]
+    table = Table("candidate", *names)
+    for name, candidate in (CANDIDATES | RESAMPLING).items():
+        cells = []
+        for design in SHOWN:
+            data = sample(design, min(draws, 1000), np.random.default_rng(seed))
+            low, high = candidate.bounds(data)
+            inside = np.mean((low <= design.mean) & (design.mean <= high))
+            cells.append(f"{inside:.3f} / {np.mean(high - low):.4f}")
+        table.add_row(name, *cells)
+    return table
+
+
+def measure(design: Design, names: Sequence[str], draws: int, rng: np.random.Generator) -> dict[str, float]:
+    data = sample(design, draws, rng)
+    return {name: float(np.mean(CANDIDATES[name].covers(design.mean, data))) for name in names}
+
+
+def describe(design: Design) -> str:
+    blocks = " + ".join(f"{p} x {n}" for p, n in design.blocks)
+    return f"{blocks}, mean {design.mean:g}, {design.population.name}"
+
+
+def summary(name: str, found: Sequence[tuple[Design, dict[str, float]]]) -> list[str]:
+    every = sorted((row[name], describe(design)) for design, row in found)
+    held = sorted((row[name], describe(design)) for design, row in found if design.held_to_97())
+    below = np.mean([c < 0.93 for c, _ in every])
+    above = np.mean([c > 0.97 for c, _ in held])
+    lowest, highest = (f"{c:.3f} ({where})" for c, where in (every[0], held[-1]))
+    return [name, lowest, f"{below:.1%}", highest, f"{above:.1%}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", nargs="?", default="main", choices=("main", "confirm", "stress", "widths"))
+    parser.add_argument("--draws", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console(width=300)
+    if arguments.set == "widths":
+        console.print(widths(arguments.draws, arguments.seed))
+        return
+    rng = np.random.default_rng(arguments.seed)
+    found = [(d, measure(d, arguments.only, arguments.draws, rng)) for d in designs(arguments.set)]
+    table = Table("candidate", "lowest", "below 93 %", "highest of those held to 97 %", "above 97 %")
+    for name in arguments.only:
+        table.add_row(*summary(name, found))
+    console.print(table)
+    if CHOSEN in arguments.only:
+        lowest = sorted(found, key=lambda pair: pair[1][CHOSEN])[:20]
+        highest = sorted((f for f in found if f[0].held_to_97()), key=lambda pair: -pair[1][CHOSEN])[:20]
+        again = [(d, measure(d, [CHOSEN], EXTREMES_AGAIN, rng)) for d, _ in lowest + highest]
+        table = Table("the 20 lowest and the 20 highest again", "coverage")
+        for design, row in sorted(again, key=lambda pair: pair[1][CHOSEN]):
+            table.add_row(describe(design), f"{row[CHOSEN]:.4f}")
+        console.print(table)
+    if arguments.json:
+        rows = [{"design": describe(d), "held": d.held_to_97(), **row} for d, row in found]
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from gmpo.metrics.beta import Array, beta_cdf, crossing, t_quantile
 
 MAJORITY_DRAWS = 1000
 """Bootstrap draws of `majority`, as in verl."""
+
+_NORMAL_QUANTILE = 1.959963984540054
 
 
 def pass_at_k(correct: int, answers: int, k: int) -> float:
@@ -57,29 +62,84 @@ def majority(predictions: Sequence[str], values: Sequence[float], k: int) -> tup
     return float(outcomes.mean()), float(outcomes.std())
 
 
-def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (z = 1.96). Source: E. B. Wilson, JASA 22 (1927) 209-212.
+def mean_interval(shares: Sequence[float], answers: Sequence[int]) -> tuple[float, float]:
+    """95 % interval of the mean, over the population of problems, of the chance that an answer is right.
 
-    Example: 8 of 10 gives (0.490, 0.943).
+    Problems are the independent trials; answers to one problem are alike to an unknown degree. So: an interval of a
+    binomial proportion (`proportion_interval`) with as many trials as the data are worth (`effective_trials`), lowered
+    by `(z / t)^2` for the problems less one degrees of freedom of that estimate. Source: E. L. Korn and B. I. Graubard,
+    Survey Methodology 24 (1998) 193-201; for the choice among such intervals K. K. Saha, D. Miller and S. Wang, Int. J.
+    Biostatistics 12 (2016), N. Dean and M. Pagano, J. Survey Statistics and Methodology 3 (2015) 484-503, and C. Franco
+    et al., ibid. 7 (2019) 334-364. Coverage and width by simulation: `benchmarks/coverage.py`, docs/log.md.
+
+    The interval holds the mean, is mirrored by failures, and has no width 0. One problem gives (0, 1), and so do none.
+
+    Args:
+        shares: of each problem, the share of its answers that are right.
+        answers: of each problem, their number.
+
+    Example: 8 of 10 problems right, one answer each: 10 trials are worth 7.5 (t = 2.262), and the interval is
+    (0.430, 0.977). 30 problems with 16 answers, of one problem a single answer right: mean 0.0021, worth 37 trials,
+    interval (0.000, 0.095).
     """
-    if trials == 0:
+    x, problems = np.asarray(shares, dtype=float), len(shares)
+    if problems < 2:
         return 0.0, 1.0
-    p = successes / trials
-    centre = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    # At p = 0 and p = 1 the bound is p itself; rounding must not put it beyond.
-    return min(p, max(0.0, (centre - half) / scale)), max(p, min(1.0, (centre + half) / scale))
+    mean = float(x.mean())
+    trials = float(
+        effective_trials(mean, float(np.sum((x - mean) ** 2)), problems, float(np.mean(1 / np.asarray(answers))))
+    )
+    trials *= (_NORMAL_QUANTILE / t_quantile(problems - 1)) ** 2
+    low, high = proportion_interval(mean * trials, trials)
+    return min(mean, float(low)), max(mean, float(high))
 
 
-def mean_interval(per_problem: Sequence[float], z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of the mean over problems of a score in 0..1.
+def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse_answers: float) -> Array:
+    """Independent answers that the data are worth: problems over the share of variance that lies between them.
 
-    Answers to one problem are alike, so the problems are the independent trials: the standard error is taken over their
-    means. Where every problem has the value 0 or 1 this is Wilson's interval.
+    That share is `squares / all`, where `all = (problems - 1) mean (1 - mean)` is what problems that are solved always
+    or never would have: 1 for those (worth one answer each), 1 / n for alike problems with n answers (each answer
+    counts). Two additions, for it is an estimate:
+
+    - Few right (or wrong) answers say nothing about how alike they are. `1 / (1 + all)^2` is added to both parts of the
+      ratio, so that without a right answer problems count once each, and from a handful of solved problems on it is gone.
+    - It is at least 0.8 / n (0.8 `inverse_answers`), for less than 1 / n is chance. Not 1 / n, which would lift the
+      average. Needed where numbers of answers differ, and where all problems happen to have the same share.
+
+    Args:
+        mean: of the problems' shares of right answers.
+        squares: sum of the squared deviations of the shares from the mean.
+        inverse_answers: mean of 1 / n over the problems.
+
+    Example: 100 problems, 4 answers each, mean 0.5: `all` is 24.75. Half of the problems with 1 of 4 right and half with
+    3 of 4 have squares 6.25; 100 * (24.75 + 0.0015) / (6.25 + 0.0015) = 396 trials.
     """
-    x = np.asarray(per_problem, dtype=float)
-    if len(x) == 0 or np.isin(x, (0.0, 1.0)).all():
-        return wilson_interval(float(x.sum()), len(x), z)
-    half = z * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 1.0
-    return max(0.0, float(x.mean()) - half), min(1.0, float(x.mean()) + half)
+    mean, squares = np.asarray(mean, dtype=float), np.asarray(squares, dtype=float)
+    settled = (problems - 1) * mean * (1 - mean)
+    unknown = 1 / (1 + settled) ** 2
+    squares = np.maximum(squares, 0.8 * inverse_answers * settled)
+    return np.asarray(problems * (settled + unknown) / (squares + unknown))
+
+
+def proportion_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[Array, Array]:
+    """95 % interval of a binomial proportion, elementwise; successes and trials need not be whole.
+
+    Each bound is where the tail beyond the observation, `tail`, has a chance of 2.5 %.
+
+    Example: 0 of 10 gives (0, 0.308), which is Clopper and Pearson's; 50 of 100 gives (0.403, 0.597), mid-P's.
+    """
+    k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
+    low = crossing(lambda truth: tail(truth, k, n), 0.025, like=k)
+    return low, 1 - crossing(lambda truth: tail(truth, n - k, n), 0.025, like=k)
+
+
+def tail(truth: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> Array:
+    """Chance of the successes or more where each trial succeeds by `truth`, the successes themselves counted by a weight.
+
+    Weight 1 is Clopper and Pearson's interval (Biometrika 26 (1934) 404-413), which covers too often; 1/2 is mid-P's
+    (H. O. Lancaster, JASA 56 (1961) 223-234), which covers 92 % only where nothing or all succeeds by a chance of 5 %.
+    The weight here is 1 for none or all and falls to 1/2 with the smaller of successes and failures: `(1 + e^-m) / 2`.
+    """
+    truth, k, n = (np.asarray(v, dtype=float) for v in (truth, successes, trials))
+    weight = (1 + np.exp(-np.minimum(k, n - k))) / 2
+    return np.asarray(weight * beta_cdf(truth, k, n - k + 1) + (1 - weight) * beta_cdf(truth, k + 1, n - k))
