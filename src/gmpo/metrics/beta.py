@@ -1,4 +1,4 @@
-"""The beta distribution, elementwise, and what rests on it: binomial tails at any real number of trials, and Student's t.
+"""The beta distribution, elementwise, and what rests on it: binomial tails for any real number of trials, Student's t.
 
 No torch, and no SciPy for two functions.
 """

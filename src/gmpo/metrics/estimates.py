@@ -86,37 +86,36 @@ def mean_interval(shares: Sequence[float], answers: Sequence[int]) -> tuple[floa
     if problems < 2:
         return 0.0, 1.0
     mean = float(x.mean())
-    trials = float(
-        effective_trials(mean, float(np.sum((x - mean) ** 2)), problems, float(np.mean(1 / np.asarray(answers))))
-    )
+    inverse = float(np.mean(1 / np.asarray(answers)))
+    trials = float(effective_trials(mean, np.sum((x - mean) ** 2), problems, inverse))
     trials *= (_NORMAL_QUANTILE / t_quantile(problems - 1)) ** 2
     low, high = proportion_interval(mean * trials, trials)
     return min(mean, float(low)), max(mean, float(high))
 
 
 def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse_answers: float) -> Array:
-    """Independent answers that the data are worth: problems over the share of variance that lies between them.
+    """Independent answers that the data are worth: the problems over the share of variance that lies between them.
 
-    That share is `squares / all`, where `all = (problems - 1) mean (1 - mean)` is what problems that are solved always
-    or never would have: 1 for those (worth one answer each), 1 / n for alike problems with n answers (each answer
-    counts). Two additions, for it is an estimate:
+    That share is `squares / all` with `all = (problems - 1) mean (1 - mean)`, which problems that are solved always or
+    never would have: 1 for those (a problem is worth one answer), 1 / n for alike problems with n answers each (every
+    answer counts). Being an estimate, it is held twice:
 
-    - Few right (or wrong) answers say nothing about how alike they are. `1 / (1 + all)^2` is added to both parts of the
-      ratio, so that without a right answer problems count once each, and from a handful of solved problems on it is gone.
-    - It is at least 0.8 / n (0.8 `inverse_answers`), for less than 1 / n is chance. Not 1 / n, which would lift the
-      average. Needed where numbers of answers differ, and where all problems happen to have the same share.
+    - Few right (or wrong) answers do not show how alike they are. `1 / (2 (1 + all)^2)` is added to both parts of the
+      ratio: without a right answer every problem counts once, and from a handful of solved problems on it is gone.
+    - It is at least 0.8 / n (0.8 `inverse_answers`), because less than 1 / n is chance; at 1 / n itself the bound would
+      lift the average. This decides where problems happen to have the same share, and where n differs between them.
 
     Args:
         mean: of the problems' shares of right answers.
         squares: sum of the squared deviations of the shares from the mean.
         inverse_answers: mean of 1 / n over the problems.
 
-    Example: 100 problems, 4 answers each, mean 0.5: `all` is 24.75. Half of the problems with 1 of 4 right and half with
-    3 of 4 have squares 6.25; 100 * (24.75 + 0.0015) / (6.25 + 0.0015) = 396 trials.
+    Example: 101 problems with 4 answers, mean 0.5, so `all` is 25. With squares 6.25 (a quarter of it) they are worth
+    101 (25 + 0.0007) / (6.25 + 0.0007) = 404 answers, their number.
     """
     mean, squares = np.asarray(mean, dtype=float), np.asarray(squares, dtype=float)
     settled = (problems - 1) * mean * (1 - mean)
-    unknown = 1 / (1 + settled) ** 2
+    unknown = 0.5 / (1 + settled) ** 2
     squares = np.maximum(squares, 0.8 * inverse_answers * settled)
     return np.asarray(problems * (settled + unknown) / (squares + unknown))
 
@@ -134,11 +133,11 @@ def proportion_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[Array,
 
 
 def tail(truth: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> Array:
-    """Chance of the successes or more where each trial succeeds by `truth`, the successes themselves counted by a weight.
+    """Chance of so many successes or more, where each trial succeeds by `truth`; just so many count by a weight.
 
     Weight 1 is Clopper and Pearson's interval (Biometrika 26 (1934) 404-413), which covers too often; 1/2 is mid-P's
-    (H. O. Lancaster, JASA 56 (1961) 223-234), which covers 92 % only where nothing or all succeeds by a chance of 5 %.
-    The weight here is 1 for none or all and falls to 1/2 with the smaller of successes and failures: `(1 + e^-m) / 2`.
+    (H. O. Lancaster, JASA 56 (1961) 223-234), which covers 92 % only where the truth is 3 / trials. The weight here is
+    1 for none or all and falls to 1/2 with the smaller of successes and failures: `(1 + e^-m) / 2`.
     """
     truth, k, n = (np.asarray(v, dtype=float) for v in (truth, successes, trials))
     weight = (1 + np.exp(-np.minimum(k, n - k))) / 2
