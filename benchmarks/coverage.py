@@ -117,10 +117,6 @@ class Design:
     def answers(self) -> int:
         return max(n for _, n in self.blocks)
 
-    @property
-    def mixed(self) -> bool:
-        return len(self.blocks) > 1
-
     def held_to_97(self) -> bool:
         return self.problems >= 100 and 0.05 <= self.mean <= 0.95
 
@@ -182,10 +178,6 @@ class Sample:
     histograms: list[tuple[np.ndarray, np.ndarray]]
 
     @property
-    def single(self) -> bool:
-        return self.inverse_answers == 1
-
-    @property
     def settled(self) -> Array:
         return (self.problems - 1) * self.mean * (1 - self.mean)
 
@@ -239,19 +231,15 @@ class ByTail:
         return low, 1 - crossing(lambda truth: self.tail(truth, n - k, n), 0.025, like=k)
 
 
-def _degrees(data: Sample) -> float:
-    return (NORMAL / t_quantile(data.problems - 1)) ** 2
-
-
 def chosen_trials(data: Sample) -> Array:
-    trials = effective_trials(data.mean, data.squares, data.problems, data.inverse_answers)
-    return trials * _degrees(data)
+    return effective_trials(data.mean, data.squares, data.problems, data.inverse_answers)
 
 
 def plain_trials(data: Sample) -> Array:
     """Korn and Graubard's, as many as problems where nothing differs."""
     squares = np.where(data.squares > 0, data.squares, 1)
-    return np.where(data.squares > 0, data.problems * data.settled / squares, data.problems) * _degrees(data)
+    trials = np.where(data.squares > 0, data.problems * data.settled / squares, data.problems)
+    return trials * (NORMAL / t_quantile(data.problems - 1)) ** 2
 
 
 def clopper_pearson(truth: Array, k: Array, n: Array) -> Array:

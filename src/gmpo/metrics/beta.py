@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +59,7 @@ def crossing(rising: Callable[[Array], Array], level: float, like: ArrayLike = 0
     return low
 
 
+@cache
 def t_quantile(degrees: int, outside: float = 0.05) -> float:
     """t that Student's variable exceeds in size with chance `outside`; 0 degrees of freedom: infinity.
 

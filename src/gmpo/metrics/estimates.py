@@ -65,38 +65,37 @@ def majority(predictions: Sequence[str], values: Sequence[float], k: int) -> tup
 def mean_interval(shares: Sequence[float], answers: Sequence[int]) -> tuple[float, float]:
     """95 % interval of the mean, over the population of problems, of the chance that an answer is right.
 
-    Problems are the independent trials; answers to one problem are alike to an unknown degree. So: an interval of a
-    binomial proportion (`proportion_interval`) with as many trials as the data are worth (`effective_trials`), lowered
-    by `(z / t)^2` for the problems less one degrees of freedom of that estimate. Source: E. L. Korn and B. I. Graubard,
-    Survey Methodology 24 (1998) 193-201; for the choice among such intervals K. K. Saha, D. Miller and S. Wang, Int. J.
-    Biostatistics 12 (2016), N. Dean and M. Pagano, J. Survey Statistics and Methodology 3 (2015) 484-503, and C. Franco
-    et al., ibid. 7 (2019) 334-364. Coverage and width by simulation: `benchmarks/coverage.py`, docs/log.md.
+    Problems are the independent trials; answers to one problem are alike to an unknown degree. So: the interval of a
+    binomial proportion (`proportion_interval`) with as many trials as the data are worth (`effective_trials`). Source:
+    E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998) 193-201; comparisons of such intervals: K. K. Saha,
+    D. Miller and S. Wang, Int. J. Biostatistics 12 (2016), N. Dean and M. Pagano, J. Survey Statistics and Methodology
+    3 (2015) 484-503, C. Franco et al., ibid. 7 (2019) 334-364. The additions of `effective_trials` and the weight of
+    `tail` are our own; coverage and widths by simulation: `benchmarks/coverage.py`, docs/log.md.
 
-    The interval holds the mean, is mirrored by failures, and has no width 0. One problem gives (0, 1), and so do none.
+    The interval holds the mean, has no width 0, and is mirrored where right and wrong change places. One problem gives
+    (0, 1), and so do none.
 
     Args:
         shares: of each problem, the share of its answers that are right.
         answers: of each problem, their number.
 
-    Example: 8 of 10 problems right, one answer each: 10 trials are worth 7.5 (t = 2.262), and the interval is
-    (0.430, 0.977). 30 problems with 16 answers, of one problem a single answer right: mean 0.0021, worth 37 trials,
-    interval (0.000, 0.095).
+    Examples: 8 of 10 problems right, one answer each: worth 6.8 trials, (0.389, 0.983). 30 problems with 16 answers, a
+    single one of the 480 right: worth 31 trials, (0.000, 0.115).
     """
     x, problems = np.asarray(shares, dtype=float), len(shares)
     if problems < 2:
         return 0.0, 1.0
     mean = float(x.mean())
-    inverse = float(np.mean(1 / np.asarray(answers)))
-    trials = float(effective_trials(mean, np.sum((x - mean) ** 2), problems, inverse))
-    trials *= (_NORMAL_QUANTILE / t_quantile(problems - 1)) ** 2
+    trials = effective_trials(mean, np.sum((x - mean) ** 2), problems, float(np.mean(1 / np.asarray(answers))))
     low, high = proportion_interval(mean * trials, trials)
     return min(mean, float(low)), max(mean, float(high))
 
 
 def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse_answers: float) -> Array:
-    """Independent answers that the data are worth: the problems over the share of variance that lies between them.
+    """Independent answers that the data are worth: problems over the share of variance that lies between them,
+    times `(z / t)^2` for the degrees of freedom of that estimate. Elementwise.
 
-    That share is `squares / all` with `all = (problems - 1) mean (1 - mean)`, which problems that are solved always or
+    The share is `squares / all` with `all = (problems - 1) mean (1 - mean)`, which problems that are solved always or
     never would have: 1 for those (a problem is worth one answer), 1 / n for alike problems with n answers each (every
     answer counts). Being an estimate, it is held twice:
 
@@ -105,19 +104,23 @@ def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse
     - It is at least 0.8 / n (0.8 `inverse_answers`), because less than 1 / n is chance; at 1 / n itself the bound would
       lift the average. This decides where problems happen to have the same share, and where n differs between them.
 
+    t is the quantile of 95 % for `problems - 1` degrees, z the normal one.
+
     Args:
         mean: of the problems' shares of right answers.
         squares: sum of the squared deviations of the shares from the mean.
+        problems: their number, at least 2.
         inverse_answers: mean of 1 / n over the problems.
 
-    Example: 101 problems with 4 answers, mean 0.5, so `all` is 25. With squares 6.25 (a quarter of it) they are worth
-    101 (25 + 0.0007) / (6.25 + 0.0007) = 404 answers, their number.
+    Example: 101 problems with 4 answers, mean 0.5, so `all` is 25. Squares of 6.25 are a quarter of it:
+    101 (25 + 0.0007) / (6.25 + 0.0007) = 404, the number of the answers; times (1.960 / 1.984)^2, 394.
     """
     mean, squares = np.asarray(mean, dtype=float), np.asarray(squares, dtype=float)
     settled = (problems - 1) * mean * (1 - mean)
     unknown = 0.5 / (1 + settled) ** 2
     squares = np.maximum(squares, 0.8 * inverse_answers * settled)
-    return np.asarray(problems * (settled + unknown) / (squares + unknown))
+    degrees = (_NORMAL_QUANTILE / t_quantile(problems - 1)) ** 2
+    return np.asarray(degrees * problems * (settled + unknown) / (squares + unknown))
 
 
 def proportion_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[Array, Array]:
