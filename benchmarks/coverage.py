@@ -137,12 +137,13 @@ def _designs(
 ) -> list[Design]:
     found = []
     for mean in means:
+        possible = [kind for kind in populations if min(share for share, _, _ in kind(mean).parts) >= 0]
         for p in problems:
             for n in answers:
-                kinds = populations if n > 1 else [alike]  # one answer a problem: all populations are the same
+                kinds = possible if n > 1 else [alike]  # one answer a problem: all populations are the same
                 found += [Design(mean, ((p, n),), kind(mean)) for kind in kinds]
             for n, few in mixed:
-                found += [Design(mean, ((p // 2, n), (p - p // 2, few)), kind(mean)) for kind in populations]
+                found += [Design(mean, ((p // 2, n), (p - p // 2, few)), kind(mean)) for kind in possible]
     return found
 
 
