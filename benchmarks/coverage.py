@@ -1,11 +1,12 @@
 """Coverage of the 95 % interval of a mean over problems that are answered several times each, by simulation.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [main|confirm|stress|widths] [--draws 4000] [--only NAME ...]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [main|confirm|fresh|stress|widths] [--draws 4000] [--only NAME ...]
 
 The truth is the mean over the population of problems: problems are drawn from it, then answers. A candidate sees the
-answers alone. The designs below were fixed before anything was measured; candidates were compared on `main`, and the
-chosen one was then measured once on `confirm`. The bar: at least 93 % in each design of `main` and `confirm`; at most
-97 % where the data are not too discrete (100 problems and more, means 0.05 to 0.95); never of width 0.
+answers alone. The designs were fixed before anything was measured: candidates were compared on `main`, and the chosen
+one was measured on `confirm`, which showed a weakness (docs/log.md); mended, it was measured on `fresh`, fixed before
+that. The bar: at least 93 % in each of these designs; at most 97 % where the data are not too discrete (100 problems and
+more, means 0.05 to 0.95); never of width 0.
 
 `stress` is not part of the bar. Its problems are guessed with a small chance, and a few are solved always. A sample
 without one of the few looks like one of alike problems, so an interval that holds 97 % at most for alike problems
@@ -39,6 +40,12 @@ CONFIRM_MEANS = (0.007, 0.014, 0.03, 0.07, 0.15, 0.4, 0.6, 0.85, 0.93, 0.97, 0.9
 CONFIRM_PROBLEMS = (15, 24, 40, 64, 128, 300, 1000)
 CONFIRM_ANSWERS = (1, 3, 6, 12, 24, 64)
 CONFIRM_CONCENTRATIONS = (0.25, 1.0, 4.0, 20.0)
+
+FRESH_MEANS = (0.006, 0.012, 0.025, 0.06, 0.12, 0.35, 0.65, 0.75, 0.92, 0.96, 0.988, 0.994)
+FRESH_PROBLEMS = (12, 36, 80, 160, 400, 800)
+FRESH_ANSWERS = (2, 5, 10, 20, 48)
+FRESH_CONCENTRATIONS = (0.3, 3.0, 30.0)
+FRESH_KINDS = ((0.35, 0.5), (0.8, 0.5), (0.5, 0.3), (0.3, 0.7))
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,20 @@ def all_or_nothing(mean: float) -> Population:
     return Population("all or nothing", ((mean, 1.0, math.inf), (1 - mean, 0.0, math.inf)))
 
 
-def three_kinds(mean: float, chance: float = 0.5) -> Population:
-    """Solved, hopeless, and uncertain ones (right with `chance`), as many as make half of the mean."""
+def three_kinds(mean: float, chance: float = 0.5, part: float = 0.5) -> Population:
+    """Solved, hopeless, and uncertain ones (right with `chance`), as many as make this part of the mean."""
     rare = min(mean, 1 - mean)
-    uncertain = rare * 0.5 / chance if mean <= 0.5 else rare * 0.5 / (1 - chance)
+    uncertain = rare * part / chance if mean <= 0.5 else rare * part / (1 - chance)
     solved = mean - uncertain * chance
     parts = ((solved, 1.0, math.inf), (uncertain, chance, math.inf), (1 - solved - uncertain, 0.0, math.inf))
-    return Population(f"three kinds {chance:g}", parts)
+    return Population(f"three kinds {chance:g}, {part:g} of the mean uncertain", parts)
+
+
+def two_sources(mean: float) -> Population:
+    """Half of the problems alike at half the mean, half at one and a half times (above 0.5: of the failures)."""
+    rare = min(mean, 1 - mean)
+    points = [x if mean <= 0.5 else 1 - x for x in (0.5 * rare, 1.5 * rare)]
+    return Population("two sources", tuple((0.5, x, math.inf) for x in points))
 
 
 def uniform_and_hopeless(mean: float) -> Population:
@@ -157,10 +171,18 @@ def designs(which: str) -> list[Design]:
     if which == "confirm":
         kinds = [alike, *betas(CONFIRM_CONCENTRATIONS), lambda mean: three_kinds(mean, 0.2), uniform_and_hopeless]
         return _designs(CONFIRM_MEANS, CONFIRM_PROBLEMS, CONFIRM_ANSWERS, kinds, mixed=[(12, 3)])
+    if which == "fresh":
+        kinds = [alike, *betas(FRESH_CONCENTRATIONS), two_sources]
+        kinds += [lambda mean, c=c, part=part: three_kinds(mean, c, part) for c, part in FRESH_KINDS]  # type: ignore[misc]
+        return _designs(FRESH_MEANS, FRESH_PROBLEMS, FRESH_ANSWERS, kinds, mixed=[(20, 2)])
     if which == "stress":
-        kinds = [lambda mean: guessed_or_solved(mean, 0.5), lambda mean: guessed_or_solved(mean, 0.25)]
+        kinds = [
+            lambda mean: three_kinds(mean, 0.1),
+            lambda mean: guessed_or_solved(mean, 0.5),
+            lambda mean: guessed_or_solved(mean, 0.25),
+        ]
         return _designs(MEANS, PROBLEMS, (2, 4, 8, 16, 32), kinds, mixed=[])
-    raise ValueError(f"no set of designs is called {which!r}: main, confirm, stress")
+    raise ValueError(f"no set of designs is called {which!r}: main, confirm, fresh, stress")
 
 
 NORMAL = 1.959963984540054
@@ -387,7 +409,7 @@ def summary(name: str, found: Sequence[tuple[Design, dict[str, float]]]) -> list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", nargs="?", default="main", choices=("main", "confirm", "stress", "widths"))
+    parser.add_argument("set", nargs="?", default="main", choices=("main", "confirm", "fresh", "stress", "widths"))
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))

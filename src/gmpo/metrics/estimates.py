@@ -99,8 +99,9 @@ def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse
     never would have: 1 for those (a problem is worth one answer), 1 / n for alike problems with n answers each (every
     answer counts). Being an estimate, it is held twice:
 
-    - Few right (or wrong) answers do not show how alike they are. `1 / (2 (1 + all)^2)` is added to both parts of the
-      ratio: without a right answer every problem counts once, and from a handful of solved problems on it is gone.
+    - `1 / (2 (1 + all)^2) + 8 rho / (1 + all)` is added to both parts of the ratio, rho the share of variance beyond
+      1 / n (the intraclass correlation). Few right (or wrong) answers do not show how alike they are: without one every
+      problem counts once. And where problems are seen to differ, a few may differ more than any that was seen.
     - It is at least 0.8 / n (0.8 `inverse_answers`), because less than 1 / n is chance; at 1 / n itself the bound would
       lift the average. This decides where problems happen to have the same share, and where n differs between them.
 
@@ -113,12 +114,14 @@ def effective_trials(mean: ArrayLike, squares: ArrayLike, problems: int, inverse
         inverse_answers: mean of 1 / n over the problems.
 
     Example: 101 problems with 4 answers, mean 0.5, so `all` is 25. Squares of 6.25 are a quarter of it:
-    101 (25 + 0.0007) / (6.25 + 0.0007) = 404, the number of the answers; times (1.960 / 1.984)^2, 394.
+    rho is 0, 101 (25 + 0.0007) / (6.25 + 0.0007) = 404, the number of the answers; times (1.960 / 1.984)^2, 394.
     """
     mean, squares = np.asarray(mean, dtype=float), np.asarray(squares, dtype=float)
     settled = (problems - 1) * mean * (1 - mean)
-    unknown = 0.5 / (1 + settled) ** 2
-    squares = np.maximum(squares, 0.8 * inverse_answers * settled)
+    alike = inverse_answers * settled
+    rho = np.clip((squares - alike) / np.maximum(settled - alike, 1e-12), 0, 1)
+    unknown = 0.5 / (1 + settled) ** 2 + 8 * rho / (1 + settled)
+    squares = np.maximum(squares, 0.8 * alike)
     degrees = (_NORMAL_QUANTILE / t_quantile(problems - 1)) ** 2
     return np.asarray(degrees * problems * (settled + unknown) / (squares + unknown))
 
