@@ -4,9 +4,9 @@
 
 The truth is the mean over the population of problems: problems are drawn from it, then answers. A candidate sees the
 answers alone. The designs were fixed before anything was measured: candidates were compared on `main`, and the chosen
-one was measured on `confirm`, which showed a weakness (docs/log.md); mended, it was measured on `fresh`, fixed before
-that. The bar: at least 93 % in each of these designs; at most 97 % where the data are not too discrete (100 problems and
-more, means 0.05 to 0.95); never of width 0.
+one was measured on `confirm`, which showed a weakness (docs/log.md). Mended, it was measured on `fresh`, fixed before
+that. The bar: at least 93 % in each of these designs; at most 97 % where the data are not too discrete (100 problems
+and more, means 0.05 to 0.95); never of width 0.
 
 `stress` is not part of the bar. Its problems are guessed with a small chance, and a few are solved always. A sample
 without one of the few looks like one of alike problems, so an interval that holds 97 % at most for alike problems

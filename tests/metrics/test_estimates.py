@@ -123,13 +123,15 @@ def test_effective_trials_on_paper() -> None:
     half = 0.5 / 26**2
     assert effective_trials(0.5, 25 / 4, 101, 1 / 4) == pytest.approx(degrees * 101 * (25 + half) / (6.25 + half))
     assert effective_trials(0.5, 25 / 4, 101, 1 / 4) == pytest.approx(404 * degrees, rel=1e-3)  # alike: every answer
+    added = half + 8 * 0.5 / 26  # half of the way from alike, 25 / 4, to settled, 25
+    assert effective_trials(0.5, 15.625, 101, 1 / 4) == pytest.approx(degrees * 101 * (25 + added) / (15.625 + added))
     assert effective_trials(0.5, 25.0, 101, 1 / 4) == pytest.approx(101 * degrees)  # settled: every problem
     assert effective_trials(0.5, 0.0, 101, 1 / 4) == pytest.approx(404 / 0.8 * degrees, rel=1e-3)  # less is chance
     assert effective_trials(0.0, 0.0, 101, 1 / 4) == pytest.approx(101 * degrees)  # nothing known: every problem
 
 
 def test_the_interval_of_a_mean_on_paper() -> None:
-    assert mean_interval([1.0] * 8 + [0.0] * 2, [1] * 10) == pytest.approx((0.389, 0.983), abs=5e-4)
+    assert mean_interval([1.0] * 8 + [0.0] * 2, [1] * 10) == pytest.approx((0.405, 0.981), abs=5e-4)
     assert mean_interval([0.0] * 29 + [1 / 16], [16] * 30) == pytest.approx((0.000, 0.115), abs=5e-4)
     assert mean_interval([], []) == mean_interval([0.5], [4]) == (0.0, 1.0)  # one problem says nothing
 
@@ -207,6 +209,14 @@ def test_coverage_where_problems_differ_by_simulation(
 ) -> None:
     """Normal intervals over problems cover 0.62 in the first of these, Korn and Graubard's 0.84 in the second."""
     assert _simulated(_beta_binomial(answers, mean, concentration), problems, mean) >= 0.93
+
+
+def test_coverage_where_samples_often_lack_the_solved_problems_that_make_half_of_the_mean() -> None:
+    """24 problems x 64: 0.075 are solved, 0.375 right by 0.2, the rest hopeless. No solved one in 15 % of samples."""
+    chances = 0.375 * np.array([math.comb(64, k) * 0.2**k * 0.8 ** (64 - k) for k in range(65)])
+    chances[64] += 0.075
+    chances[0] += 0.55
+    assert _simulated(chances, 24, 0.15) >= 0.93
 
 
 @pytest.mark.parametrize(("problems", "answers", "truth"), [(100, 32, 0.05), (100, 16, 0.5), (200, 8, 0.9)])

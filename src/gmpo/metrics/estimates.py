@@ -79,7 +79,7 @@ def mean_interval(shares: Sequence[float], answers: Sequence[int]) -> tuple[floa
         shares: of each problem, the share of its answers that are right.
         answers: of each problem, their number.
 
-    Examples: 8 of 10 problems right, one answer each: worth 6.8 trials, (0.389, 0.983). 30 problems with 16 answers, a
+    Examples: 8 of 10 problems right, one answer each: worth 7.3 trials, (0.405, 0.981). 30 problems with 16 answers, a
     single one of the 480 right: worth 31 trials, (0.000, 0.115).
     """
     x, problems = np.asarray(shares, dtype=float), len(shares)
