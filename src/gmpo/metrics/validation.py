@@ -26,7 +26,7 @@ def validation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics |= _source_metrics(source, list(members))
     answers = [a for g in groups for a in g.graded]
     solved = [float(np.mean([a.grade.verdict is Verdict.CORRECT for a in g.graded])) for g in groups]
-    low, high = mean_interval(solved)
+    low, high = mean_interval(solved, [len(g.graded) for g in groups])
     metrics |= {
         "val/pass@1": float(np.mean(solved)),
         "val/pass@1_low": low,
