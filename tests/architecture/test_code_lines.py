@@ -28,7 +28,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "check": (320, START),
     "config": (3050, START),
     "data": (1330, START),
-    "metrics": (330, START),
+    "metrics": (380, "quantiles of beta and t for the interval of pass@1"),
     "ops": (620, START),
     "records": (490, START),
     "rewards": (5590, "a reader of short mathematical answers in the place of Math-Verify"),
