@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gmpo.build.identity import without_permission
 from gmpo.build.start import FOLDER, Start, belonging
 from gmpo.build.val_only import validated
 from gmpo.config import Resolved
@@ -166,7 +167,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
 
 
 def _in_folder(resolved: Resolved[Any], folder: Path) -> Resolved[Any]:
-    """The settings with the folder that the run took."""
+    """The settings as the run keeps them, with the folder that it took."""
+    resolved = without_permission(resolved)
     trainer: Trainer | SftTrainer = resolved.config.trainer
     if Path(trainer.default_local_dir).expanduser() == folder:
         return resolved

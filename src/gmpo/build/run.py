@@ -108,7 +108,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     check_positions(model, longest_prompt, config.data.max_response_length)
-    stop_ids = stop_token_ids(model, tokenizer)
+    stop_ids = stop_token_ids(model.generation_config, tokenizer)
     return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
 
@@ -349,7 +349,7 @@ def build_supervised_learner(
     if settings.enable_gradient_checkpointing:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
-    stop_ids = stop_token_ids(model, tokenizer)
+    stop_ids = stop_token_ids(model.generation_config, tokenizer)
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
     learner = LocalLearner(
         model,
