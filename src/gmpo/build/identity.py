@@ -184,7 +184,9 @@ def _functions(functions: Sequence[RewardFunction]) -> dict[str, Any]:
     """By number and name, and what of them cannot be compared."""
     found = [(f"{FUNCTION}{number}", of_function(function)) for number, function in enumerate(functions, start=1)]
     unseen = [f"{print_.name}: {place}" for _, print_ in found for place in print_.unseen]
-    return {f"{key} ({print_.name})": dict(print_.prints) for key, print_ in found} | ({UNSEEN: unseen} if unseen else {})
+    return {f"{key} ({print_.name})": dict(print_.prints) for key, print_ in found} | (
+        {UNSEEN: unseen} if unseen else {}
+    )
 
 
 def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes:

@@ -43,7 +43,7 @@ def of_function(function: Callable[..., Any]) -> FunctionPrint:
     `partial` binds and an object's attributes, where these are plain values, containers of them, or functions; global
     values, functions and classes of the function's own package that it names. Code of other packages goes by its name.
     """
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    name = _name(function)
     readers = {PYTHON: _Reader(text=False), TEXT: _Reader(text=True)}
     package = _package(function)
     prints = {way: of_json([name, reader.value(function, name, package)]) for way, reader in readers.items()}
@@ -95,7 +95,9 @@ class _Reader:
         if isinstance(value, FunctionType):
             return self._function(value, place, package)
         if isinstance(value, partial):
-            return ["partial", *(self.value(part, place, package) for part in (value.func, value.args, value.keywords))]
+            bound = (value.args, value.keywords)
+            arguments = [self.value(part, f"argument of {_name(value)}", package) for part in bound]
+            return ["partial", self.value(value.func, place, package), *arguments]
         if isinstance(value, MethodType):
             return ["method", *(self.value(part, place, package) for part in (value.__func__, value.__self__))]
         if isinstance(value, staticmethod | classmethod):
@@ -108,6 +110,8 @@ class _Reader:
             return [type(value).__qualname__, self.value(wrapped, place, package)]
         if isinstance(value, BuiltinFunctionType):
             return ["builtin", value.__module__, value.__qualname__]
+        if type(value).__module__ == "dataclasses":  # its marks in the functions that it writes
+            return ["mark", type(value).__qualname__]
         if _package(type(value)) == package:
             held = getattr(value, "__dict__", {})
             slots = {name: getattr(value, name, None) for name in getattr(type(value), "__slots__", ())}
@@ -155,6 +159,12 @@ class _Reader:
                 pass
         constants = [self.value(constant, place, package) for constant in code.co_consts]
         return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    if isinstance(function, partial):
+        return _name(function.func)
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
 def _globals(code: CodeType) -> set[str]:
