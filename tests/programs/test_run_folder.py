@@ -569,7 +569,7 @@ def test_settings_of_an_earlier_version_that_this_one_does_not_take_name_the_ver
 
 
 def test_the_version_that_wrote_such_folders_is_an_earlier_one() -> None:
-    assert OLD_VERSION != gmpo.__version__
+    assert gmpo.__version__ != OLD_VERSION
 
 
 def test_a_run_whose_configuration_is_merely_missing_gets_advice_that_fits(bench: Any, folder: Path) -> None:

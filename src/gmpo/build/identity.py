@@ -31,6 +31,7 @@ RENDERED = "prompts as token ids"
 """Differs with equal template and tokenizer where a template writes the date, or the library renders it differently."""
 RENDERED_DEMONSTRATIONS = 64
 """So many prompts are rendered to see whether the template still renders them alike."""
+MODEL_PATH = f"{CONTENT_OF}actor_rollout_ref.model.path"
 LENGTH = "steps of the run"
 FUNCTION = "reward function "
 UNSEEN = "not compared"

@@ -46,8 +46,8 @@ def old_record(folder: Path) -> RunRecord:
     file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(
-            f"{folder} holds a run, but neither run.json nor {CONFIG}, which say what it is. Bring one of them back, or "
-            "name another trainer.default_local_dir, in which a new run can begin with a checkpoint of this folder "
+            f"{folder} holds a run, but neither run.json nor {CONFIG}, which say what it is. Bring one of them back, "
+            "or name another trainer.default_local_dir, in which a new run can begin with a checkpoint of this folder "
             "(trainer.resume_mode=resume_path)."
         )
     try:

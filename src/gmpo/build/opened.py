@@ -38,8 +38,8 @@ from gmpo.training.checkpoint import Store
 from gmpo.training.interrupt import Stop
 
 Say = Callable[..., None]
-OpenStore = Callable[[Path, Path | None, Say], Store]
-"""Folder, checkpoint to go on from, lines for the user -> the run's checkpoints."""
+OpenStore = Callable[[Start, Say], Store]
+"""What was found, lines for the user -> the run's checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def opened_run(
             stack.enter_context(_ending(folder))
             tracker = RunTracker([folder, *sinks], writer)
             stack.callback(tracker.close)
-            opened = None if store is None else stack.enter_context(store(start.folder, start.checkpoint, say))
+            opened = None if store is None else stack.enter_context(store(start, say))
             stop = stack.enter_context(Stop(say))
             yield OpenRun(start, say, start.folder, tracker, writer, stop, opened)
 

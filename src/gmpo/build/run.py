@@ -36,6 +36,7 @@ from gmpo.build.objective import (
     build_optimizer,
     split_by,
 )
+from gmpo.build.start import Start
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Rollout, ValKwargs
@@ -281,16 +282,14 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
 
 
-def build_store(
-    config: Config, problems: Sequence[Problem], folder: Path, checkpoint: Path | None, tell: Callable[[str], None]
-) -> Store:
-    """Checkpoints of the run, below its folder; it goes on from `checkpoint`, if there is one."""
+def build_store(config: Config, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]) -> Store:
+    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one."""
     trainer, data, contents = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
-        folder,
+        start.folder,
         save_contents=contents.save_contents,
         load_contents=contents.load_contents,
-        resume=checkpoint,
+        resume=start.checkpoint,
         keep=trainer.max_actor_ckpt_to_keep,
         behind=contents.async_save,
         data={
@@ -301,6 +300,8 @@ def build_store(
             "data.shuffle": data.shuffle,
             "data.seed": data.seed,
         },
+        other_settings=bool(start.changes.identity),
+        other_data=trainer.allow_changed_config,
         tell=tell,
     )
 
