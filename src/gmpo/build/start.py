@@ -147,12 +147,10 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     changes = compare(then, now, resolved)
     done = then.status == "finished" and has_model(folder) and then.steps >= now.total_steps
     if changes.identity and (done or not trainer.allow_changed_config):
-        raise _AnotherRun(
-            f"{_changed_message(folder, then, changes)}\n{REMEDY}{_permission(folder, then, now, changes)}"
-        )
-    record = replace(
-        continued(now, then), steps=then.steps, legs=_ended(then.legs), origin=then.origin, outside=then.outside
-    )
+        why, permission = _changed_message(folder, then, changes), _permission(folder, then, changes, done=done)
+        raise _AnotherRun(f"{why}\n{REMEDY}{permission}")
+    now = continued(now, then)
+    record = replace(now, steps=then.steps, legs=_ended(then.legs), origin=then.origin, outside=then.outside)
     start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
     if done:
         note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."
@@ -190,7 +188,8 @@ def _going_on(start: Start, then: RunRecord) -> Start:
     if then.status == "finished":
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
-            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of a new run. {REMEDY}"
+            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of "
+            f"a new run. {REMEDY}"
         )
     if start.changes.identity and then.program == "train":
         raise _AnotherRun(
@@ -231,7 +230,7 @@ def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
     return f"holds another run ({extent(folder, then)}). What differs, then -> now:{listed}"
 
 
-def _permission(folder: Path, then: RunRecord, now: RunRecord, changes: Changes) -> str:
+def _permission(folder: Path, then: RunRecord, changes: Changes, *, done: bool) -> str:
     """The remedy that is left where changed settings could go on in the folder: from a checkpoint, and to more steps.
     Supervised fine-tuning has no checkpoints; an unfinished one begins again."""
     new_critic = any(difference.key == "critic.enable" and difference.now for difference in changes.identity)
@@ -239,11 +238,8 @@ def _permission(folder: Path, then: RunRecord, now: RunRecord, changes: Changes)
         return ""
     if then.program == "sft":
         return f" {PERMISSION}=True begins again here all the same: it replaces what is there, and records the change."
-    more = (
-        f" and more than its {then.steps} steps" if then.status == "finished" and then.steps >= now.total_steps else ""
-    )
-    verb = "go" if more else "goes"
-    return f" {PERMISSION}=True{more} {verb} on here all the same, and the change is recorded."
+    how = f"with more than its {then.steps} steps goes on" if done else "goes on"
+    return f" {PERMISSION}=True {how} here all the same, and the change is recorded."
 
 
 def _places(changes: Changes) -> list[Difference]:
