@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gmpo.build.identity import without_permission
 from gmpo.build.start import FOLDER, Start, belonging
 from gmpo.build.val_only import validated
 from gmpo.config import Resolved
@@ -37,8 +38,8 @@ from gmpo.training.checkpoint import Store
 from gmpo.training.interrupt import Stop
 
 Say = Callable[..., None]
-OpenStore = Callable[[Path, Path | None, Say], Store]
-"""Folder, checkpoint to go on from, lines for the user -> the run's checkpoints."""
+OpenStore = Callable[[Start, Say], Store]
+"""What was found, lines for the user -> the run's checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def opened_run(
             stack.enter_context(_ending(folder))
             tracker = RunTracker([folder, *sinks], writer)
             stack.callback(tracker.close)
-            opened = None if store is None else stack.enter_context(store(start.folder, start.checkpoint, say))
+            opened = None if store is None else stack.enter_context(store(start, say))
             stop = stack.enter_context(Stop(say))
             yield OpenRun(start, say, start.folder, tracker, writer, stop, opened)
 
@@ -166,7 +167,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
 
 
 def _in_folder(resolved: Resolved[Any], folder: Path) -> Resolved[Any]:
-    """The settings with the folder that the run took."""
+    """The settings as the run keeps them, with the folder that it took."""
+    resolved = without_permission(resolved)
     trainer: Trainer | SftTrainer = resolved.config.trainer
     if Path(trainer.default_local_dir).expanduser() == folder:
         return resolved

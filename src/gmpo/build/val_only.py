@@ -9,6 +9,7 @@ from typing import Any
 
 from gmpo.build.identity import CONTENT_OF, LENGTH, Changes, compare
 from gmpo.build.old_folder import run_in
+from gmpo.build.origin import run_of
 from gmpo.build.start import FOLDER, Start, asked_checkpoint, candidates, check_writable, extent
 from gmpo.config import Resolved
 from gmpo.errors import CheckpointError, ConfigError
@@ -37,6 +38,9 @@ def validated(resolved: Resolved[Any], now: RunRecord) -> Iterator[tuple[Start, 
                 "validates the base model."
             )
         notes = [f"validating {checkpoint if checkpoint is not None else 'the base model: no checkpoint is asked for'}"]
+        if asked is not None:
+            then = run_of(asked)
+            notes += [] if then is not None else [f"{asked.parent} holds no record of a run to compare with."]
         if then is not None and (changes := _other_than_validation(compare(then, now, resolved))):
             notes += ["its settings are not those of the run, then -> now:", *(f"  {d}" for d in changes)]
         made = [int(place.name) for place in (folder / VAL_ONLY).glob("*") if place.name.isdecimal()]
