@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from gmpo.build.identity import OLD, Changes, compare
-from gmpo.build.old_folder import OLD_VERSION, old_record, recorded_run, run_in
+from gmpo.build.old_folder import LOST, OLD_VERSION, old_record, recorded_run, run_in
 from gmpo.config import Resolved
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
@@ -69,12 +69,13 @@ class Start:
 
 
 class _AnotherRun(Exception):
-    """The folder is not this run's; `why` follows the folder's name. `remedy` and `kind`: of the error where the user
-    named the folder."""
+    """The folder is not this run's; `why` follows the folder's name. `remedy` and `kind` are of the error that it
+    becomes where the user named the folder."""
 
     def __init__(self, why: str, remedy: str = REMEDY, kind: type[GmpoError] = ConfigError) -> None:
-        super().__init__(why)
-        self.why, self.remedy, self.kind = why, remedy, kind
+        listed = "\n" in why
+        super().__init__(f"{why}\n{remedy}" if listed else f"{why} {remedy}".rstrip())
+        self.why, self.kind = why, kind
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def belonging(resolved: Resolved[Any], now: RunRecord) -> Iterator[Start]:
                 start = inspect(folder, resolved, now)
             except _AnotherRun as why:
                 if named:
-                    raise why.kind(f"{FOLDER}={folder} {why.why} {why.remedy}".rstrip()) from None
+                    raise why.kind(f"{FOLDER}={folder} {why}") from None
                 passed.append(f"{folder} {why.why}")
                 continue
             lines = [passed[0], f"This run takes {folder}."] if passed else []
@@ -278,7 +279,7 @@ def _refuse_to_lose(folder: Path, asked: Path, then: RunRecord) -> None:
 
 def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
     listed = "".join(f"\n  {difference}" for difference in (*changes.identity, *_places(changes)))
-    return f"holds another run ({extent(folder, then)}). What differs, then -> now:{listed}\n"
+    return f"holds another run ({extent(folder, then)}). What differs, then -> now:{listed}"
 
 
 def _places(changes: Changes) -> list[Difference]:
@@ -300,7 +301,7 @@ def _old_notes(folder: Path, then: RunRecord) -> Iterator[str]:
     """Of a folder without run.json."""
     if then.format != OLD:
         return
-    if then.gmpo == OLD_VERSION:
+    if then.legs[-1].reason != LOST:
         yield f"{folder} was written by gmpo {OLD_VERSION} or earlier, which drew other random numbers: not bit-exact."
     else:
         yield (

@@ -221,8 +221,8 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 def what_remains(folder: Path) -> str:
     """What a run that ends at once can go on from, as a sentence."""
     if saved := checkpoints(folder):
-        return f"The newest complete checkpoint is {saved[max(saved)]}: the next start goes on from it."
-    return f"There is no complete checkpoint in {folder}: the next start begins again."
+        return f"The newest complete checkpoint is {saved[max(saved)]}: trainer.resume_mode=auto goes on from it."
+    return f"There is no complete checkpoint in {folder} to go on from."
 
 
 def has_model(folder: Path) -> bool:
