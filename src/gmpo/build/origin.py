@@ -44,7 +44,7 @@ def as_of(run: RunRecord, step: int) -> RunRecord:
                 if difference.key in part:
                     part[difference.key] = difference.then
     parts["content"] = {key: value for key, value in parts["content"].items() if value is not None or key == BASE}
-    return replace(run, **parts)
+    return replace(run, **parts)  # type: ignore[arg-type]  # the parts are fields of that type
 
 
 def continued(now: RunRecord, then: RunRecord | None) -> RunRecord:
