@@ -158,6 +158,8 @@ def rehearse(
         "actor_rollout_ref.model.path": str(warm.model),
         "trainer.default_local_dir": str(out / "run"),
     }
+    # A run whose rate depends on its length is another run when it is longer: in both the rate is that of three steps.
+    small["actor_rollout_ref.actor.optim.total_training_steps"] = 3
     runs = []
     for steps in (2, 3):
         length = {"trainer.total_training_steps": steps}

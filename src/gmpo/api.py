@@ -273,4 +273,4 @@ def _size(model: PreTrainedModel) -> str:
 
 def _profiled(run: OpenRun, data: TrainingData, console: Console) -> Profiled:
     device, last = data.machine.device.torch, data.length.total_steps
-    return Profiled(run.tracker, run.folder, device=device, show=console.print, last_step=last)
+    return Profiled(run.tracker, run.folder, device=device, show=partial(console.print, soft_wrap=True), last_step=last)

@@ -18,6 +18,7 @@ from gmpo.backends.models import (
     check_positions,
     check_vocabulary,
     load_config,
+    load_generation,
     load_model,
     load_tokenizer,
     pad_token_id,
@@ -191,7 +192,7 @@ def test_every_end_token_of_tokenizer_and_generation_configuration_counts(
     tokenizer = load_tokenizer(ModelSource(str(tiny_folder)))
     tokenizer.eos_token = of_tokenizer
     model.generation_config = GenerationConfig(eos_token_id=of_model)
-    assert stop_token_ids(model, tokenizer) == expected
+    assert stop_token_ids(model.generation_config, tokenizer) == expected
 
 
 def test_a_model_without_any_end_token_is_refused(tiny_folder: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_model_without_any_end_token_is_refused(tiny_folder: Path) -> None:
     tokenizer.eos_token = None
     model.generation_config = GenerationConfig()
     with pytest.raises(BackendError, match=r"no answer could ever end\. Set eos_token"):
-        stop_token_ids(model, tokenizer)
+        stop_token_ids(model.generation_config, tokenizer)
 
 
 @pytest.mark.parametrize(("pad", "expected"), [("<pad>", 0), (None, 1)])
@@ -221,3 +222,12 @@ def test_a_row_longer_than_the_models_positions_is_refused_with_the_numbers(tiny
     check_positions(model, limit - 10, 10)
     with pytest.raises(BackendError, match=rf"make {limit + 1} tokens, but the model is made for {limit} positions"):
         check_positions(model, limit - 10, 11)
+
+
+@pytest.mark.parametrize("generation", [{"eos_token_id": [1, 5]}, None, {}])
+def test_end_tokens_are_known_before_the_model_is_loaded(folder: Path, generation: dict[str, Any] | None) -> None:
+    file = folder / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if generation is not None:
+        file.write_text(json.dumps(generation))
+    assert load_generation(ModelSource(str(folder))).eos_token_id == load(folder).generation_config.eos_token_id

@@ -112,8 +112,9 @@ def test_the_critic_learns_and_is_resumed_bit_for_bit(bench: Any) -> None:
         folder = whole.folder / f"global_step_{step}"
         assert (folder / "critic" / "model.safetensors").is_file()
     saved = load_file(whole.folder / "global_step_3" / "critic" / "model.safetensors")
-    (whole.folder / "latest_checkpointed_iteration.txt").write_text("1")
-    again = run(bench, "gae", "vanilla", **changes)
+    begins = {"resume_mode": "resume_path", "resume_from_path": str(whole.folder / "global_step_1")}
+    begins["default_local_dir"] = str(bench.folder / "again")
+    again = run(bench, "gae", "vanilla", **changes, **{f"trainer.{key}": value for key, value in begins.items()})
     resumed = load_file(again.folder / "global_step_3" / "critic" / "model.safetensors")
     assert all(torch.equal(saved[name], resumed[name]) for name in saved)
     coefficients = [m["actor/reward_kl_penalty_coeff"] for m in whole.history]

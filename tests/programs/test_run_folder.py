@@ -17,6 +17,7 @@ from rich.console import Console
 
 import gmpo
 from gmpo.backends.tiny_model import make_model, word_tokenizer
+from gmpo.build.old_folder import OLD_VERSION
 from gmpo.data.stories import demonstration_rows, story_rows, vocabulary
 from gmpo.errors import CheckpointError, ConfigError
 from gmpo.records.run_folder import RunRecord, read_run, read_val_only
@@ -565,3 +566,16 @@ def test_settings_of_an_earlier_version_that_this_one_does_not_take_name_the_ver
     with pytest.raises(CheckpointError, match=r"gmpo 0\.1\.0 goes on with it") as error:
         bench.train(FOUR)
     assert "forgotten" in str(error.value)
+
+
+def test_the_version_that_wrote_such_folders_is_an_earlier_one() -> None:
+    assert gmpo.__version__ != OLD_VERSION
+
+
+def test_a_run_whose_configuration_is_merely_missing_gets_advice_that_fits(bench: Any, folder: Path) -> None:
+    _as_before(folder)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"neither run\.json nor config\.yaml") as error:
+        bench.train(FOUR)
+    assert "Bring one of them back" in str(error.value)
+    assert OLD_VERSION not in str(error.value)

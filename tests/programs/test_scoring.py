@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from gmpo.build.objective import can_reuse_logp, needs_old_logp
+from gmpo.backends.devices import Device
+from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.build.run import build_scoring
 from gmpo.config import load
 
 TOLERANCE = "actor_rollout_ref.rollout.log_prob_tolerance"
@@ -63,9 +66,18 @@ def test_where_something_compares_the_policies_or_nothing_needs_them_there_is_no
     assert all("rollout/old_log_probs_reused" not in m for m in bench.train(own).history)
 
 
-def test_a_sampler_with_weights_of_its_own_is_never_taken_at_its_word() -> None:
-    config = load(["recipe=gmpo"]).config
-    assert can_reuse_logp(config, shared_weights=True)
-    assert not can_reuse_logp(config, shared_weights=False)
-    assert not needs_old_logp(config, 1, shared_weights=True)
-    assert needs_old_logp(config, 1, shared_weights=False)
+def test_a_sampler_with_weights_of_its_own_is_never_taken_at_its_word(
+    fresh_policy: Callable[[], PreTrainedModel], cpu: Device
+) -> None:
+    """What is computed where a step makes one update, and where it makes four."""
+
+    def computed(own: PreTrainedModel | None, updates: int) -> tuple[bool, bool]:
+        sampler = TorchSampler(device=cpu, seed=0, stop_ids=frozenset({1}), max_num_seqs=4, model=own)
+        sizes = ["data.train_batch_size=8", f"actor_rollout_ref.actor.ppo_mini_batch_size={8 // updates}"]
+        scoring = build_scoring(load(["recipe=gmpo", *sizes]).config, None, sampler)  # type: ignore[arg-type]
+        return scoring.old, scoring.tolerance > 0
+
+    assert computed(None, 1) == (False, True)
+    assert computed(None, 4) == (True, True)
+    assert computed(fresh_policy(), 1) == (True, False)
+    assert computed(fresh_policy(), 4) == (True, False)

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -163,7 +164,15 @@ def _no_tokenizer(source: ModelSource, reason: str) -> BackendError:
     )
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def load_generation(source: ModelSource) -> GenerationConfig:
+    """The generation configuration that the model has once it is loaded: its file's, or what its own one says."""
+    try:
+        return GenerationConfig.from_pretrained(resolve(source.path), trust_remote_code=source.trust_remote_code)
+    except OSError:  # there is no such file
+        return GenerationConfig.from_model_config(load_config(source))
+
+
+def stop_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every id that ends an answer: the tokenizer's end token and all of the generation configuration's.
 
     Chat models often have several; stopping at one of them only makes answers run on to the limit.
@@ -172,7 +181,6 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         BackendError: there is no end token at all.
     """
     ids: set[int] = set()
-    generation = getattr(model, "generation_config", None)
     for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
         if isinstance(value, int):
             ids.add(value)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gmpo.backends.models import ModelSource, load_config, resolve
+from gmpo.backends.models import ModelSource, load_config, load_generation, resolve, stop_token_ids
 from gmpo.build.rewards import RewardFunction, factors
 from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.fields import Section
 from gmpo.config.resolved import as_tree
 from gmpo.config.roles import by_role, length_matters
 from gmpo.config.tree import leaves
+from gmpo.config.tree import replace as with_setting
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblems, encode_prompts
 from gmpo.records import fingerprint
+from gmpo.records.functions import of_function, same_function
 from gmpo.records.run_folder import PASS_RATES, Difference, Program, RunRecord
 
 CONTENT_OF = "content of "
@@ -29,7 +31,14 @@ RENDERED = "prompts as token ids"
 """Differs with equal template and tokenizer where a template writes the date, or the library renders it differently."""
 RENDERED_DEMONSTRATIONS = 64
 """So many prompts are rendered to see whether the template still renders them alike."""
+MODEL_PATH = f"{CONTENT_OF}actor_rollout_ref.model.path"
 LENGTH = "steps of the run"
+FUNCTION = "reward function "
+UNSEEN = "not compared"
+"""What reward functions hold that no two starts can be compared by."""
+BASE = "base model"
+"""The model that the weights began with, whatever the settings' path leads to now; null where nobody knows it."""
+PERMISSION = "trainer.allow_changed_config"
 OLD = 0
 """Format of a folder without run.json, whose content nobody recorded."""
 
@@ -53,7 +62,7 @@ def describe_run(
     resolved: Resolved[Any], program: Program, content: Mapping[str, Any], total_steps: int, steps: int = 0
 ) -> RunRecord:
     """The record that a run of these settings has at its start."""
-    settings = by_role(resolved)
+    settings = by_role(without_permission(resolved))
     length = {LENGTH: total_steps} if length_matters(resolved.config) else {}
     return RunRecord(
         program=program,
@@ -66,6 +75,12 @@ def describe_run(
         idle=settings["idle"],
         content={**content, **length},
     )
+
+
+def without_permission(resolved: Resolved[Any]) -> Resolved[Any]:
+    """The settings as a run keeps them: a permission belongs to the start that it was given to."""
+    values = {path: value for path, value in resolved.values.items() if path != PERMISSION}
+    return replace(resolved, config=with_setting(resolved.config, PERMISSION, False), values=values)
 
 
 def training_content(
@@ -82,7 +97,8 @@ def training_content(
         functions, weights: rewards that were handed over in Python, see `gmpo.build.rewards.build_rewards`.
     """
     model, custom = config.actor_rollout_ref.model, config.custom_reward_function
-    content: dict[str, Any] = _text(model.path, model.trust_remote_code, tokenizer)
+    source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+    content: dict[str, Any] = _text(source, tokenizer, key="actor_rollout_ref.model.path")
     if config.uses_reference:
         source = ModelSource(config.actor_rollout_ref.ref.model.path, model.trust_remote_code)
         content[f"{CONTENT_OF}actor_rollout_ref.ref.model.path"] = _model(source)
@@ -95,7 +111,7 @@ def training_content(
     if validation is not None:
         content[VALIDATION] = _problems([item.problem for item in validation.items])
     if functions:
-        content["reward functions"] = [_function(function) for function in functions]
+        content |= _functions(functions)
         content["weights of the reward functions"] = factors(functions, weights)
     elif custom.path is not None:
         content[f"{CONTENT_OF}custom_reward_function.path"] = _file(custom.path)
@@ -116,21 +132,36 @@ def supervised_content(
     held_out: Sequence[Problem],
 ) -> dict[str, Any]:
     """What the paths of `gmpo sft` lead to, as fingerprints."""
-    content = _text(config.model.path, config.model.trust_remote_code, tokenizer, key="model.path")
+    model = config.model
+    source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+    content = _text(source, tokenizer, key="model.path")
     content[f"{CONTENT_OF}data.train_files"] = _problems(items)
     some = encode_prompts(items[:RENDERED_DEMONSTRATIONS], tokenizer, max_prompt_length=sys.maxsize)
     content[RENDERED] = fingerprint.of_json([item.prompt_ids for item in some.items])
     return {**content, VALIDATION: _problems(held_out)} if held_out else content
 
 
-def _text(
-    path: str, trust: bool, tokenizer: PreTrainedTokenizerBase, key: str = "actor_rollout_ref.model.path"
-) -> dict[str, Any]:
+def _text(source: ModelSource, tokenizer: PreTrainedTokenizerBase, key: str) -> dict[str, Any]:
+    model = _model(source)
     return {
-        f"{CONTENT_OF}{key}": _model(ModelSource(path, trust)),
-        "tokenizer": fingerprint.of_json([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token]),
+        BASE: model,
+        f"{CONTENT_OF}{key}": model,
+        "tokenizer": _tokenizer(tokenizer),
         "chat template": fingerprint.of_json(tokenizer.chat_template),
+        "stop tokens": sorted(stop_token_ids(load_generation(source), tokenizer)),
     }
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that turns text into token ids and back, the chat template apart; of a tokenizer that is written in Python
+    its class and its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
+    # How the last call cut and padded is no part of it.
+    steps = {key: value for key, value in steps.items() if key not in ("truncation", "padding")}
+    python = type(tokenizer).__qualname__ if backend is None else None
+    special = [tokenizer.special_tokens_map, getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    return fingerprint.of_json([python, steps, sorted(tokenizer.get_vocab().items()), special])
 
 
 def _model(source: ModelSource) -> str:
@@ -150,14 +181,13 @@ def _file(path: str) -> str:
     return fingerprint.of_file(Path(path).expanduser())
 
 
-def _function(function: Callable[..., Any]) -> str:
-    """Name and source text, or bytecode where there is no text. The values that a closure holds are not seen."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    code = getattr(function, "__code__", None)
-    try:
-        return f"{name} {fingerprint.of_json(inspect.getsource(function))}"
-    except Exception:  # it reads and parses the file that the function says it comes from, which may be anything
-        return name if code is None else f"{name} {fingerprint.of_json([code.co_code.hex(), code.co_names])}"
+def _functions(functions: Sequence[RewardFunction]) -> dict[str, Any]:
+    """By number and name, and what of them cannot be compared."""
+    found = [(f"{FUNCTION}{number}", of_function(function)) for number, function in enumerate(functions, start=1)]
+    unseen = [f"{print_.name}: {place}" for _, print_ in found for place in print_.unseen]
+    return {f"{key} ({print_.name})": dict(print_.prints) for key, print_ in found} | (
+        {UNSEEN: unseen} if unseen else {}
+    )
 
 
 def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes:
@@ -189,11 +219,7 @@ def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes
             tuple(inexact),
             tuple(d for d in other if d.key not in unknown),
         )
-    content = [
-        Difference(key, then.content.get(key), now.content.get(key))
-        for key in {**then.content, **now.content}
-        if then.content.get(key) != now.content.get(key)
-    ]
+    content = list(_differing_content(then.content, now.content))
     same_text = not any(d.key != RENDERED for d in content)
     for difference in content:
         if difference.key == RENDERED:
@@ -204,6 +230,16 @@ def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes
         else:
             identity.append(difference)
     return Changes(tuple(identity), tuple(inexact), tuple(other))
+
+
+def _differing_content(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    for key in {**then, **now}:
+        before, after = then.get(key), now.get(key)
+        if key in (BASE, UNSEEN) or before == after:
+            continue
+        if key.startswith(FUNCTION) and before and after and same_function(before, after):
+            continue
+        yield Difference(key, before, after)
 
 
 def _unknown_content(now: RunRecord, config: Config | SftConfig) -> set[str]:

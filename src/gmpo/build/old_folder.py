@@ -60,6 +60,12 @@ def old_record(folder: Path) -> RunRecord:
         CheckpointError: there is none, or this version does not take its settings.
     """
     file, numbers = folder / CONFIG, legs_kept(folder)
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} holds a run, but neither run.json nor {CONFIG}, which say what it is. Bring one of them back, "
+            "or name another trainer.default_local_dir, in which a new run can begin with a checkpoint of this folder "
+            "(trainer.resume_mode=resume_path)."
+        )
     try:
         tree: Mapping[Any, Any] = read_yaml(file)
         program: Program = "train" if "actor_rollout_ref" in tree else "sft"

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gmpo.build.identity import without_permission
 from gmpo.build.start import FOLDER, Start, belonging
 from gmpo.build.val_only import validated
 from gmpo.config import Resolved
@@ -38,8 +39,8 @@ from gmpo.training.interrupt import Stop
 
 STOPPED_AT_ONCE = "Ctrl-C or SIGTERM: stopped at once, within a step"
 Say = Callable[..., None]
-OpenStore = Callable[[Path, Path | None, Say], Store]
-"""Folder, checkpoint to go on from, lines for the user -> the run's checkpoints."""
+OpenStore = Callable[[Start, Say], Store]
+"""What was found, lines for the user -> the run's checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def opened_run(
                 folder.claim()
             tracker = RunTracker([folder, *sinks], writer)
             stack.callback(tracker.close)
-            opened = None if store is None else stack.enter_context(store(start.folder, start.checkpoint, say))
+            opened = None if store is None else stack.enter_context(store(start, say))
             stop = stack.enter_context(Stop(say))
             yield OpenRun(start, say, start.folder, tracker, writer, stop, opened)
 
@@ -174,7 +175,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
 
 
 def _in_folder(resolved: Resolved[Any], folder: Path) -> Resolved[Any]:
-    """The settings with the folder that the run took."""
+    """The settings as the run keeps them, with the folder that it took."""
+    resolved = without_permission(resolved)
     trainer: Trainer | SftTrainer = resolved.config.trainer
     if Path(trainer.default_local_dir).expanduser() == folder:
         return resolved

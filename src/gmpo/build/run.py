@@ -36,6 +36,7 @@ from gmpo.build.objective import (
     build_optimizer,
     split_by,
 )
+from gmpo.build.start import Start
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Rollout, ValKwargs
@@ -108,7 +109,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     check_positions(model, longest_prompt, config.data.max_response_length)
-    stop_ids = stop_token_ids(model, tokenizer)
+    stop_ids = stop_token_ids(model.generation_config, tokenizer)
     return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
 
@@ -283,16 +284,14 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
     return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
 
 
-def build_store(
-    config: Config, problems: Sequence[Problem], folder: Path, checkpoint: Path | None, tell: Callable[[str], None]
-) -> Store:
-    """Checkpoints of the run, below its folder; it goes on from `checkpoint`, if there is one."""
+def build_store(config: Config, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]) -> Store:
+    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one."""
     trainer, data, contents = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
-        folder,
+        start.folder,
         save_contents=contents.save_contents,
         load_contents=contents.load_contents,
-        resume=checkpoint,
+        resume=start.checkpoint,
         keep=trainer.max_actor_ckpt_to_keep,
         behind=contents.async_save,
         data={
@@ -303,6 +302,8 @@ def build_store(
             "data.shuffle": data.shuffle,
             "data.seed": data.seed,
         },
+        other_settings=bool(start.changes.identity),
+        other_data=trainer.allow_changed_config,
         tell=tell,
     )
 
@@ -351,7 +352,7 @@ def build_supervised_learner(
     if settings.enable_gradient_checkpointing:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
-    stop_ids = stop_token_ids(model, tokenizer)
+    stop_ids = stop_token_ids(model.generation_config, tokenizer)
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
     learner = LocalLearner(
         model,

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from gmpo.build.identity import OLD, Changes, compare
+from gmpo.build.identity import OLD, PERMISSION, UNSEEN, Changes, compare
 from gmpo.build.old_folder import LOST, OLD_VERSION, old_record, recorded_run, run_in
+from gmpo.build.origin import compared, continued, run_of
 from gmpo.config import Resolved
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
@@ -159,8 +160,7 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     asked = asked_checkpoint(resolved)
     _refuse_files_of_the_user(folder, resolved)
     if not holds_run(folder):
-        origin = None if asked is None else str(asked)
-        return Start(folder, replace(now, origin=origin), checkpoint=asked)
+        return Start(folder, now) if asked is None else _fork(folder, asked, resolved, now)
     then = ended(_read(folder, resolved, now))
     if isinstance(trainer, Trainer) and trainer.resume_mode == "disable":
         raise _AnotherRun(
@@ -178,14 +178,14 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     if then.program != now.program:
         raise _AnotherRun(f"holds a run of `gmpo {then.program}` ({extent(folder, then)}).")
     changes = compare(then, now, resolved)
-    if changes.identity and not trainer.allow_changed_config:
-        raise _AnotherRun(
-            _changed_message(folder, then, changes),
-            f"{REMEDY} trainer.allow_changed_config=True goes on here all the same, and the change is recorded.",
-        )
+    done = then.status == "finished" and has_model(folder) and then.steps >= now.total_steps
+    if changes.identity and (done or not trainer.allow_changed_config):
+        permission = _permission(folder, then, changes, done=done)
+        raise _AnotherRun(_changed_message(folder, then, changes), f"{REMEDY}{permission}")
+    now = continued(now, then)
     record = replace(now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside)
     start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
-    if then.status == "finished" and has_model(folder) and then.steps >= now.total_steps:
+    if done:
         note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."
         return replace(start, done=True, notes=(*_old_notes(folder, then), note))
     return _going_on(start, then)
@@ -193,7 +193,8 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
 
 def _refuse_files_of_the_user(folder: Path, resolved: Resolved[Any]) -> None:
     """A run writes to names that are its own: what lies there without a run would be replaced or deleted."""
-    if (folder / RUN).exists() or (holds_run(folder) and (folder / CONFIG).is_file()):
+    a_run = holds_run(folder) and (folder / CONFIG).is_file()
+    if a_run or (folder / RUN).exists() or checkpoints(folder):
         return
     trainer: Trainer | SftTrainer = resolved.config.trainer
     further = [f"{trainer.experiment_name}.jsonl"] if "file" in trainer.logger else []
@@ -216,11 +217,20 @@ def _read(folder: Path, resolved: Resolved[Any], now: RunRecord) -> RunRecord:
         raise _AnotherRun(f"holds a run whose record cannot be read: {error}", "", type(error)) from error
 
 
+def _fork(folder: Path, asked: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
+    """A run of its own that begins with the checkpoint of another one, see `gmpo.build.origin`."""
+    then = run_of(asked)
+    changes, exact, notes = compared(asked, then, now, resolved)
+    record = replace(continued(now, then), origin=str(asked))
+    notes += [*_old_notes(asked.parent, then), *_unseen_notes(now)]
+    return Start(folder, record, checkpoint=asked, changes=changes, exact=exact, notes=tuple(notes))
+
+
 def _going_on(start: Start, then: RunRecord) -> Start:
     """The unfinished run from its newest checkpoint, or from its beginning where it has none."""
     folder, notes = start.folder, [*_change_notes(start.changes, then)]
     saved = checkpoints(folder)
-    notes += _old_notes(folder, then)
+    notes += [*_old_notes(folder, then), *_unseen_notes(start.record)]
     exact = start.exact and then.format != OLD
     if saved:
         notes += _latest_notes(folder, max(saved))
@@ -237,10 +247,11 @@ def _going_on(start: Start, then: RunRecord) -> Start:
         )
     if then.status == "finished":
         raise _AnotherRun(
-            f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from (trainer.save_freq was "
-            f"off). {folder / MODEL} can be the model.path of a new run."
+            f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
+            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of "
+            "a new run."
         )
-    if start.changes.identity:
+    if start.changes.identity and then.program == "train":
         raise _AnotherRun(
             f"holds a run ({extent(folder, then)}) without a checkpoint, so that there is nothing that changed "
             "settings could go on from."
@@ -282,6 +293,18 @@ def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
     return f"holds another run ({extent(folder, then)}). What differs, then -> now:{listed}"
 
 
+def _permission(folder: Path, then: RunRecord, changes: Changes, *, done: bool) -> str:
+    """The remedy that is left where changed settings could go on in the folder: from a checkpoint, and to more steps.
+    Supervised fine-tuning has no checkpoints; an unfinished one begins again."""
+    new_critic = any(difference.key == "critic.enable" and difference.now for difference in changes.identity)
+    if new_critic or (then.status == "finished" if then.program == "sft" else not checkpoints(folder)):
+        return ""
+    if then.program == "sft":
+        return f" {PERMISSION}=True begins again here all the same: it replaces what is there, and records the change."
+    how = f"with more than its {then.steps} steps goes on" if done else "goes on"
+    return f" {PERMISSION}=True {how} here all the same, and the change is recorded."
+
+
 def _places(changes: Changes) -> list[Difference]:
     """The paths of what differs in content."""
     differing = {d.key.rpartition(" ")[2] for d in changes.identity}
@@ -297,9 +320,9 @@ def _change_notes(changes: Changes, then: RunRecord) -> Iterator[str]:
         yield from (f"  {difference}" for difference in changes.inexact)
 
 
-def _old_notes(folder: Path, then: RunRecord) -> Iterator[str]:
+def _old_notes(folder: Path, then: RunRecord | None) -> Iterator[str]:
     """Of a folder without run.json."""
-    if then.format != OLD:
+    if then is None or then.format != OLD:
         return
     if then.legs[-1].reason != LOST:
         yield f"{folder} was written by gmpo {OLD_VERSION} or earlier, which drew other random numbers: not bit-exact."
@@ -315,6 +338,11 @@ def _elsewhere(then: RunRecord) -> str:
     """The places outside of the folder in which answers are replaced, too."""
     places = [place for place in then.outside if Path(place).is_dir()]
     return f", also those in {', '.join(places)}" if places else ""
+
+
+def _unseen_notes(now: RunRecord) -> Iterator[str]:
+    if unseen := now.content.get(UNSEEN):
+        yield f"not compared: what these reward functions hold, which may be other than it was: {', '.join(unseen)}"
 
 
 def _latest(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gmpo.build.identity import CONTENT_OF, LENGTH, Changes, compare
 from gmpo.build.old_folder import run_in
+from gmpo.build.origin import run_of
 from gmpo.build.start import FOLDER, Start, asked_checkpoint, candidates, check_writable, extent
 from gmpo.config import Resolved
 from gmpo.errors import CheckpointError, ConfigError
@@ -46,6 +47,9 @@ def validated(resolved: Resolved[Any], now: RunRecord) -> Iterator[tuple[Start, 
             "validates the base model."
         )
     notes = [_what(resolved, folder, checkpoint)]
+    if asked is not None:
+        then = run_of(asked)
+        notes += [] if then is not None else [f"{asked.parent} holds no record of a run to compare with."]
     if then is not None and (changes := _other_than_validation(compare(then, now, resolved))):
         notes += ["its settings are not those of the run, then -> now:", *(f"  {d}" for d in changes)]
     with _numbered(folder) as place:

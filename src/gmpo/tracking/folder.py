@@ -79,7 +79,9 @@ class RunFolder:
                     file.unlink()
         if self.record.legs:
             self._keep_the_leg_before()
-            self._compare_environments()
+            self._compare_environments(self.folder)
+        elif self.record.origin is not None:
+            self._compare_environments(Path(self.record.origin).parent)
         self.leg = replace(self.leg, start=step, steps=step)
         for place in (self.folder / LEGS / str(self.leg.number), self.folder):
             write_settings(place, self.config, self.environment)
@@ -116,8 +118,8 @@ class RunFolder:
                 with suppress(FileNotFoundError):
                     shutil.copyfile(self.folder / name, kept / name)
 
-    def _compare_environments(self) -> None:
-        changes = differing(self.folder / ENVIRONMENT, self.environment)
+    def _compare_environments(self, before: Path) -> None:
+        changes = differing(before / ENVIRONMENT, self.environment)
         if changes:
             listed = "; ".join(map(str, changes))
             self.say(f"the machine or its libraries differ, so that it is not bit for bit the same run: {listed}")

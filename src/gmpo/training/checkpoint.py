@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
-from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED, checkpoints, what_remains
-from gmpo.training.state import State, read_state, write_state
+from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED, Difference, checkpoints, what_remains
+from gmpo.training.state import GATHER, PRODUCER, State, read_state, write_state
 
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
@@ -53,6 +54,9 @@ class Store:
             reported and does not stop the run; the next checkpoint is then written before training goes on.
         data: what the position in the data means depends on these (rows, batch size, seed ..); a checkpoint made under
             other values is refused, because it would mean other problems.
+        other_settings: the run goes on under settings that make it another one. Groups that wait in the checkpoint were
+            sampled under the settings of then, and are dropped.
+        other_data: go on under other `data`, too: at the same position of the new stream, which is said.
         tell: receives a line for the user: where the run goes on, and what is missing for an exact continuation.
     """
 
@@ -67,6 +71,8 @@ class Store:
         behind: bool,
         data: Mapping[str, int | bool | str],
         tell: Callable[[str], None],
+        other_settings: bool = False,
+        other_data: bool = False,
     ) -> None:
         self.root = root
         self.save_contents = save_contents
@@ -76,6 +82,8 @@ class Store:
         self.behind = behind
         self.data = dict(data)
         self.tell = tell
+        self.other_settings = other_settings
+        self.other_data = other_data
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._begun: Future[None] | None = None
 
@@ -148,8 +156,10 @@ class Store:
         how = f"move {folder.name} away, and the run goes on from it." if inside else RESUME_FROM
         with naming_an_older(folder, how):
             state, data = read_state(folder)
-            if data != self.data:
+            if data != self.data and not self.other_data:
                 raise CheckpointError(_other_data(folder, data, self.data))
+            if data != self.data or self.other_settings:
+                state = self._changed(state, data)
             contents = contents_of(folder, self.load_contents)
             learner.load(folder, contents)
         self.tell(f"going on after step {state.step} from {folder}")
@@ -160,6 +170,22 @@ class Store:
                 "load ['model','optimizer','extra'] for an exact resume."
             )
         return state
+
+    def _changed(self, state: State, data: Mapping[str, object]) -> State:
+        """The state for a run of other settings: without what was sampled under those of then."""
+        parts = dict(state.parts)
+        if data != self.data and PRODUCER in parts:
+            position = parts[PRODUCER].values.get("position")
+            parts[PRODUCER] = replace(parts[PRODUCER], values={**parts[PRODUCER].values, "under_way": []})
+            self.tell(
+                "warning: other data or batches make another stream of problems; it goes on at the same position "
+                f"({position}) of the new one, so that problems may come again or be left out. Then -> now:\n"
+                + _listed(data, self.data)
+            )
+        if GATHER in parts and (waiting := parts[GATHER].values.get("waiting")):
+            parts[GATHER] = replace(parts[GATHER], values={**parts[GATHER].values, "waiting": []}, arrays={})
+            self.tell(f"warning: {len(waiting)} groups that waited were sampled under the settings of then: dropped")
+        return replace(state, parts=parts)
 
     def _rotate(self, step: int) -> None:
         """Keep the newest of the checkpoints up to `step`. Later ones are of a run that was left, and not counted."""
@@ -296,10 +322,15 @@ def content_hash(problems: Iterable[Problem]) -> str:
 
 
 def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    changes = [f"  {k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**now, **then} if then.get(k) != now.get(k)]
     return (
-        f"{folder} was made with other data or batches, so its position would mean other problems:\n"
-        + "\n".join(changes)
-        + "\nUse the same settings to go on, or start a new run in another trainer.default_local_dir (the weights "
-        "can be its model.path: actor/huggingface of a checkpoint with 'hf_model')."
+        f"{folder} was made with other data or batches, so its position would mean other problems. Then -> now:\n"
+        f"{_listed(then, now)}\nUse the same settings to go on, or start a new run in another "
+        "trainer.default_local_dir (the weights can be its model.path: actor/huggingface of a checkpoint with "
+        "'hf_model'). trainer.allow_changed_config=True goes on at the same position of the new stream."
     )
+
+
+def _listed(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What differs, a line each."""
+    differing = (key for key in {**now, **then} if then.get(key) != now.get(key))
+    return "\n".join(f"  {Difference(key, then.get(key), now.get(key))}" for key in differing)

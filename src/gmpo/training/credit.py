@@ -102,9 +102,11 @@ class Credit:
         """Raises CheckpointError for another entry."""
         state.check_format(CREDIT, known=1)
         try:
-            self.kl_coef = float(state.values["kl_coef"])
+            saved = float(state.values["kl_coef"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's KL coefficient cannot be read: {error!r}") from error
+        if self.reward_kl is not None and self.reward_kl.target is not None:  # else it is what the settings say
+            self.kl_coef = saved
 
     def __call__(self, batch: Batch) -> CreditedBatch:
         """Put each response's reward on its last sampled token, subtract the KL penalty, estimate advantages; then mask
