@@ -44,7 +44,8 @@ def as_of(run: RunRecord, step: int) -> RunRecord:
                 if difference.key in part:
                     part[difference.key] = difference.then
     parts["content"] = {key: value for key, value in parts["content"].items() if value is not None or key == BASE}
-    return replace(run, **parts)  # type: ignore[arg-type]  # the parts are fields of that type
+    changed: dict[str, Any] = dict(parts)
+    return replace(run, **changed)
 
 
 def continued(now: RunRecord, then: RunRecord | None) -> RunRecord:

@@ -191,18 +191,10 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     return _going_on(start, then)
 
 
-def _fork(folder: Path, asked: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
-    """A run of its own that begins with the checkpoint of another one, see `gmpo.build.origin`."""
-    then = run_of(asked)
-    changes, exact, notes = compared(asked, then, now, resolved)
-    record = replace(continued(now, then), origin=str(asked))
-    notes += [*_old_notes(asked.parent, then), *_unseen_notes(now)]
-    return Start(folder, record, checkpoint=asked, changes=changes, exact=exact, notes=tuple(notes))
-
-
 def _refuse_files_of_the_user(folder: Path, resolved: Resolved[Any]) -> None:
     """A run writes to names that are its own: what lies there without a run would be replaced or deleted."""
-    if (folder / RUN).exists() or (holds_run(folder) and (folder / CONFIG).is_file()):
+    a_run = holds_run(folder) and (folder / CONFIG).is_file()
+    if a_run or (folder / RUN).exists() or checkpoints(folder):
         return
     trainer: Trainer | SftTrainer = resolved.config.trainer
     further = [f"{trainer.experiment_name}.jsonl"] if "file" in trainer.logger else []
@@ -223,6 +215,15 @@ def _read(folder: Path, resolved: Resolved[Any], now: RunRecord) -> RunRecord:
             if _is_the_run(old_record(folder), resolved, now):
                 raise error
         raise _AnotherRun(f"holds a run whose record cannot be read: {error}", "", type(error)) from error
+
+
+def _fork(folder: Path, asked: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
+    """A run of its own that begins with the checkpoint of another one, see `gmpo.build.origin`."""
+    then = run_of(asked)
+    changes, exact, notes = compared(asked, then, now, resolved)
+    record = replace(continued(now, then), origin=str(asked))
+    notes += [*_old_notes(asked.parent, then), *_unseen_notes(now)]
+    return Start(folder, record, checkpoint=asked, changes=changes, exact=exact, notes=tuple(notes))
 
 
 def _going_on(start: Start, then: RunRecord) -> Start:
@@ -248,7 +249,7 @@ def _going_on(start: Start, then: RunRecord) -> Start:
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
             f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of "
-            f"a new run."
+            "a new run."
         )
     if start.changes.identity and then.program == "train":
         raise _AnotherRun(
