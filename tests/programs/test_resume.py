@@ -49,7 +49,7 @@ SCHEDULED = {
     "trainer.total_training_steps": STEPS,
     "trainer.sample_groups": -1,
     "trainer.token_record_groups": 4,
-    "reward_model.grader_timeout_s": 60,
+    "reward_model.grader_timeout_s": 1200,
 }
 """All that has state over steps: schedule, order of problems and mini-batches, the KL coefficient, AdamW's moments."""
 
@@ -67,7 +67,7 @@ class Process:
     def output(self) -> str:
         return self.folder.with_suffix(".out").read_text()
 
-    def wait_until(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait_until(self, what: Callable[[], bool], seconds: float = 600.0) -> None:
         end = time.monotonic() + seconds
         while not what():
             assert self.started.poll() is None, f"the process has ended:\n{self.output}"
@@ -98,9 +98,9 @@ class Process:
     def interrupt(self) -> None:
         self.started.send_signal(signal.SIGINT)
 
-    def end(self, seconds: float = 60.0) -> int:
+    def end(self, seconds: float = 600.0) -> int:
         code = self.started.wait(seconds)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self.workers() and time.monotonic() < deadline:
             time.sleep(0.01)
         return code
