@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed  ## make a model, warm it up, train it with GMPO:
 	$(BIN)/gmpo quickstart --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/.installed-dev  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 # The oldest transformers that is supported, beside the newest of `make test`: what touches the library.
 OLDEST = .venv-oldest
@@ -33,7 +33,7 @@ $(OLDEST)/.installed: pyproject.toml src/gmpo/version.py
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q tests/backends tests/programs tests/examples
+	$(OLDEST)/bin/python -m pytest -q -n auto tests/backends tests/programs tests/examples
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ python make_model.py TRAIN.parquet FOLDER
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from gmpo.backends.tiny_model import bpe_tokenizer, make_model
@@ -31,4 +31,7 @@ def main(train_file: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train_file", metavar="TRAIN.parquet", help="rows of `gmpo data gsm8k`")
+    parser.add_argument("folder", metavar="FOLDER", help="where the model goes")
+    main(**vars(parser.parse_args()))

@@ -26,7 +26,7 @@ class Commands(TyperGroup):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
         except KeyboardInterrupt as error:
-            print("stopped at once; the newest complete checkpoint remains", file=sys.stderr)
+            print("stopped at once", file=sys.stderr)
             raise typer.Exit(130) from error
 
 

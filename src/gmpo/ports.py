@@ -14,6 +14,7 @@ from typing import Protocol
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gmpo.errors import BackendError
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Completion, Group
 
@@ -36,15 +37,46 @@ class SamplingParams:
     max_tokens: int
     """Length at which an answer is cut."""
 
+    def __post_init__(self) -> None:
+        """Raises BackendError where no answer or no token is asked for."""
+        for name, value in (("n", self.n), ("max_tokens", self.max_tokens)):
+            if value < 1:
+                raise BackendError(f"{name} = {value} of a sampler's call: at least 1 answer of 1 token must be asked.")
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """A prompt and the name of its random streams."""
+    """A prompt, the name of its random streams, and how long its answers may be."""
 
     prompt_ids: tuple[int, ...]
+    """At least one token."""
     key: int
     """Answer j draws from the stream (sampler seed, key, j), whatever else is in the batch. Fits 63 bits, as seeds of
     other engines do; see `gmpo.streams.stream_key`."""
+    max_tokens: int | None = None
+    """Length at which its answers are cut, at most the call's; None: the call's. It changes nothing about which numbers
+    an answer draws: with a higher limit it begins alike."""
+
+    def __post_init__(self) -> None:
+        """Raises BackendError for an empty prompt, and where no token is asked for."""
+        if not self.prompt_ids:
+            raise BackendError(f"request {self.key}: the prompt has no tokens, so there is nothing to continue.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise BackendError(f"request {self.key}: max_tokens = {self.max_tokens}, and an answer has at least 1.")
+
+    def limit(self, params: SamplingParams) -> int:
+        """The length at which its answers are cut in a call with `params`.
+
+        Raises:
+            BackendError: the request's own is above the call's.
+        """
+        if self.max_tokens is None:
+            return params.max_tokens
+        if self.max_tokens > params.max_tokens:
+            raise BackendError(
+                f"request {self.key}: max_tokens = {self.max_tokens}, above the call's {params.max_tokens}."
+            )
+        return self.max_tokens
 
 
 class WeightSource(Protocol):
@@ -88,7 +120,7 @@ class Sampler(Protocol):
         params: SamplingParams,
         finished: Callable[[int, Sequence[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for each request, in the order of the requests.
+        """`params.n` completions for each request, in the order of the requests, each cut at `request.limit(params)`.
 
         Args:
             finished: is called with a request's place and its completions, once for each request, when all are there

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from gmpo.objectives import ESTIMATORS, LOSSES, REJECTIONS
+from gmpo.ports import Learner, Sampler, Tracker
 
 SOURCE = Path(__file__).parents[2] / "src" / "gmpo"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -161,11 +163,20 @@ class Unspoken:
 
 
 OBJECTIVES = frozenset({*ESTIMATORS, *LOSSES, *REJECTIONS})
-BACKENDS = frozenset({"hf", "vllm", "sglang", "fsdp", "fsdp2", "megatron", "transformers", "cuda", "torch_sampler"})
+BACKENDS = frozenset(
+    {"hf", "vllm", "sglang", "fsdp", "fsdp2", "megatron", "transformers", "cuda", "torch_sampler", "local_learner"}
+)
 UNSPOKEN = (
     Unspoken(("ports.py", "training/"), OBJECTIVES, "objectives are looked up by their traits, never by a name"),
     Unspoken(("ports.py", "training/loop.py"), BACKENDS, "the ports are the same for every backend and device"),
+    # `hf_model` is one of the contents of a checkpoint, in a form that every library of models reads.
+    Unspoken(("training/",), BACKENDS - {"hf"}, "the ports are the same for every backend and device"),
 )
+
+PORTS = {"sampler": Sampler, "learner": Learner, "tracker": Tracker}
+"""Name by which a program holds a port -> the port."""
+COMPARED_BY_VALUE = ("algo/", "metrics/", "ports.py", "records/", "training/")
+"""Where no identity of objects may mean something: another process, a copy or a checkpoint does not keep it."""
 
 
 # Reading
@@ -264,6 +275,61 @@ def spoken(source: str, words: frozenset[str]) -> set[str]:
     return {word for word in words if any(_words(word) in _words(text) for text in said)}
 
 
+def of_the_package_itself(path: str, source: str) -> set[str]:
+    """Statements by which a module gets at the package as a whole, whose attributes are loaded when they are read."""
+    found = {f"from gmpo import {name[5:]}" for name in imports(path, source) if re.fullmatch(r"gmpo\.\w+", name)}
+    found -= {f"from gmpo import {name}" for name in LAYER_OF}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            bound = [a.name for a in node.names if a.name == "gmpo" or (_below(a.name, "gmpo") and a.asname is None)]
+            found |= {f"import {name}" for name in bound}
+    return found
+
+
+def late_imports(source: str) -> set[str]:
+    """Calls that import or run code by a name, which no table of imports sees."""
+    names = {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None))
+    }
+    called = {getattr(node.func, "id", None) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    return names & {"import_module", "exec_module", "resolve_name", "__import__"} | called & {"exec", "eval"}
+
+
+def by_identity(source: str) -> list[str]:
+    """Comparisons by `is` or `id()` of two things that may be equal without being one.
+
+    Not counted where one side is the only one of its kind: a constant, a class, `X.MEMBER` of an enumeration, or what a
+    call returns (`type(x)`, `main_thread()`).
+    """
+
+    def unique(node: ast.AST) -> bool:
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        return isinstance(node, ast.Constant | ast.Call) or name[:1].isupper()
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            for sides, operator in zip(pairwise([node.left, *node.comparators]), node.ops, strict=True):
+                if isinstance(operator, ast.Is | ast.IsNot) and not any(map(unique, sides)):
+                    found.append(ast.unparse(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id":
+            found.append(ast.unparse(node))
+    return found
+
+
+def through_a_port(source: str) -> list[str]:
+    """What is read of a sampler, learner or tracker beyond its port: `run.learner.objective`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute | ast.Name):
+            part = node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id
+            if part in PORTS and node.attr not in dir(PORTS[part]):
+                found.append(ast.unparse(node))
+    return found
+
+
 # The package
 
 
@@ -323,7 +389,23 @@ def test_no_import_hides_in_a_function(path: str) -> None:
         if isinstance(inner, ast.Import | ast.ImportFrom)
     ]
     assert not hidden
-    assert "import_module" not in PACKAGE[path] or path in LATE_IMPORTS_ALLOWED, f"{path} imports by name"
+
+
+@pytest.mark.parametrize("path", PACKAGE)
+def test_nothing_is_imported_by_name_or_through_the_package_itself(path: str) -> None:
+    allowed = {"import_module", "exec_module"} if path in LATE_IMPORTS_ALLOWED else set()
+    assert not late_imports(PACKAGE[path]) - allowed
+    assert not of_the_package_itself(path, PACKAGE[path]), "import from the module that defines it"
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE if _covers(COMPARED_BY_VALUE, path)])
+def test_no_identity_of_objects_means_something(path: str) -> None:
+    assert not by_identity(PACKAGE[path]), "say it by a field: a copy of a record must mean the same"
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE if _covers(("ports.py", "training/"), path)])
+def test_the_parts_of_a_run_are_used_through_their_ports(path: str) -> None:
+    assert not through_a_port(PACKAGE[path]), "another backend has no such attribute: put it into the port"
 
 
 @pytest.mark.parametrize(
@@ -417,15 +499,39 @@ def test_a_module_that_may_is_left_out() -> None:
         ("metrics/updates.py", "from gmpo.backends.learner import LocalLearner"),
         ("records/rollout.py", "from gmpo.records.batch import Batch"),
         ("check/report.py", "from gmpo.build.run import build_policy"),
+        ("algo/kl.py", "import gmpo\ngmpo.Config"),
+        ("algo/kl.py", "import gmpo as whole"),
+        ("algo/kl.py", "import gmpo.errors\ngmpo.Config"),
+        ("algo/kl.py", "from gmpo import Config"),
+        ("api.py", "from . import Config"),
+        ("training/credit.py", "def late(): return __import__('gmpo.backends.learner')"),
+        ("training/credit.py", "import builtins\nload = builtins.__import__"),
+        ("training/credit.py", "exec('import gmpo.backends.learner')"),
+        ("training/rollouts.py", "def slow(sampler): return type(sampler).__name__ == 'TorchSampler'"),
+        ("training/scoring.py", "DEVICE = 'cuda:0'"),
+        ("training/credit.py", "def scored(batch): return batch.learner_logp is not batch.rollout_logp"),
+        ("metrics/updates.py", "def scored(a, b): return 0 < a is b"),
+        ("records/batch.py", "def same(a, b): return id(a) == id(b)"),
+        ("training/loop.py", "def loss(run): return run.learner.objective.policy_loss"),
+        ("training/loop.py", "def seed(sampler): return sampler.seed"),
     ],
 )
 def test_a_line_that_blurs_the_parts_is_found_in_the_package(path: str, line: str) -> None:
     def found(source: str) -> bool:
         said = [spoken(source, rule.words) for rule in UNSPOKEN if _covers(rule.where, path)]
+        said += [late_imports(source), of_the_package_itself(path, source)]
+        said += [set(by_identity(source))] if _covers(COMPARED_BY_VALUE, path) else []
+        said += [set(through_a_port(source))] if _covers(("ports.py", "training/"), path) else []
         return any(said) or any(broken(path, {**PACKAGE, path: source}, rule) for rule in FORBIDDEN)
 
     assert not found(PACKAGE[path])
     assert found(f"{PACKAGE[path]}\n{line}\n")
+
+
+def test_what_is_the_only_one_of_its_kind_is_compared_by_identity() -> None:
+    allowed = "x is None, x is not True, type(x) is kind, x.verdict is Verdict.RIGHT, x is MISSING, x is NotImplemented"
+    assert not by_identity(allowed)
+    assert by_identity("a.x is b.x, a[0] is not b, a is None is b") == ["a.x is b.x", "a[0] is not b"]
 
 
 def test_a_name_is_found_in_strings_and_identifiers_and_not_in_docstrings() -> None:

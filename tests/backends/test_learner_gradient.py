@@ -16,6 +16,7 @@ from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.masks import AGGREGATIONS
 from gmpo.algo.objective import Objective
 from gmpo.backends.devices import Device
+from gmpo.backends.forward import PolicyModule
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
@@ -111,6 +112,18 @@ def flat_gradient(model: torch.nn.Module) -> Tensor:
 
 def apart(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+def test_a_loss_that_is_only_looked_at_leaves_the_gradient_alone(case: Case) -> None:
+    """That of the head was dropped, as if its backward pass were to come."""
+    module = PolicyModule(case.model, Device(torch.device("cpu"), torch.float32), temperature=TEMPERATURE)
+    assert module.takes_hidden
+    module(case.batch, lambda rows, logp, entropy: logp.sum())[0].backward()
+    before = flat_gradient(case.model).clone()
+    with torch.no_grad():
+        value, _ = module(case.batch, lambda rows, logp, entropy: logp.sum())
+    assert not value.requires_grad
+    assert torch.equal(flat_gradient(case.model), before)
 
 
 # --- the objective in float64, one unpadded row at a time

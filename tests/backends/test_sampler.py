@@ -436,6 +436,56 @@ def test_one_token_answers(policy: PreTrainedModel) -> None:
     assert all(len(c.token_ids) == 1 for group in answers for c in group)
 
 
+@pytest.mark.parametrize("library", [False, True], ids=["fast", "library"])
+@pytest.mark.parametrize("max_num_seqs", [2, 5, 64])
+def test_each_request_is_cut_at_its_own_limit_and_draws_as_without_it(
+    policy: PreTrainedModel, max_num_seqs: int, library: bool
+) -> None:
+    limits = [1, 24, 7, None]
+    requests = [SampleRequest(r.prompt_ids, r.key, limit) for r, limit in zip(REQUESTS, limits, strict=True)]
+    whole = sampler(policy).generate(REQUESTS, params())
+    cut = sampler(policy, max_num_seqs=max_num_seqs, library=library).generate(requests, params())
+    for limit, group, expected in zip((1, 24, 7, 24), cut, whole, strict=True):
+        for answer, long in zip(group, expected, strict=True):
+            assert answer.token_ids.tolist() == long.token_ids[:limit].tolist()
+            assert answer.logprobs == pytest.approx(long.logprobs[:limit], abs=1e-5)
+            assert answer.finish_reason == ("length" if len(long) > limit else long.finish_reason)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda made: made.generate(REQUESTS, params(max_tokens=0)), "max_tokens = 0 of a sampler's call"),
+        (lambda made: made.generate(REQUESTS, params(max_tokens=-2)), "max_tokens = -2 of a sampler's call"),
+        (lambda made: made.generate(REQUESTS, params(n=0)), "n = 0 of a sampler's call"),
+        (lambda made: made.generate([SampleRequest((), 9)], params()), "request 9: the prompt has no tokens"),
+        (lambda made: made.generate([SampleRequest((4,), 9, 0)], params()), "request 9: max_tokens = 0"),
+        (
+            lambda made: made.generate([SampleRequest((4,), 9, 25)], params()),
+            "request 9: max_tokens = 25, above the call",
+        ),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_by_name(policy: PreTrainedModel, ask: Any, message: str) -> None:
+    """No tokens gave one, and an empty prompt torch's words about shapes."""
+    with pytest.raises(BackendError) as caught:
+        ask(sampler(policy))
+    assert message in str(caught.value)
+
+
+def test_a_closed_sampler_stays_closed_and_what_it_was(policy: PreTrainedModel, cpu: Device) -> None:
+    """One with weights of its own became one that shares the learner's, and took them."""
+    for own in (None, policy):
+        made = TorchSampler(device=cpu, seed=0, stop_ids=frozenset(), max_num_seqs=4, model=own)
+        made.load(LiveWeights(policy, version=0))
+        made.close()
+        assert made.shares_learner_weights == (own is None)
+        with pytest.raises(BackendError, match="is closed"):
+            made.load(LiveWeights(policy, version=1))
+        with pytest.raises(BackendError, match="is closed"):
+            made.generate(REQUESTS, params())
+
+
 def test_no_requests_give_no_answers(policy: PreTrainedModel) -> None:
     assert sampler(policy).generate([], params()) == []
 

@@ -116,5 +116,5 @@ def test_a_closed_sampler_holds_no_model(fresh_policy: Callable[[], PreTrainedMo
     made = sampler()
     made.load(LiveWeights(fresh_policy(), 0))
     made.close()
-    with pytest.raises(AssertionError):
+    with pytest.raises(BackendError, match="is closed"):
         made.generate(REQUESTS, PARAMS)

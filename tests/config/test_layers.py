@@ -65,8 +65,17 @@ def test_each_layer_lies_above_its_recipe_and_that_above_the_layer_before(tmp_pa
     assert get(load(["recipe=grpo"], tree={LOSS: "cispo", "recipe": "gmpo"}).config, LOSS) == "vanilla"
 
 
-def test_of_two_recipes_of_one_layer_the_later_wins_as_with_every_key() -> None:
-    assert load(["recipe=gspo", "recipe=gmpo"]).config == load(["recipe=gmpo"]).config
+@pytest.mark.parametrize("words", [["gspo", "gmpo"], ["gmpo", "gspo", "gmpo"], ["gspo", "null"], ["null", "gspo"]])
+def test_two_recipes_in_one_place_are_refused_and_both_named(words: list[str]) -> None:
+    """The first was dropped without a word, though each states a whole objective."""
+    message = refused(*(f"recipe={word}" for word in words))
+    assert "different recipes in one place" in message
+    assert all(word in message for word in words)
+
+
+def test_a_recipe_given_twice_is_one_recipe() -> None:
+    assert load(["recipe=gmpo", "recipe=gmpo"]).config == alone("gmpo")
+    assert load(["recipe=null", "recipe=null"], tree={"recipe": "gmpo"}).config == load().config
 
 
 @pytest.mark.parametrize("first", OBJECTIVES)
@@ -148,17 +157,74 @@ def test_what_followed_goes_on_following_what_is_changed(tmp_path: Path) -> None
     assert config.trainer.default_local_dir == "checkpoints/gmpo/b"
 
 
-def test_an_edited_file_gives_what_stands_in_it(tmp_path: Path) -> None:
-    """Also where what follows was left as it stood: the seed of the data stays 1."""
+@pytest.mark.parametrize("recipe", OBJECTIVES)
+def test_a_recipe_written_into_a_saved_file_is_refused_with_the_way_to_apply_it(tmp_path: Path, recipe: str) -> None:
+    """GMPO's loss and bounds had been set, so they stayed above GSPO's recipe, whose other bounds were taken."""
     file = saved(tmp_path, "recipe=gmpo")
-    tree = OmegaConf.load(file)
-    tree.trainer.seed, tree.data.train_batch_size = 3, 512
-    OmegaConf.save(tree, file)
-    again = load(file=file)
-    assert (again.config.trainer.seed, again.config.data.seed, again.config.data.train_batch_size) == (3, 1, 512)
-    seeds = {"trainer.seed", "data.seed", f"{R}.seed", f"{A}.data_loader_seed", "critic.data_loader_seed"}
-    batches = {"data.train_batch_size", "data.gen_batch_size"}
-    assert again.given == load(["recipe=gmpo"]).given | seeds | batches
+    file.write_text(f"recipe: {recipe}\n{file.read_text()}")
+    assert f"Give recipe={recipe} on the command line" in refused(file=file)
+    file.write_text(file.read_text().replace(f"recipe: {recipe}\n", "recipe: null\n"))
+    assert load(file=file).config == alone("gmpo")
+
+
+def edited(file: Path, **changes: Any) -> Resolved[Config]:
+    """A saved file read again with other values in its tree, `section__key=value`; `...` removes the line."""
+    tree = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(tree, dict)
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        node = functools.reduce(lambda inner, section: inner[section], sections, tree)
+        node[key] = value
+        if value is ...:
+            del node[key]
+    OmegaConf.save(OmegaConf.create(tree), file)
+    return load(file=file)
+
+
+@pytest.mark.parametrize("overrides", [["recipe=gmpo"], ["recipe=gmpo", "trainer.seed=2"]])
+def test_what_followed_follows_what_is_edited_in_the_file(tmp_path: Path, overrides: list[str]) -> None:
+    """The seed of the data stayed at the old value, so half of the run had the new one."""
+    again = edited(saved(tmp_path, *overrides), trainer__seed=3, data__train_batch_size=512)
+    assert again.config == load(["recipe=gmpo", "trainer.seed=3", "data.train_batch_size=512"]).config
+    assert again.given == load(["recipe=gmpo", "trainer.seed=3", "data.train_batch_size=512"]).given
+    # What had been set and now is other than the record says is named, since either may have been edited.
+    named = [note.path for note in again.warnings if "was 2 when" in note.reason]
+    assert named == ["trainer.seed"] * (len(overrides) - 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ([], {"algorithm__rollout_correction__preset": "decoupled_token_is"}, ["+preset=decoupled_token_is"]),
+        (["+preset=decoupled_token_is"], {"algorithm__rollout_correction__preset": "decoupled_seq_is_rs"}, None),
+        ([], {"trainer__total_training_steps": 7}, ["trainer.total_training_steps=7"]),
+        (["trainer.total_training_steps=7"], {"trainer__total_training_steps": ...}, []),
+        (["trainer.total_training_steps=7"], {"trainer__total_epochs": 30}, None),
+        (["trainer.seed=2"], {"trainer__seed": ...}, []),
+        (["trainer.seed=2"], {"data__seed": 1}, ["trainer.seed=2", "data.seed=1"]),
+        ([], {"data__seed": 7}, ["data.seed=7"]),
+        ([f"{BOUND}=0.3"], {"actor_rollout_ref__actor__clip_ratio": 0.1}, [f"{BOUND}=0.1"]),
+        ([f"{BOUND}=0.3"], {"actor_rollout_ref__actor__clip_ratio_low": 0.1}, [f"{BOUND}=0.3", f"{BOUND}_low=0.1"]),
+    ],
+)
+def test_an_edit_has_the_effect_of_the_same_words_on_the_command_line(
+    tmp_path: Path, before: list[str], changes: dict[str, Any], after: list[str] | None
+) -> None:
+    """Where `after` is None the edit is a word more: also one to the default of what was derived otherwise."""
+    section = "+algorithm.rollout_correction."
+    if after is None:
+        after = [*before, *(f"{name.replace('__', '.')}={value}" for name, value in changes.items())]
+    before, after = ([word.replace("+", section) for word in words] for words in (before, after))
+    assert load(before).config != load(after).config
+    assert edited(saved(tmp_path, *before), **changes).config == load(after).config
+
+
+def test_a_saved_file_keeps_its_values_where_defaults_have_changed_since(tmp_path: Path) -> None:
+    """As if seed 1 had not been the default when it was saved: what follows it stands in the file too."""
+    file = saved(tmp_path)
+    file.write_text(file.read_text().replace("seed: 1\n", "seed: 4\n"))
+    config = load(file=file).config
+    assert (config.trainer.seed, config.data.seed, get(config, f"{R}.seed")) == (4, 4, 4)
 
 
 def test_what_is_wrong_in_a_saved_file_is_reported(tmp_path: Path) -> None:
@@ -168,8 +234,9 @@ def test_what_is_wrong_in_a_saved_file_is_reported(tmp_path: Path) -> None:
     assert "data.train_batch_size = 'many'" in refused(file=file)
     file.write_text(text.replace("train_batch_size: 1024", "train_batch_sizes: 1024"))
     assert "Did you mean data.train_batch_size" in refused(file=file)
-    file.write_text(text.replace("given: []", "given: 3"))
-    assert "given = 3" in refused(file=file)
+    for wrong in ("3", "[trainer.seed]"):
+        file.write_text(text.replace("given: {}", f"given: {wrong}"))
+        assert "must hold the keys that were set, with their values" in refused(file=file)
 
 
 def test_the_saved_configuration_of_supervised_learning_says_what_was_set_too(tmp_path: Path) -> None:

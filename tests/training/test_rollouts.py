@@ -16,6 +16,7 @@ from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
+from gmpo.errors import BackendError
 from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.rollout import Completion, joined
 from gmpo.streams import TRAINING, stream_key
@@ -110,6 +111,85 @@ def test_what_an_answer_says_does_not_depend_on_the_other_rollouts(policy: PreTr
         assert [a.token_ids.tolist() for a in alone[0]] == together[i]
     ends = [tuple(said[7:]) for group in together for said in group if len(said) > 7]
     assert len(set(ends)) == len(ends), "second turns draw from streams of their own"
+
+
+def test_second_turns_of_different_lengths_are_one_call_of_the_sampler(policy: PreTrainedModel) -> None:
+    """There was one call for every length that was left: 209 calls where 2 are enough."""
+
+    def shorter_and_shorter(problem: EncodedProblem, params: SamplingParams) -> RolloutSteps:
+        first = yield Turn(problem.prompt_ids, 12)
+        left = params.max_tokens - len(first)
+        return joined([first, (yield Turn((*problem.prompt_ids, *first.token_ids.tolist()), left))])
+
+    made = Noting(policy)
+    found = answers(shorter_and_shorter, made)
+    (_, one), (second, other) = made.calls
+    longest = max(request.limit(other) for request in second)
+    assert (one, other) == (replace(PARAMS, max_tokens=12), replace(PARAMS, n=1, max_tokens=longest))
+    assert len(second) == 9
+    assert len({request.max_tokens for request in second}) >= 3, "the test needs turns of different lengths"
+    for request, answer in zip(second, (answer for group in found for answer in group), strict=True):
+        ((alone,),) = made.generate(
+            [replace(request, max_tokens=None)], replace(other, max_tokens=request.limit(other))
+        )
+        assert answer.token_ids[-len(alone) :].tolist() == alone.token_ids.tolist()
+
+
+def end_early(problem: EncodedProblem, params: SamplingParams) -> Any:
+    yield Turn(problem.prompt_ids, 4)
+
+
+def too_long(problem: EncodedProblem, params: SamplingParams) -> RolloutSteps:
+    return joined([(yield Turn(problem.prompt_ids, 4)), [5] * 20])
+
+
+def a_turn_of(tokens: int) -> Rollout:
+    def rollout(problem: EncodedProblem, params: SamplingParams) -> RolloutSteps:
+        return (yield Turn(problem.prompt_ids, tokens))
+
+    return rollout
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        (end_early, "returns None; a rollout returns its answer"),
+        (too_long, "tokens, and params.max_tokens is 20"),
+        (a_turn_of(0), "turn 1 asks for 0 tokens, and an answer has 1 to 20"),
+        (a_turn_of(-3), "turn 1 asks for -3 tokens"),
+        (a_turn_of(21), "turn 1 asks for 21 tokens"),
+    ],
+)
+def test_a_rollout_that_breaks_its_contract_is_named(policy: PreTrainedModel, rollout: Rollout, message: str) -> None:
+    """Groups without answers and answers beyond the limit went on to the learner."""
+    with pytest.raises(BackendError, match=r"rollout \d of problem 'p\d': ") as caught:
+        answers(rollout, Noting(policy))
+    assert message in str(caught.value)
+
+
+class Wrong(Noting):
+    """A sampler that says something else than what was asked."""
+
+    def __init__(self, model: PreTrainedModel, said: Callable[[Any, list[list[Completion]]], None]) -> None:
+        super().__init__(model)
+        self.said = said
+
+    def generate(self, requests: Sequence[SampleRequest], params: SamplingParams, finished: Any = None) -> Any:
+        self.said(finished, super().generate(requests, params))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (lambda finished, found: None, "returned no completions"),
+        (lambda finished, found: finished(0, found[0][:2]), "asked once for 3 of at most 20"),
+        (lambda finished, found: [finished(0, found[0]) for _ in range(2)], "not for the first time"),
+        (lambda finished, found: finished(0, [joined([c, [5] * 20]) for c in found[0]]), "of at most 20"),
+    ],
+)
+def test_a_sampler_that_breaks_its_contract_is_named(policy: PreTrainedModel, said: Any, message: str) -> None:
+    with pytest.raises(BackendError, match=rf"of problem 'p0': Wrong .*{message}"):
+        answers(single_turn, Wrong(policy, said))
 
 
 def test_rollouts_that_differ_from_their_first_turn_on_and_one_that_asks_nothing(policy: PreTrainedModel) -> None:

@@ -56,6 +56,9 @@ class PolicyModule(BatchModule):
         """Without a loss: log-probs of the sampled tokens `[B, T]` on the device, 0 elsewhere, without gradient.
         With one: the loss over all rows, a scalar with gradient. And the entropies `[B, T]` if asked for.
 
+        With a loss and gradients enabled, `backward()` of the loss must follow, without a factor and before the next
+        call: the gradient that the head's weight has from earlier calls is taken into it and comes back only then.
+
         Args:
             loss: is called for runs of neighbouring rows, each row once; the loss is the sum of what it returns.
             entropy: as in `gmpo.ops.linear_loss.linear_loss`.
@@ -103,7 +106,7 @@ class PolicyModule(BatchModule):
         for every micro-batch. A weight that FSDP has gathered for this pass has none.
         """
         layer: Any = self.model.get_output_embeddings() if self.takes_hidden else None
-        if layer is None or not layer.weight.requires_grad:
+        if layer is None or not layer.weight.requires_grad or not torch.is_grad_enabled():
             return None
         grad: Tensor | None
         grad, layer.weight.grad = layer.weight.grad, None

@@ -56,6 +56,8 @@ class TorchSampler:
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
         self._own = model
+        self._shares = model is None
+        self._closed = False
         self._model: PreTrainedModel | None = None
         self._structure: Hashable = None
         self._fast = False
@@ -64,14 +66,16 @@ class TorchSampler:
     @property
     def shares_learner_weights(self) -> bool:
         """Without a model of its own."""
-        return self._own is None
+        return self._shares
 
     def load(self, source: WeightSource) -> None:
         """Sample from the source's live model from now on, or from a copy of its tensors in the sampler's own model.
 
         Raises:
-            BackendError: the source has no live model and the sampler none of its own, or the tensors do not fit it.
+            BackendError: the source has no live model and the sampler none of its own, the tensors do not fit it, or
+                the sampler is closed.
         """
+        self._refuse_if_closed()
         if self._own is not None:
             copy_weights(source, self._own)
             model = self._own
@@ -89,8 +93,13 @@ class TorchSampler:
         self._version = source.version
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model; `load` and `generate` are refused from now on."""
         self._model = self._own = None
+        self._closed = True
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise BackendError("the embedded sampler is closed and holds no model any more: make another one.")
 
     def generate(
         self,
@@ -98,15 +107,17 @@ class TorchSampler:
         params: SamplingParams,
         finished: Callable[[int, Sequence[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions for each request, in the order of the requests.
+        """`params.n` completions for each request, in the order of the requests, each cut at the request's own limit.
 
         Args:
             finished: is called with a request's place and its completions as soon as the last of them has been taken
                 out of the batch.
 
         Raises:
-            BackendError: the device ran out of memory; the message names the settings to lower.
+            BackendError: the device ran out of memory (the message names the settings to lower), a request's limit is
+                above the call's, or the sampler is closed.
         """
+        self._refuse_if_closed()
         assert self._model is not None, "load() comes before generate()"
         self._model.eval()
         found = _Answers(len(requests), params.n, finished)
@@ -129,6 +140,7 @@ class TorchSampler:
         # A prompt enters with all its answers at once, so that they share its prefill; only where they are more than
         # there are places does it enter again.
         copies = min(params.n, self.max_num_seqs)
+        limits = [request.limit(params) for request in requests]
         waiting = deque(
             (i, range(first, min(first + copies, params.n))) for i in order for first in range(0, params.n, copies)
         )
@@ -152,7 +164,7 @@ class TorchSampler:
                 entering = _entering(waiting, free)
                 prompts = [requests[i].prompt_ids for i, _ in entering]
                 new_logits = decoder.enter(prompts, len(entering[0][1]))
-                new = self._new_rows(requests, entering, params)
+                new = self._new_rows(requests, limits, entering, params)
                 logits = new_logits if rows is None or logits is None else torch.cat([logits, new_logits])
                 rows = new if rows is None else rows.join(new)
             if rows is not None and logits is not None:
@@ -160,7 +172,7 @@ class TorchSampler:
 
     def _draw(self, rows: _Rows, logits: Tensor, params: SamplingParams) -> None:
         """The next token of every row. A finished row that is still there draws into a spare column."""
-        place = torch.where(rows.running, rows.length, params.max_tokens).unsqueeze(1)
+        place = torch.where(rows.running, rows.length, rows.tokens.shape[1] - 1).unsqueeze(1)
         if params.temperature == 0.0:  # greedy decoding draws from a point mass, whose log-prob is 0
             token = logits.argmax(dim=-1)
             logprob = torch.zeros(token.shape, device=token.device)
@@ -178,19 +190,24 @@ class TorchSampler:
         rows.length += rows.running
         ended = torch.isin(token, self.stop_ids) & rows.running
         rows.stopped |= ended
-        rows.running &= ~ended & (rows.length < params.max_tokens)
+        rows.running &= ~ended & (rows.length < rows.limit)
 
     def _new_rows(
-        self, requests: Sequence[SampleRequest], entering: Sequence[tuple[int, range]], params: SamplingParams
+        self,
+        requests: Sequence[SampleRequest],
+        limits: Sequence[int],
+        entering: Sequence[tuple[int, range]],
+        params: SamplingParams,
     ) -> _Rows:
         where = self.device.torch
         owners = [(i, j) for i, numbers in entering for j in numbers]
-        width = params.max_tokens + 1
+        width = max(limits) + 1  # of all that are asked: rows that enter later stand beside these
         return _Rows(
             owners=owners,
-            chances=torch.from_numpy(_uniform_numbers(self.seed, requests, owners, params)).to(where),
+            chances=torch.from_numpy(_uniform_numbers(self.seed, requests, owners, width, params)).to(where),
             tokens=torch.zeros((len(owners), width), dtype=torch.long, device=where),
             logprobs=torch.zeros((len(owners), width), device=where),
+            limit=torch.tensor([limits[i] for i, _ in owners], device=where),
             length=torch.zeros(len(owners), dtype=torch.long, device=where),
             running=torch.ones(len(owners), dtype=torch.bool, device=where),
             stopped=torch.zeros(len(owners), dtype=torch.bool, device=where),
@@ -244,10 +261,12 @@ class _Rows:
     owners: list[tuple[int, int]]
     """Request, and number of the answer to it."""
     chances: Tensor
-    """`[R, max_tokens + 1]` numbers in [0, 1), float64."""
+    """`[R, W]` numbers in [0, 1), float64; W is the highest limit and one."""
     tokens: Tensor
-    """`[R, max_tokens + 1]`; the last column takes what finished rows draw."""
+    """`[R, W]`; the last column takes what finished rows draw."""
     logprobs: Tensor
+    limit: Tensor
+    """Length at which each is cut."""
     length: Tensor
     running: Tensor
     stopped: Tensor
@@ -258,11 +277,11 @@ class _Rows:
 
     def take(self, running: Tensor) -> _Rows:
         kept = running.nonzero().squeeze(1)
-        names = ("chances", "tokens", "logprobs", "length", "running", "stopped", "newest")
+        names = ("chances", "tokens", "logprobs", "limit", "length", "running", "stopped", "newest")
         return _Rows([self.owners[i] for i in kept.tolist()], **{n: getattr(self, n)[kept] for n in names}, kept=kept)
 
     def join(self, other: _Rows) -> _Rows:
-        names = ("chances", "tokens", "logprobs", "length", "running", "stopped", "newest", "kept")
+        names = ("chances", "tokens", "logprobs", "limit", "length", "running", "stopped", "newest", "kept")
         joined = {n: torch.cat([getattr(self, n), getattr(other, n)]) for n in names}
         return _Rows(self.owners + other.owners, **joined)
 
@@ -278,13 +297,17 @@ def _entering(waiting: deque[tuple[int, range]], free: int) -> list[tuple[int, r
 
 
 def _uniform_numbers(
-    seed: int, requests: Sequence[SampleRequest], owners: Sequence[tuple[int, int]], params: SamplingParams
+    seed: int,
+    requests: Sequence[SampleRequest],
+    owners: Sequence[tuple[int, int]],
+    width: int,
+    params: SamplingParams,
 ) -> np.ndarray:
-    """[rows, max_tokens + 1] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j).
+    """[rows, width] numbers in [0, 1): row (request, j) comes from the counter-based stream (seed, key, j).
 
     All are drawn when the row enters, one for each position it may reach: token t then uses number t, whatever stands
     beside the row and however often rows are dropped."""
     if params.temperature == 0.0:
-        return np.zeros((len(owners), params.max_tokens + 1))
-    drawn = np.stack([uniform(params.max_tokens, seed, requests[i].key, j) for i, j in owners])
+        return np.zeros((len(owners), width))
+    drawn = np.stack([uniform(width - 1, seed, requests[i].key, j) for i, j in owners])
     return np.pad(drawn, ((0, 0), (0, 1)))

@@ -28,7 +28,7 @@ from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
 from gmpo.config.tree import replace as with_setting
 from gmpo.errors import ConfigError
-from gmpo.records.run_folder import METRICS, Leg, RunRecord
+from gmpo.records.run_folder import METRICS, Leg, RunRecord, what_remains
 from gmpo.tracking.console import ConsoleSink
 from gmpo.tracking.environment import environment
 from gmpo.tracking.folder import RunFolder, ValidationFolder
@@ -37,6 +37,7 @@ from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter, record
 from gmpo.training.checkpoint import Store
 from gmpo.training.interrupt import Stop
 
+STOPPED_AT_ONCE = "Ctrl-C or SIGTERM: stopped at once, within a step"
 Say = Callable[..., None]
 OpenStore = Callable[[Start, Say], Store]
 """What was found, lines for the user -> the run's checkpoints."""
@@ -120,9 +121,11 @@ def opened_run(
             environment=environment(opening.device),
             say=say,
         )
-        sinks = _sinks(resolved, start.folder, opening, console)
+        sinks = _sinks(resolved, start.folder, opening, console, say)
         with ExitStack() as stack:
             stack.enter_context(_ending(folder))
+            with recording("the record of the run"):
+                folder.claim()
             tracker = RunTracker([folder, *sinks], writer)
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
@@ -145,19 +148,24 @@ def opened_validation(resolved: Resolved[Any], opening: Opening, *, console: Con
         writer = _writer(resolved.config.trainer, place)
         first = ValidationFolder(place, config=resolved.to_yaml(), environment=environment(opening.device))
         with ExitStack() as stack:
-            tracker = RunTracker([first, *_sinks(resolved, place, opening, console)], writer)
+            tracker = RunTracker([first, *_sinks(resolved, place, opening, console, say)], writer)
             stack.callback(tracker.close)
             yield OpenRun(start, say, place, tracker, writer)
 
 
 @contextmanager
 def _ending(folder: RunFolder) -> Iterator[None]:
-    """Record how the run ended: finished, interrupted after a step, or failed with the reason."""
+    """Record how the run ended: finished, interrupted, or failed with the reason."""
     try:
         yield
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            folder.end("interrupted", STOPPED_AT_ONCE)
+        folder.say(what_remains(folder.folder))
+        raise
     except BaseException as error:
         with suppress(OSError):  # what ended the run may be a full disk
-            folder.end("failed", f"{type(error).__name__}: {error or 'stopped at once'}")
+            folder.end("failed", f"{type(error).__name__}: {error}")
         raise
     with recording("the record of the run"):
         if folder.leg.steps >= folder.record.total_steps:
@@ -195,11 +203,11 @@ def _place(name: str | None) -> Path | None:
     return None if name is None else Path(name).expanduser()
 
 
-def _sinks(resolved: Resolved[Any], folder: Path, opening: Opening, console: Console) -> Sequence[Sink]:
+def _sinks(resolved: Resolved[Any], folder: Path, opening: Opening, console: Console, say: Say) -> Sequence[Sink]:
     """metrics.jsonl always, then the loggers that were asked for."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
-    info = _info(resolved, folder)
-    sinks: list[Sink] = [JsonLines(folder / METRICS)]
+    info = replace(_info(resolved, folder), say=say)
+    sinks: list[Sink] = [JsonLines(folder / METRICS, say)]
     sinks += [SINKS[name](info) for name in trainer.logger if name != "console"]
     if "console" in trainer.logger:
         total = opening.record.total_steps

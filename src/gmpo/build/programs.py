@@ -115,7 +115,7 @@ def build_training(
     policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
     learner = build_learner(config, policy, data.length.total_steps)
     collector = build_collector(config, policy, rewards)
-    history = build_history(config, run.folder, data.problems)
+    history = build_history(config, run.folder, data.problems, run.say)
     run.tracker.add(history)
     parts = Parts(
         sampler=collector.sampler,

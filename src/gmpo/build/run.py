@@ -46,7 +46,7 @@ from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner, Sampler, SamplingParams, WeightSource
 from gmpo.records.run_folder import PASS_RATES
 from gmpo.rewards.combined import Rewards
-from gmpo.training.checkpoint import Store, content_hash, contents_of, step_of
+from gmpo.training.checkpoint import Store, content_hash, contents_of, naming_an_older, step_of
 from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather, GroupFilter
@@ -122,9 +122,10 @@ def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> in
     Raises:
         CheckpointError: it holds none of that, or the weights do not fit.
     """
-    content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
-    load_weights(policy.model, checkpoint / "actor", content)
-    return step_of(checkpoint)
+    with naming_an_older(checkpoint, "trainer.resume_mode=resume_path trainer.resume_from_path={older} validates it."):
+        content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
+        load_weights(policy.model, checkpoint / "actor", content)
+        return step_of(checkpoint)
 
 
 def policy_weights(policy: Policy, version: int) -> WeightSource:
@@ -253,7 +254,7 @@ def build_evaluation(
     )
 
 
-def build_history(config: Config, folder: Path, problems: EncodedProblems) -> PassRates:
+def build_history(config: Config, folder: Path, problems: EncodedProblems, say: Callable[[str], object]) -> PassRates:
     """The pass rates of the run, kept in its folder."""
     data = config.data
     return PassRates(
@@ -261,6 +262,7 @@ def build_history(config: Config, folder: Path, problems: EncodedProblems) -> Pa
         [item.problem for item in problems.items],
         bounds=data.pass_rate_range,
         earlier=Path(data.pass_rate_history).expanduser() if data.pass_rate_range and data.pass_rate_history else None,
+        say=say,
     )
 
 

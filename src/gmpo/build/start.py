@@ -6,8 +6,9 @@ one, and is refused where the user named it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -15,31 +16,37 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from gmpo.build.identity import OLD, PERMISSION, UNSEEN, Changes, compare
-from gmpo.build.old_folder import OLD_VERSION, run_in
+from gmpo.build.old_folder import LOST, OLD_VERSION, old_record, recorded_run, run_in
 from gmpo.build.origin import compared, continued, run_of
 from gmpo.config import Resolved
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
-from gmpo.errors import BackendError, CheckpointError, ConfigError
+from gmpo.errors import BackendError, CheckpointError, ConfigError, DataError, GmpoError
 from gmpo.records.run_folder import (
     CHECKPOINT,
+    CONFIG,
+    KILLED,
     LATEST,
+    LEGS,
+    METRICS,
     MODEL,
+    RUN,
     STATE,
     Difference,
-    Leg,
     RunRecord,
     checkpoints,
     claimed,
+    ended,
     has_model,
     holds_run,
-    read_run,
+    names_of_a_run,
+    remove_empty,
 )
 
 FOLDER = "trainer.default_local_dir"
 REMEDY = f"Name another {FOLDER} for this one, or remove the folder if you do not need what it holds."
-KILLED = "it ended without a word: killed, or the machine went down"
-
+STARTING_S = 2.0
+"""How long a start whose folder is locked waits for the other one to say in run.json what it is."""
 
 NO_CHANGES = Changes((), (), ())
 
@@ -63,7 +70,13 @@ class Start:
 
 
 class _AnotherRun(Exception):
-    """The folder is not this run's; the text says why and what the remedy is."""
+    """The folder is not this run's; `why` follows the folder's name. `remedy` and `kind` are of the error that it
+    becomes where the user named the folder."""
+
+    def __init__(self, why: str, remedy: str = REMEDY, kind: type[GmpoError] = ConfigError) -> None:
+        listed = "\n" in why
+        super().__init__(f"{why}\n{remedy}" if listed else f"{why} {remedy}".rstrip())
+        self.why, self.kind = why, kind
 
 
 @contextmanager
@@ -84,8 +97,8 @@ def belonging(resolved: Resolved[Any], now: RunRecord) -> Iterator[Start]:
                 start = inspect(folder, resolved, now)
             except _AnotherRun as why:
                 if named:
-                    raise ConfigError(f"{FOLDER}={folder} {why}") from None
-                passed.append(f"{folder} {why}")
+                    raise why.kind(f"{FOLDER}={folder} {why}") from None
+                passed.append(f"{folder} {why.why}")
                 continue
             lines = [passed[0], f"This run takes {folder}."] if passed else []
             yield replace(start, notes=(*lines, *start.notes))
@@ -105,14 +118,30 @@ def _claim(stack: ExitStack, folder: Path, named: bool, resolved: Resolved[Any],
     try:
         stack.enter_context(claimed(folder))
     except BackendError:
-        running = read_run(folder)
-        if named or running is None or not compare(running, now, resolved).identity:
+        if named or _is_the_run(_starting(folder), resolved, now):
             raise
-        raise _AnotherRun("is written to by another run at this moment.") from None
+        raise _AnotherRun("is written to by another run at this moment.", "") from None
+
+
+def _starting(folder: Path) -> RunRecord | None:
+    """The record of the run that holds the lock, which it writes as soon as it has it; None where it does not."""
+    end = time.monotonic() + STARTING_S
+    while (record := recorded_run(folder)) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return record
+
+
+def _is_the_run(then: RunRecord | None, resolved: Resolved[Any], now: RunRecord) -> bool:
+    """Whether a run whose folder is locked may be this one: also where nobody knows what it is."""
+    if then is None:
+        return True
+    starts_anew = isinstance(resolved.config.trainer, Trainer) and resolved.config.trainer.resume_mode == "disable"
+    return not starts_anew and then.program == now.program and not compare(then, now, resolved).identity
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before the model is loaded rather than at the first checkpoint."""
+    """Fail before the model is loaded rather than at the first checkpoint. No folder is left behind."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -121,41 +150,71 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(
             f"{FOLDER}={folder}: cannot write there: {error}. Name a folder that can be written to."
         ) from error
+    finally:
+        remove_empty(new)
 
 
 def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
     """What a start would do in this folder."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
     asked = asked_checkpoint(resolved)
+    _refuse_files_of_the_user(folder, resolved)
     if not holds_run(folder):
         return Start(folder, now) if asked is None else _fork(folder, asked, resolved, now)
-    then = run_in(folder)
+    then = ended(_read(folder, resolved, now))
     if isinstance(trainer, Trainer) and trainer.resume_mode == "disable":
         raise _AnotherRun(
             f"holds a run ({extent(folder, then)}), and trainer.resume_mode=disable starts a new one, whose "
-            "checkpoints would mix with those. Name another folder, or remove this one."
+            "checkpoints would mix with those.",
+            "Name another folder, or remove this one.",
         )
     if asked is not None and asked.parent.resolve() == folder.resolve():
         _refuse_to_lose(folder, asked, then)
     elif asked is not None and then.origin != str(asked):
         raise _AnotherRun(
-            f"holds another run ({extent(folder, then)}), which did not begin with {asked}. Name another folder, or "
-            "trainer.resume_mode=auto to go on here."
+            f"holds another run ({extent(folder, then)}), which did not begin with {asked}.",
+            "Name another folder, or trainer.resume_mode=auto to go on here.",
         )
     if then.program != now.program:
-        raise _AnotherRun(f"holds a run of `gmpo {then.program}` ({extent(folder, then)}). {REMEDY}")
+        raise _AnotherRun(f"holds a run of `gmpo {then.program}` ({extent(folder, then)}).")
     changes = compare(then, now, resolved)
     done = then.status == "finished" and has_model(folder) and then.steps >= now.total_steps
     if changes.identity and (done or not trainer.allow_changed_config):
-        why, permission = _changed_message(folder, then, changes), _permission(folder, then, changes, done=done)
-        raise _AnotherRun(f"{why}\n{REMEDY}{permission}")
+        permission = _permission(folder, then, changes, done=done)
+        raise _AnotherRun(_changed_message(folder, then, changes), f"{REMEDY}{permission}")
     now = continued(now, then)
-    record = replace(now, steps=then.steps, legs=_ended(then.legs), origin=then.origin, outside=then.outside)
+    record = replace(now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside)
     start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
     if done:
         note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."
-        return replace(start, done=True, notes=(note,))
+        return replace(start, done=True, notes=(*_old_notes(folder, then), note))
     return _going_on(start, then)
+
+
+def _refuse_files_of_the_user(folder: Path, resolved: Resolved[Any]) -> None:
+    """A run writes to names that are its own: what lies there without a run would be replaced or deleted."""
+    a_run = holds_run(folder) and (folder / CONFIG).is_file()
+    if a_run or (folder / RUN).exists() or checkpoints(folder):
+        return
+    trainer: Trainer | SftTrainer = resolved.config.trainer
+    further = [f"{trainer.experiment_name}.jsonl"] if "file" in trainer.logger else []
+    if found := names_of_a_run(folder, further):
+        raise _AnotherRun(
+            f"holds no run (no {RUN}), and a run would replace or mix with what is there: {', '.join(found)}.",
+            f"Name another {FOLDER}, or move these away.",
+        )
+
+
+def _read(folder: Path, resolved: Resolved[Any], now: RunRecord) -> RunRecord:
+    """The record of the run in the folder. Where it cannot be read, but its settings can, they tell whether it is this
+    run, which must not begin again beside its own checkpoints."""
+    try:
+        return run_in(folder)
+    except (DataError, CheckpointError) as error:
+        with suppress(CheckpointError):
+            if _is_the_run(old_record(folder), resolved, now):
+                raise error
+        raise _AnotherRun(f"holds a run whose record cannot be read: {error}", "", type(error)) from error
 
 
 def _fork(folder: Path, asked: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
@@ -177,7 +236,8 @@ def _going_on(start: Start, then: RunRecord) -> Start:
         notes += _latest_notes(folder, max(saved))
         if then.steps > max(saved):
             notes.append(
-                f"The records of steps {max(saved) + 1} to {then.steps} are replaced: these steps happen again."
+                f"The records of steps {max(saved) + 1} to {then.steps} are replaced{_elsewhere(then)}: these steps "
+                "happen again."
             )
         return replace(start, checkpoint=saved[max(saved)], exact=exact, notes=tuple(notes))
     if (folder / LATEST).is_file():
@@ -189,16 +249,18 @@ def _going_on(start: Start, then: RunRecord) -> Start:
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
             f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of "
-            f"a new run. {REMEDY}"
+            "a new run."
         )
     if start.changes.identity and then.program == "train":
         raise _AnotherRun(
             f"holds a run ({extent(folder, then)}) without a checkpoint, so that there is nothing that changed "
-            f"settings could go on from. {REMEDY}"
+            "settings could go on from."
         )
     if then.steps:
         lost = f"records of steps 1 to {then.steps}{' and the model so far' * has_model(folder)}"
-        notes.append(f"{folder} holds no checkpoint of this run: it begins again, and its {lost} are replaced.")
+        notes.append(
+            f"{folder} holds no checkpoint of this run: it begins again, and its {lost} are replaced{_elsewhere(then)}."
+        )
     origin = None if then.origin is None else Path(then.origin)
     return replace(start, checkpoint=origin, exact=exact, notes=tuple(notes))
 
@@ -218,10 +280,11 @@ def _refuse_to_lose(folder: Path, asked: Path, then: RunRecord) -> None:
     step = int(asked.name.removeprefix(CHECKPOINT))
     later = [path.name for number, path in checkpoints(folder).items() if number > step]
     if later:
-        raise CheckpointError(
-            f"trainer.resume_from_path={asked}: going on from there in the same folder would replace "
-            f"{', '.join(later)} and the records of steps {step + 1} to {max(then.steps, step + 1)}. "
-            f"Name another {FOLDER}, and the run goes on there from this checkpoint; or remove the later ones first."
+        raise _AnotherRun(
+            f"holds trainer.resume_from_path={asked} and later ones: going on from there in the same folder would "
+            f"replace {', '.join(later)} and the records of steps {step + 1} to {max(then.steps, step + 1)}.",
+            f"Name another {FOLDER}, and the run goes on there from this checkpoint; or remove the later ones first.",
+            CheckpointError,
         )
 
 
@@ -258,8 +321,23 @@ def _change_notes(changes: Changes, then: RunRecord) -> Iterator[str]:
 
 
 def _old_notes(folder: Path, then: RunRecord | None) -> Iterator[str]:
-    if then is not None and then.format == OLD:
+    """Of a folder without run.json."""
+    if then is None or then.format != OLD:
+        return
+    if then.legs[-1].reason != LOST:
         yield f"{folder} was written by gmpo {OLD_VERSION} or earlier, which drew other random numbers: not bit-exact."
+    else:
+        yield (
+            f"warning: {folder / RUN} is lost. The settings are taken from {CONFIG}, the number of steps from "
+            f"{METRICS} and checkpoints, the starts from {LEGS}/; how each of them ended, and what the settings' "
+            "paths led to, is not known, so that nobody can say whether it goes on bit for bit."
+        )
+
+
+def _elsewhere(then: RunRecord) -> str:
+    """The places outside of the folder in which answers are replaced, too."""
+    places = [place for place in then.outside if Path(place).is_dir()]
+    return f", also those in {', '.join(places)}" if places else ""
 
 
 def _unseen_notes(now: RunRecord) -> Iterator[str]:
@@ -282,11 +360,6 @@ def _latest_notes(folder: Path, newest: int) -> Iterator[str]:
 def extent(folder: Path, then: RunRecord) -> str:
     """How much there is of a run: `finished, 80 steps, its model`."""
     saved = checkpoints(folder)
-    parts = [then.status, f"{then.steps} steps"]
+    parts = [f"killed after {then.steps} steps"] if then.reason == KILLED else [then.status, f"{then.steps} steps"]
     parts += [f"checkpoints up to {CHECKPOINT}{max(saved)}"] if saved else []
     return ", ".join([*parts, *(["its model"] if has_model(folder) else [])])
-
-
-def _ended(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
-    """The lock is free, so a leg that is still running was killed."""
-    return tuple(replace(leg, status="failed", reason=KILLED) if leg.status == "running" else leg for leg in legs)

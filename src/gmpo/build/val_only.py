@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from gmpo.build.origin import run_of
 from gmpo.build.start import FOLDER, Start, asked_checkpoint, candidates, check_writable, extent
 from gmpo.config import Resolved
 from gmpo.errors import CheckpointError, ConfigError
-from gmpo.records.run_folder import VAL_ONLY, Difference, RunRecord, checkpoints, claimed, holds_run
+from gmpo.records.run_folder import (
+    VAL_ONLY,
+    Difference,
+    RunRecord,
+    checkpoints,
+    ended,
+    holds_run,
+    is_open,
+    remove_empty,
+)
 
 
 @contextmanager
@@ -26,32 +36,61 @@ def validated(resolved: Resolved[Any], now: RunRecord) -> Iterator[tuple[Start, 
     mode, asked = resolved.config.trainer.resume_mode, asked_checkpoint(resolved)
     folder, then = _run_to_validate(resolved, now)
     check_writable(folder)
-    with claimed(folder):
-        if mode != "auto" or then is None:
-            checkpoint = asked
-        elif saved := checkpoints(folder):
-            checkpoint = saved[max(saved)]
-        else:
-            raise CheckpointError(
-                f"{folder} holds a run ({extent(folder, then)}) without a checkpoint to validate. Its model can be "
-                f"the model.path of a validation in another {FOLDER}; trainer.resume_mode=disable "
-                "validates the base model."
-            )
-        notes = [f"validating {checkpoint if checkpoint is not None else 'the base model: no checkpoint is asked for'}"]
-        if asked is not None:
-            then = run_of(asked)
-            notes += [] if then is not None else [f"{asked.parent} holds no record of a run to compare with."]
-        if then is not None and (changes := _other_than_validation(compare(then, now, resolved))):
-            notes += ["its settings are not those of the run, then -> now:", *(f"  {d}" for d in changes)]
-        made = [int(place.name) for place in (folder / VAL_ONLY).glob("*") if place.name.isdecimal()]
-        place = folder / VAL_ONLY / str(1 + max(made, default=0))
+    if mode != "auto" or then is None:
+        checkpoint = asked
+    elif saved := checkpoints(folder):
+        checkpoint = saved[max(saved)]
+    else:
+        raise CheckpointError(
+            f"{folder} holds a run ({extent(folder, then)}) without a checkpoint to validate. Its model can be "
+            f"the model.path of a validation in another {FOLDER}; trainer.resume_mode=disable "
+            "validates the base model."
+        )
+    notes = [_what(resolved, folder, checkpoint)]
+    if asked is not None:
+        then = run_of(asked)
+        notes += [] if then is not None else [f"{asked.parent} holds no record of a run to compare with."]
+    if then is not None and (changes := _other_than_validation(compare(then, now, resolved))):
+        notes += ["its settings are not those of the run, then -> now:", *(f"  {d}" for d in changes)]
+    with _numbered(folder) as place:
         yield Start(folder, now, checkpoint, notes=tuple(notes)), place
+
+
+def _what(resolved: Resolved[Any], folder: Path, checkpoint: Path | None) -> str:
+    if checkpoint is not None:
+        return f"validating {checkpoint}"
+    if resolved.config.trainer.resume_mode != "auto":
+        return "validating the base model: no checkpoint is asked for"
+    base = resolved.config.actor_rollout_ref.model.path
+    return (
+        f"warning: {folder} holds no checkpoint and nothing else of a run: the BASE model {base} is validated. "
+        f"{FOLDER} names the folder of a run, whose newest checkpoint is validated then."
+    )
+
+
+@contextmanager
+def _numbered(folder: Path) -> Iterator[Path]:
+    """A new folder below `val_only/`. The run may be written to meanwhile, and other validations made: whoever makes a
+    folder has its number. Where nothing is recorded, nothing is left behind."""
+    root = folder / VAL_ONLY
+    new = [place for place in (root, folder, *folder.parents) if not place.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    made = [int(place.name) for place in root.glob("*") if place.name.isdecimal()]
+    for number in count(1 + max(made, default=0)):
+        place = root / str(number)
+        with suppress(FileExistsError):
+            place.mkdir()
+            break
+    try:
+        yield place
+    finally:
+        remove_empty([place, *new])
 
 
 def _run_to_validate(resolved: Resolved[Any], now: RunRecord) -> tuple[Path, RunRecord | None]:
     """The folder, and the run in it. Of several derived folders the one that holds the run of these settings."""
     for folder in candidates(resolved):
-        then = (run_in(folder)) if holds_run(folder) else None
+        then = _run_in(folder)
         if FOLDER in resolved.given or resolved.config.trainer.resume_mode != "auto":
             return folder, then
         if then is None:
@@ -59,7 +98,7 @@ def _run_to_validate(resolved: Resolved[Any], now: RunRecord) -> tuple[Path, Run
         if then.program == now.program and not _other_than_validation(compare(then, now, resolved)):
             return folder, then
     base = next(candidates(resolved))
-    if not holds_run(base):
+    if _run_in(base) is None:
         return base, None
     raise ConfigError(
         f"{base} and the folders beside it hold runs of other settings, and which of them to validate is not said. "
@@ -72,3 +111,9 @@ def _other_than_validation(changes: Changes) -> list[Difference]:
     # Training data are not even read.
     ignored = (f"{CONTENT_OF}data.", "data.val_", "actor_rollout_ref.rollout.val_kwargs.", LENGTH)
     return [difference for difference in changes.identity if not difference.key.startswith(ignored)]
+
+
+def _run_in(folder: Path) -> RunRecord | None:
+    """The run in a folder: of one that is not written to, and that was killed, as it was left."""
+    then = run_in(folder) if holds_run(folder) or is_open(folder) else None
+    return then if then is None or is_open(folder) else ended(then)

@@ -21,7 +21,7 @@ from gmpo.errors import ConfigError
 RECIPES = Path(__file__).with_name("recipes")
 COMMAND_LINE = "command line"
 GIVEN = "given"
-"""Key of a saved configuration that lists the paths that were set; see `gmpo.config.saved`."""
+"""Key of a saved configuration with what was set, path and value; see `gmpo.config.saved`."""
 _ACTOR = "actor_rollout_ref.actor"
 OBJECTIVE = (
     "algorithm.adv_estimator",
@@ -47,8 +47,8 @@ class Layer:
     """Its name in messages, for example `"command line"`."""
     recipe: str | None = None
     """The recipe that lies directly below it."""
-    given: frozenset[str] | None = None
-    """Of a saved configuration: the paths that were set. The others stand in it for the reader."""
+    given: Mapping[str, Any] | None = None
+    """Of a saved configuration: path -> value of what was set when it was saved."""
 
 
 @dataclass(slots=True)
@@ -231,7 +231,8 @@ def read_layers(
 ) -> tuple[list[Layer], list[str]]:
     """File, tree and command line in rising order, with the recipes that they name, and what could not be read.
 
-    `recipe=null` in one takes away the recipes of those below. A name that no recipe has is among the problems.
+    `recipe=null` in one takes away the recipes of those below. Among the problems are a name that no recipe has, two
+    recipes in one place, and a recipe in a saved configuration.
     """
     texts = frozenset(path for path, leaf in leaves(root).items() if leaf.kind is str)
     parsed, problems = parse_overrides(overrides, texts)
@@ -249,18 +250,41 @@ def read_layers(
     for trees, place in sources:
         named = [one.pop("recipe") for one in trees if "recipe" in one]
         given = trees[0].pop(GIVEN) if place != COMMAND_LINE and GIVEN in trees[0] else None
-        if given is not None and not (isinstance(given, list) and all(isinstance(path, str) for path in given)):
-            problems.append(f"{GIVEN} = {shown(given)} ({place})\nmust list the keys that were set; remove it.")
+        if given is not None and not isinstance(given, Mapping):
+            problems.append(
+                f"{GIVEN} = {shown(given)} ({place})\nmust hold the keys that were set, with their values. Remove it: "
+                "every key of the file then counts as set."
+            )
             given = None
         recipe = named[-1] if named else None
-        if named and recipe is None:
-            layers = [replace(layer, recipe=None) for layer in layers]
-        elif named and not (isinstance(recipe, str) and recipe in known):
-            names = f"known are {', '.join(known)}" if known else "there are none for supervised learning"
-            problems.append(f"recipe = {recipe!r} ({place})\nunknown recipe; {names}.")
+        if named == [None] * len(named):
+            layers = [replace(layer, recipe=None) for layer in layers] if named else layers
+        elif wrong := _wrong_recipe(named, known, saved=given is not None):
+            problems.append(f"recipe = {', '.join(map(shown, named))} ({place})\n{wrong}.")
             recipe = None
-        layers.append(Layer(tuple(trees), place, recipe, None if given is None else frozenset(given)))
+        layers.append(Layer(tuple(trees), place, recipe, given))
     return layers, problems
+
+
+def _wrong_recipe(named: Sequence[Any], known: Mapping[str, Path], *, saved: bool) -> str | None:
+    """What is wrong with the recipes that one layer names, or None.
+
+    Args:
+        saved: the layer is a saved configuration.
+    """
+    recipe = named[-1]
+    if any(other != recipe for other in named):
+        return "different recipes in one place, and each states a whole objective; keep one"
+    if not (isinstance(recipe, str) and recipe in known):
+        names = f"known are {', '.join(known)}" if known else "there are none for supervised learning"
+        return f"unknown recipe; {names}"
+    if saved:
+        # A layer lies above its recipe: loss and bounds that were set would stay, with what only the recipe gives.
+        return (
+            f"a saved configuration (it has the key {GIVEN}) holds a whole objective already, and it would be mixed "
+            f"with the recipe's. Give recipe={recipe} on the command line, which lays it over the file"
+        )
+    return None
 
 
 def _without_effect(layer: Layer, there: Sequence[str], overridden: Sequence[str]) -> str:

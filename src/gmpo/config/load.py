@@ -21,10 +21,10 @@ from gmpo.config.keys import (
     UNSUPPORTED,
     asks_nothing,
 )
-from gmpo.config.layers import Layer, Settings, read_layers
+from gmpo.config.layers import GIVEN, Layer, Settings, read_layers
 from gmpo.config.resolved import ConfigT, Ignored, Note, Resolved
 from gmpo.config.rules import RULES, SFT_RULES
-from gmpo.config.saved import only_shown
+from gmpo.config.saved import unedited
 from gmpo.config.schema import Config
 from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import Leaf, get, leaves, nest, shown
@@ -75,7 +75,7 @@ def load(
         overrides: verl's forms, for example `["trainer.seed=3", "+data.train_files=['a.parquet']"]`; `recipe=NAME`
             chooses a recipe. Later ones win.
         file: YAML with nested or dotted keys, interpolations and an optional key `recipe`; also the `config.yaml` of a
-            run, which says which of its keys were set.
+            run, which says what was set. A recipe over it is given in `overrides`.
         tree: the same as a Python mapping. Each of the three lies above the recipe that it names, and that one above
             the layer before.
         rows: the caller hands over the training problems, so data.train_files is not needed; val_rows likewise.
@@ -108,8 +108,9 @@ def _load(
     settings = program.settings()
     layers, problems = read_layers(program.root, overrides, file, tree, with_recipes=program.with_recipes)
     settings.problems.extend(problems)
+    edited: list[Note] = []
     for layer in layers:
-        settings.lay(layer, leave_out=_only_shown(program, layer))
+        settings.lay(layer, leave_out=_only_shown(program, layer, edited))
     settings.resolve()
     _refuse_values(settings)
     given = frozenset(settings.values) - _drop_invalid(settings, program.root)
@@ -138,6 +139,7 @@ def _load(
         idle=_idle(program, settings, config, without_effect),
         warnings=_other_names(settings)
         + tuple(Note(path, reason) for path, reason in settings.set_back.items())
+        + tuple(edited)
         + _notes(issues, "warning"),
         inert_paths=frozenset(without_effect),
     )
@@ -158,23 +160,28 @@ def _idle(
     return frozenset((*idle, *foreign))
 
 
-def _only_shown(program: _Program[ConfigT], layer: Layer) -> frozenset[str]:
-    """The paths of a saved configuration that were not set; none of any other layer."""
+def _only_shown(program: _Program[ConfigT], layer: Layer, notes: list[Note]) -> frozenset[str]:
+    """The paths of a saved configuration that were neither set nor edited; none of any other layer. What was set and
+    then edited is added to `notes`."""
     if layer.given is None:
         return frozenset()
-    saved = program.settings()
+    given, saved = program.settings(), program.settings()
+    given.add(layer.given, f"{layer.place}, {GIVEN}")
     for tree in layer.trees:
         saved.add(tree, layer.place)
+    given.resolve()
     saved.resolve()
-
-    def complete(paths: frozenset[str]) -> ConfigT:
-        return program.complete({path: value for path, value in saved.values.items() if path in paths})[0]
-
     try:
         written = program.root.model_validate(nest(saved.values))
-        return only_shown(written, frozenset(saved.values), layer.given, complete)
+        same = unedited(written, saved.values.keys(), given.values, lambda values: program.complete(values)[0])
     except ValidationError:
         return frozenset()  # What is wrong in it is reported with everything else.
+    notes += [
+        Note(path, f"was {shown(value)} when {layer.place} was saved (under {GIVEN}); what stands in its tree counts")
+        for path, value in given.values.items()
+        if path in saved.values and saved.values[path] != value
+    ]
+    return same - given.values.keys()
 
 
 def _refuse_values(settings: Settings) -> None:

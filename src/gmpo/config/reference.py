@@ -45,11 +45,13 @@ _RECIPES = """\
 `recipe=NAME` lays a recipe below the file or command line that names it, and above everything before that: with
 `--config FILE.yaml recipe=grpo` GRPO is trained, whatever objective the file has. A recipe states a whole objective:
 estimator, loss, bounds, average and KL terms of the file that it does not give go back to their defaults, and a warning
-names each. A recipe that changes nothing is an error; `recipe=null` takes the file's recipe away.
+names each. A recipe that changes nothing is an error, and so are two in one place; `recipe=null` takes the file's
+recipe away.
 
-The `config.yaml` of a run may be such a file. It holds the complete tree, and under `given` the keys that were set:
-only these, and what was changed in the file, count as set again. The rest follows from them, also from what the command
-line changes: with `trainer.seed=3` all seeds that followed it still do.
+The `config.yaml` of a run may be such a file. It holds the complete tree, and under `given` what was set, keys and
+values: only that, and what was changed in the tree, count as set again. The rest follows from them, also from what is
+changed in the tree or on the command line: with `trainer.seed=3` all seeds that followed it still do. A recipe is laid
+over such a file on the command line; in the file itself it is refused: the objective that was set would lie above it.
 """
 
 

@@ -17,8 +17,8 @@ from gmpo.config.tree import merge, nest
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 SAVED = f"""\
-# The complete configuration. `{GIVEN}` lists the keys that were set; read again with --config they count as set, and so
-# does what is changed here. All else is a default or follows from what is set.
+# The complete configuration, to be read again with --config. `{GIVEN}` records what was set; that counts as set again,
+# and so does what is changed below it. All else is a default or follows from what is set, also from what is changed.
 """
 
 
@@ -79,10 +79,10 @@ class Resolved(Generic[ConfigT]):
         return tuple(note for note in notes if note.path not in self.idle)
 
     def to_yaml(self) -> str:
-        """The whole tree as YAML, with the keys that were set. Loading it as a file gives an equal configuration and an
+        """The whole tree as YAML, with what was set. Loading it as a file gives an equal configuration and an
         equal account of it."""
-        tree = merge({GIVEN: sorted(self.given), **as_tree(self.config)}, nest(_plain(self.values)))
-        return SAVED + _yaml(tree)
+        given = {path: _plain(self.values[path]) for path in sorted(self.values)}
+        return SAVED + _yaml({GIVEN: given, **merge(as_tree(self.config), nest(_plain(self.values)))})
 
     def tree_yaml(self) -> str:
         """The whole tree alone, for display."""

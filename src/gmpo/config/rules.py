@@ -137,7 +137,7 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
         yield from inert("data.shuffle is off; problems keep their order", "data.seed")
     if ROWS in given:
         yield from inert("problems are handed over as rows", "data.train_files")
-    elif not data.train_files:
+    elif not data.train_files and not config.trainer.val_only:
         yield warning("data.train_files", "is empty; problems must be handed over by gmpo.train(config, rows=...)")
     if custom.path is None:
         paths = ("custom_reward_function.name", "custom_reward_function.reward_kwargs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +50,10 @@ class Completion:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is made like any other: numpy forgets that an array is read-only when it is pickled or copied."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Completion):

@@ -4,7 +4,7 @@ evaluation or a study reads a run with this module and nothing else.
     run.json                      what the run is and how far it came: `RunRecord`
     config.yaml, environment.json settings and machine of the newest leg, which is one start of the program
     legs/<k>/                     the same two files of every leg, counted from 1
-    metrics.jsonl                 one line a step
+    metrics.jsonl                 one line a step; *.jsonl.unreadable holds damaged lines that were put aside
     pass_rates.jsonl              one line a step: right and judged answers by problem
     samples/<step>.jsonl          answers of a training step
     validation/<step>.jsonl       answers of the validation after a step
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,8 @@ RUN, CONFIG, ENVIRONMENT, LEGS = "run.json", "config.yaml", "environment.json", 
 METRICS, PASS_RATES, SAMPLES, VALIDATION = "metrics.jsonl", "pass_rates.jsonl", "samples", "validation"
 VAL_ONLY, TENSORBOARD, MODEL = "val_only", "tensorboard", "huggingface"
 CHECKPOINT, LATEST, STATE = "global_step_", "latest_checkpointed_iteration.txt", "state.json"
-UNFINISHED, LOCK = ".unfinished_", ".lock"
+UNFINISHED, LOCK, UNREADABLE = ".unfinished_", ".lock", ".unreadable"
+KILLED = "it ended without a word: killed, or the machine went down"
 
 Program = Literal["train", "sft"]
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -137,10 +138,22 @@ def read_run(folder: Path) -> RunRecord | None:
         legs = tuple(_leg(leg) for leg in saved.pop("legs"))
         record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not the record of a run ({error!r})") from error
+        raise DataError(
+            f"{file}: not the record of a run ({error!r}). Put it back from a copy; or move it away, and the next "
+            f"start makes a new one from {CONFIG}, {LEGS}/, {METRICS} and the checkpoints."
+        ) from error
     if record.status == "running":
-        return replace(record, steps=max([record.steps, *(line.step for line in read_metrics(folder))]))
+        return replace(record, steps=max(record.steps, recorded_steps(folder)))
     return record
+
+
+def ended(record: RunRecord) -> RunRecord:
+    """The record of a run whose lock is free: what is still running there was killed."""
+    if record.status != "running":
+        return record
+    legs = (replace(leg, steps=max(leg.steps, record.steps)) if leg.status == "running" else leg for leg in record.legs)
+    killed = (replace(leg, status="failed", reason=KILLED) if leg.status == "running" else leg for leg in legs)
+    return replace(record, status="failed", reason=KILLED, legs=tuple(killed))
 
 
 def _leg(saved: Mapping[str, Any]) -> Leg:
@@ -170,6 +183,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         BackendError: another process has it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -204,6 +218,13 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(numbered))
 
 
+def what_remains(folder: Path) -> str:
+    """What a run that ends at once can go on from, as a sentence."""
+    if saved := checkpoints(folder):
+        return f"The newest complete checkpoint is {saved[max(saved)]}: trainer.resume_mode=auto goes on from it."
+    return f"There is no complete checkpoint in {folder} to go on from."
+
+
 def has_model(folder: Path) -> bool:
     """Whether the trained model is there."""
     return (folder / MODEL / "config.json").is_file()
@@ -215,6 +236,26 @@ def holds_run(folder: Path) -> bool:
     recorded = metrics.is_file() and metrics.stat().st_size > 0
     answers = any(file.stem.isdecimal() for kind in (SAMPLES, VALIDATION) for file in (folder / kind).glob("*.jsonl"))
     return recorded or answers or has_model(folder) or bool(checkpoints(folder))
+
+
+def names_of_a_run(folder: Path, further: Iterable[str] = ()) -> list[str]:
+    """What lies in a folder under the names that a run replaces or adds to; empty folders do not count."""
+    own = (CONFIG, ENVIRONMENT, METRICS, PASS_RATES, LATEST, *further)
+    folders = (LEGS, SAMPLES, VALIDATION, TENSORBOARD, MODEL, *(p.name for p in folder.glob(f"{CHECKPOINT}*")))
+    files = [name for name in own if (folder / name).exists()]
+    return files + [f"{name}/" for name in sorted(folders) if any((folder / name).glob("*"))]
+
+
+def remove_empty(places: Iterable[Path]) -> None:
+    """Remove those of the folders, the deepest first, that hold nothing."""
+    for place in places:
+        with suppress(OSError):
+            place.rmdir()
+
+
+def legs_kept(folder: Path) -> list[int]:
+    """Numbers of the legs whose settings are there, in rising order."""
+    return sorted(int(place.name) for place in (folder / LEGS).glob("*") if place.name.isdecimal())
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +274,41 @@ def read_metrics(folder: Path) -> Iterator[StepMetrics]:
             yield StepMetrics(int(line["step"]), line["data"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / METRICS}: a line without step and data ({error!r})") from error
+
+
+def recorded_steps(folder: Path) -> int:
+    """Training steps of the newest line of metrics.jsonl that can be read; 0 without one."""
+    lines = _lines(folder / METRICS)
+    return max((int(json.loads(line)["step"]) for line in lines if _is_of_step(line, "data")), default=0)
+
+
+def set_aside_unreadable(file: Path, key: str, say: Callable[[str], object]) -> None:
+    """Move the lines without a step and a mapping `key` to `<file>.unreadable`, and say so. A last line that a crash
+    cut short is no damage: it stays, and readers leave it out."""
+    lines = _lines(file)
+    damaged = [line for line in lines[:-1] if not _is_of_step(line, key)]
+    if not damaged:
+        return
+    aside = file.with_name(f"{file.name}{UNREADABLE}")
+    with aside.open("ab") as out:
+        out.write(b"".join(line + b"\n" for line in damaged))
+    beside = file.with_name(f"{UNFINISHED}{file.name}")
+    beside.write_bytes(b"".join(line + b"\n" for line in [*(x for x in lines[:-1] if _is_of_step(x, key)), lines[-1]]))
+    os.replace(beside, file)
+    say(f"warning: {file}: damaged lines are put aside in {aside.name}, {len(damaged)} of {len(lines)}.")
+
+
+def _lines(file: Path) -> list[bytes]:
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def _is_of_step(line: bytes, key: str) -> bool:
+    try:
+        value = json.loads(line)
+        return isinstance(value["step"], int) and isinstance(value[key], dict)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def read_pass_rates(file: Path) -> Iterator[tuple[int, dict[str, tuple[int, int]]]]:

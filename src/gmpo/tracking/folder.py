@@ -14,11 +14,14 @@ from gmpo.records.run_folder import (
     CONFIG,
     ENVIRONMENT,
     LEGS,
+    RUN,
     SAMPLES,
     VALIDATION,
     Leg,
     RunRecord,
     Status,
+    holds_run,
+    legs_kept,
     write_atomically,
     write_run,
 )
@@ -27,7 +30,10 @@ from gmpo.tracking.environment import differing
 
 class RunFolder:
     """A sink that comes first: it begins a leg of the run, and drops the answers beyond the step that the leg goes on
-    from, because these steps happen again.
+    from, because these steps happen again; also those in the folders elsewhere that belong to the run.
+
+    A folder that holds nothing yet gets its record before the models are loaded, so that another start sees whose it is
+    (`claim`). A start that fails before anything is recorded takes that back.
 
     Args:
         record: the run before this leg.
@@ -49,16 +55,26 @@ class RunFolder:
     ) -> None:
         self.folder = folder
         self.record = record
-        self.leg = replace(leg, number=1 + max((known.number for known in record.legs), default=0))
+        self.leg = replace(leg, number=1 + max([0, *(known.number for known in record.legs), *legs_kept(folder)]))
         self.config = config
         self.environment = environment
         self.say = say
         self.started = False
+        self._before: bytes | None = None
+        self._claimed = False
+
+    def claim(self) -> None:
+        """Say in run.json whose folder it is."""
+        if holds_run(self.folder):
+            return
+        file = self.folder / RUN
+        self._before, self._claimed = file.read_bytes() if file.is_file() else None, True
+        write_run(self.folder, self.record)
 
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for kind in (SAMPLES, VALIDATION):
-            for file in (self.folder / kind).glob("*.jsonl"):
+        for place in (self.folder / SAMPLES, self.folder / VALIDATION, *map(Path, self.record.outside)):
+            for file in place.glob("*.jsonl"):
                 if file.stem.isdecimal() and int(file.stem) > step:
                     file.unlink()
         if self.record.legs:
@@ -84,6 +100,10 @@ class RunFolder:
         self.leg = replace(self.leg, status=status, reason=reason)
         if self.started:
             self._write_record()
+        elif self._claimed and self._before is None:
+            (self.folder / RUN).unlink()
+        elif self._claimed:
+            (self.folder / RUN).write_bytes(self._before or b"")
 
     def _write_record(self) -> None:
         self.record = self.record.with_leg(self.leg)
@@ -91,7 +111,7 @@ class RunFolder:
 
     def _keep_the_leg_before(self) -> None:
         """A folder of an earlier version keeps one configuration, in its root, which is about to be replaced."""
-        kept = self.folder / LEGS / str(self.leg.number - 1)
+        kept = self.folder / LEGS / str(self.record.legs[-1].number)
         if not kept.exists():
             kept.mkdir(parents=True)
             for name in (CONFIG, ENVIRONMENT):

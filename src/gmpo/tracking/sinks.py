@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from gmpo.errors import ConfigError
+from gmpo.records.run_folder import set_aside_unreadable
 
 
 class Sink(Protocol):
@@ -39,23 +40,28 @@ class RunInfo:
     project: str
     experiment: str
     config: Mapping[str, Any]
+    say: Callable[[str], object] = print
+    """Receives a line for the user."""
 
 
 class JsonLines:
     """One object a line: `{"step": 3, "data": {"critic/score/mean": 0.5, ..}}`, as verl's file logger writes.
 
-    A resumed run drops the lines after the step it resumes from, because it runs those steps again.
+    A resumed run drops the lines after the step it resumes from, because it runs those steps again, and puts damaged
+    ones aside.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, say: Callable[[str], object] = print) -> None:
         self.file = file
+        self.say = say
 
     def start(self, step: int) -> None:
         if not self.file.is_file():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.touch()
             return
-        kept = [line for line in self.file.read_text().splitlines() if _step_of(line, step) <= step]
+        set_aside_unreadable(self.file, "data", self.say)
+        kept = [line for line in self.file.read_text(errors="replace").splitlines() if _step_of(line, step) <= step]
         if step == 0:
             kept = []  # lines of step 0 are the validation before training, which runs again
         unfinished = self.file.with_suffix(".unfinished")
@@ -151,7 +157,7 @@ def _logger_file(info: RunInfo, variables: Mapping[str, str]) -> Path | None:
 
 def _file_logger(info: RunInfo) -> JsonLines:
     """verl's `file` logger."""
-    return JsonLines(_logger_file(info, os.environ) or info.folder / f"{info.experiment}.jsonl")
+    return JsonLines(_logger_file(info, os.environ) or info.folder / f"{info.experiment}.jsonl", info.say)
 
 
 def logger_places(info: RunInfo, loggers: Sequence[str], variables: Mapping[str, str]) -> dict[str, Path]:

@@ -168,8 +168,8 @@ def recording(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackendError(
-            f"cannot write {what}: {error}. The run stops here; its checkpoints are intact. Free some space, or "
-            "name another folder; the same command then resumes from the newest checkpoint."
+            f"cannot write {what}: {error}. The run stops here; complete checkpoints are intact. Free some space, and "
+            "the same command goes on from the newest; without one it begins again."
         ) from error
 
 

@@ -15,22 +15,32 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
-from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED, Difference
+from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED, Difference, checkpoints, what_remains
 from gmpo.training.state import GATHER, PRODUCER, State, read_state, write_state
 
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
+
+
+EXPORTED = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*chat_template*"),
+)
+"""What an export writes, and an older one left."""
+RESUME_FROM = "trainer.resume_from_path={older} begins with it."
 
 
 class Store:
@@ -129,8 +139,7 @@ class Store:
         except WRITE_ERRORS as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
-                f"cannot write checkpoint {target}: {error}. Earlier checkpoints are intact: make room, and the same "
-                "command goes on from the newest."
+                f"cannot write checkpoint {target}: {error}. Make room. {what_remains(self.root)}"
             ) from error
         self._rotate(state.step)
 
@@ -143,13 +152,16 @@ class Store:
         folder = self.resume
         if folder is None:
             return None
-        state, data = read_state(folder)
-        if data != self.data and not self.other_data:
-            raise CheckpointError(_other_data(folder, data, self.data))
-        if data != self.data or self.other_settings:
-            state = self._changed(state, data)
-        contents = contents_of(folder, self.load_contents)
-        learner.load(folder, contents)
+        inside = folder.parent.resolve() == self.root.resolve()
+        how = f"move {folder.name} away, and the run goes on from it." if inside else RESUME_FROM
+        with naming_an_older(folder, how):
+            state, data = read_state(folder)
+            if data != self.data and not self.other_data:
+                raise CheckpointError(_other_data(folder, data, self.data))
+            if data != self.data or self.other_settings:
+                state = self._changed(state, data)
+            contents = contents_of(folder, self.load_contents)
+            learner.load(folder, contents)
         self.tell(f"going on after step {state.step} from {folder}")
         if "optimizer" not in contents:
             self.tell(
@@ -211,6 +223,44 @@ def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
     return contents
 
 
+@contextmanager
+def naming_an_older(folder: Path, how: str) -> Iterator[None]:
+    """Where reading a damaged checkpoint fails, name the newest intact one before it.
+
+    Args:
+        how: what to do to take that one; `{older}` stands for it.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if _intact(folder):
+            raise
+        step = folder.name.removeprefix(CHECKPOINT)
+        before = [p for n, p in checkpoints(folder.parent).items() if step.isdecimal() and n < int(step) and _intact(p)]
+        if before:
+            older = f"The newest intact checkpoint before it is {before[-1]}: {how.format(older=before[-1])}"
+        else:
+            older = (
+                f"There is no intact checkpoint before it in {folder.parent}: put it back from a copy, or begin again."
+            )
+        raise CheckpointError(f"{error}. The checkpoint {folder} is damaged. {older}") from error
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file of a checkpoint can be opened; of weights the header and the size are read."""
+    try:
+        read_state(folder)
+        for file in folder.rglob("*.safetensors"):
+            with safe_open(file, framework="np"):
+                pass
+        for file in folder.rglob("*.json"):
+            json.loads(file.read_text(encoding="utf-8"))
+        contents_of(folder, ("model", "hf_model"))
+    except (OSError, ValueError, SafetensorError, CheckpointError):
+        return False
+    return True
+
+
 def step_of(folder: Path) -> int:
     """Training steps behind a checkpoint.
 
@@ -225,19 +275,31 @@ def export(learner: Learner, folder: Path) -> Path:
 
     Raises:
         CheckpointError: it cannot be written; a model that was there stays.
+
+    Files in the folder that no export writes, for example a model card, stay there.
     """
     target, unfinished = folder / MODEL, folder / f"{UNFINISHED}export"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         learner.export(unfinished)
+        _keep_foreign(target, unfinished)
         _exchange(unfinished, target)
     except WRITE_ERRORS as error:
-        raise CheckpointError(
-            f"cannot write the model {target}: {error}. Checkpoints in {folder} are intact."
-        ) from error
+        raise CheckpointError(f"cannot write the model {target}: {error}. Make room. {what_remains(folder)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Copy what an export does not write, and so is somebody else's, from the older folder."""
+    for place in old.glob("*"):
+        if (new / place.name).exists() or any(fnmatch(place.name, pattern) for pattern in EXPORTED):
+            continue
+        if place.is_dir():
+            shutil.copytree(place, new / place.name)
+        else:
+            shutil.copy2(place, new / place.name)
 
 
 def _exchange(new: Path, target: Path) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import DataError
 from gmpo.records.rollout import Group
-from gmpo.records.run_folder import PASS_RATES, json_lines, read_pass_rates
+from gmpo.records.run_folder import PASS_RATES, json_lines, read_pass_rates, set_aside_unreadable
 from gmpo.rewards.verdict import Verdict
 from gmpo.training.checkpoint import content_hash
 
@@ -29,6 +29,7 @@ class PassRates:
         problems: all that may be asked.
         bounds: the lowest and highest pass rate of a problem that is asked again; None asks all.
         earlier: the history, or the folder, of an earlier run to begin with.
+        say: receives a line for the user where lines are damaged.
 
     Raises:
         DataError: the earlier history cannot be read.
@@ -41,8 +42,10 @@ class PassRates:
         *,
         bounds: tuple[float, float] | None = None,
         earlier: Path | None = None,
+        say: Callable[[str], object] = print,
     ) -> None:
         self.file = file
+        self.say = say
         self.bounds = bounds
         self._keys = {problem.id: content_hash([problem]) for problem in problems}
         self._before = {} if earlier is None else _read_earlier(earlier)
@@ -54,6 +57,7 @@ class PassRates:
         if step == 0 or not self.file.is_file():
             self.file.unlink(missing_ok=True)
             return
+        set_aside_unreadable(self.file, "rates", self.say)
         read = zip(json_lines(self.file), read_pass_rates(self.file), strict=True)
         kept = [(line, rates) for (line, _), (number, rates) in read if number <= step]
         unfinished = self.file.with_suffix(".unfinished")

@@ -2,16 +2,17 @@
 
 A rollout is a generator: it yields what the policy shall continue, receives the completion, and returns the answer. It
 never sees the sampler, so that all rollouts of a phase share its batches: in each wave, what they ask goes to the
-sampler in as few calls as possible, and answers that begin alike share one request and so one prefill.
+sampler in one call for each number of answers, and answers that begin alike share one request and so one prefill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gmpo.data.prompts import EncodedProblem
+from gmpo.errors import BackendError
 from gmpo.ports import Sampler, SampleRequest, SamplingParams
 from gmpo.records.rollout import Completion
 from gmpo.streams import turn_key
@@ -24,7 +25,7 @@ class Turn:
     context_ids: tuple[int, ...]
     """The whole sequence so far, prompt included."""
     max_tokens: int
-    """Length at which this turn is cut."""
+    """Length at which this turn is cut: from 1 to that of the whole answer."""
 
 
 RolloutSteps = Generator[Turn, Completion, Completion]
@@ -64,9 +65,13 @@ def run_rollouts(
             depends on its key, its number and its turn alone, and not on what else goes on.
         finished: is called with a problem's place and its answers, once for each problem, when all are there and
             while others may still be sampled.
+
+    Raises:
+        BackendError: a rollout asks for a turn of no tokens or of more than an answer may have, or returns no answer or
+            one that is too long; the sampler leaves out a request, or answers it too often or at too great a length.
     """
     groups = [
-        _Group([_Running(rollout(problem, params)) for _ in range(params.n)], key)
+        _Group([_Running(rollout, problem, params, number) for number in range(params.n)], key)
         for problem, key in zip(problems, keys, strict=True)
     ]
 
@@ -77,39 +82,52 @@ def run_rollouts(
     for place in range(len(groups)):
         report(place)  # rollouts may end without asking anything
     while asked := [(place, ask) for place, group in enumerate(groups) for ask in group.asks()]:
-        calls: dict[SamplingParams, list[tuple[int, _Ask]]] = {}
+        calls: dict[int, list[tuple[int, _Ask]]] = {}
         for place, ask in asked:
-            alike = replace(params, n=len(ask.rollouts), max_tokens=ask.turn.max_tokens)
-            calls.setdefault(alike, []).append((place, ask))
-        for alike, members in calls.items():
-            _call(sampler, alike, members, report)
+            calls.setdefault(len(ask.rollouts), []).append((place, ask))
+        for n, members in calls.items():
+            longest = max(ask.turn.max_tokens for _, ask in members)
+            _call(sampler, replace(params, n=n, max_tokens=longest), members, report)
 
 
 def _call(
     sampler: Sampler, params: SamplingParams, members: Sequence[tuple[int, _Ask]], report: Callable[[int], None]
 ) -> None:
-    """One call of the sampler for all that ask for as many answers of the same length; reports each one's place."""
+    """One call of the sampler for all that ask for as many answers; reports each one's place."""
+    waiting = set(range(len(members)))
 
     def received(i: int, completions: Sequence[Completion]) -> None:
         place, ask = members[i]
+        lengths = [len(completion) for completion in completions]
+        if i not in waiting or len(lengths) != params.n or max(lengths) > ask.turn.max_tokens:
+            again = "" if i in waiting else ", and not for the first time"
+            raise BackendError(
+                f"{ask.rollouts[0].name}: {type(sampler).__name__} returns completions of {lengths} tokens{again}; it "
+                f"was asked once for {params.n} of at most {ask.turn.max_tokens}."
+            )
+        waiting.remove(i)
         for running, completion in zip(ask.rollouts, completions, strict=True):
             running.receive(completion)
         report(place)
 
-    sampler.generate([SampleRequest(ask.turn.context_ids, ask.key) for _, ask in members], params, received)
+    sampler.generate([ask.request(params) for _, ask in members], params, received)
+    for i in waiting:
+        raise BackendError(f"{members[i][1].rollouts[0].name}: {type(sampler).__name__} returned no completions.")
 
 
 class _Running:
     """A rollout under way."""
 
-    def __init__(self, steps: RolloutSteps) -> None:
-        self._steps = steps
+    def __init__(self, rollout: Rollout, problem: EncodedProblem, params: SamplingParams, number: int) -> None:
+        self.name = f"rollout {number + 1} of problem {problem.problem.id!r}"
+        self._longest = params.max_tokens
+        self._steps = rollout(problem, params)
         self.turn: Turn | None = None
         """What it waits for."""
         self.turns = 0
         """Turns that it has asked."""
         self.answer: Completion | None = None
-        self._advance(lambda: next(steps))
+        self._advance(lambda: next(self._steps))
 
     def receive(self, completion: Completion) -> None:
         self._advance(lambda: self._steps.send(completion))
@@ -120,6 +138,24 @@ class _Running:
             self.turns += 1
         except StopIteration as end:
             self.turn, self.answer = None, end.value
+        for wrong in self._wrong():
+            raise BackendError(f"{self.name}: {wrong}.")
+
+    def _wrong(self) -> Iterator[str]:
+        """What breaks the contract of a rollout."""
+        turn, answer = self.turn, self.answer
+        if turn is not None and not 1 <= turn.max_tokens <= self._longest:
+            yield (
+                f"turn {self.turns} asks for {turn.max_tokens} tokens, and an answer has 1 to {self._longest} "
+                "(params.max_tokens). End the rollout where no room is left"
+            )
+        if turn is None and not isinstance(answer, Completion):
+            yield f"returns {answer!r}; a rollout returns its answer, a Completion (gmpo.records.rollout.joined)"
+        elif answer is not None and len(answer) > self._longest:
+            yield (
+                f"returns an answer of {len(answer)} tokens, and params.max_tokens is {self._longest}. What comes from "
+                "elsewhere counts too: cut it, or ask for shorter turns"
+            )
 
 
 @dataclass(slots=True)
@@ -129,6 +165,10 @@ class _Ask:
     turn: Turn
     rollouts: list[_Running]
     key: int
+
+    def request(self, params: SamplingParams) -> SampleRequest:
+        limit = self.turn.max_tokens
+        return SampleRequest(self.turn.context_ids, self.key, None if limit == params.max_tokens else limit)
 
 
 @dataclass(slots=True)
