@@ -35,7 +35,7 @@ def run_of(checkpoint: Path) -> RunRecord | None:
 
 def as_of(run: RunRecord, step: int) -> RunRecord:
     """The run with the settings of the leg that wrote the checkpoint of a step: the newest that began before it."""
-    parts: dict[str, dict[str, Any]] = {name: dict(getattr(run, name)) for name in PARTS}
+    parts: dict[str, Any] = {name: dict(getattr(run, name)) for name in PARTS}
     for leg in reversed(run.legs[1:]):
         if leg.start < step:
             break
@@ -44,8 +44,7 @@ def as_of(run: RunRecord, step: int) -> RunRecord:
                 if difference.key in part:
                     part[difference.key] = difference.then
     parts["content"] = {key: value for key, value in parts["content"].items() if value is not None or key == BASE}
-    changed: dict[str, Any] = dict(parts)
-    return replace(run, **changed)
+    return replace(run, **parts)
 
 
 def continued(now: RunRecord, then: RunRecord | None) -> RunRecord:

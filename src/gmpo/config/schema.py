@@ -169,7 +169,8 @@ class Trainer(Section):
     resume_from_path: str | None = setting(None, "Checkpoint folder whose name is global_step_N.", role="bookkeeping")
     allow_changed_config: bool = setting(
         False,
-        "Go on in a run folder although settings differ that decide what is learned. The differences are recorded.",
+        "Go on from the newest checkpoint of a run folder although settings differ that decide what is learned. The "
+        "differences are recorded. It counts for this start alone: a saved config.yaml does not hold it.",
         own=True,
         role="bookkeeping",
     )

@@ -99,7 +99,8 @@ class SftTrainer(Section):
     )
     allow_changed_config: bool = setting(
         False,
-        "Start again in the folder of an unfinished run although settings differ that decide what is learned.",
+        "Start again in the folder of an unfinished run although settings differ that decide what is learned: what is "
+        "there is replaced. It counts for this start alone: a saved config.yaml does not hold it.",
         own=True,
         role="bookkeeping",
     )
