@@ -398,7 +398,11 @@ def test_nothing_is_imported_by_name_or_through_the_package_itself(path: str) ->
     assert not of_the_package_itself(path, PACKAGE[path]), "import from the module that defines it"
 
 
-@pytest.mark.parametrize("path", [path for path in PACKAGE if _covers(COMPARED_BY_VALUE, path)])
+BY_IDENTITY = {"records/functions.py"}
+"""It follows what a function holds, which may hold itself: an object that was met is the same object."""
+
+
+@pytest.mark.parametrize("path", [p for p in PACKAGE if _covers(COMPARED_BY_VALUE, p) and p not in BY_IDENTITY])
 def test_no_identity_of_objects_means_something(path: str) -> None:
     assert not by_identity(PACKAGE[path]), "say it by a field: a copy of a record must mean the same"
 
