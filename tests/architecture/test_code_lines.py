@@ -26,7 +26,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "backends": (1930, "the sampler cuts each request at its own limit and refuses when it is closed"),
     "build": (1600, "files of the user, damaged and lost records, forks, starts at the same time"),
     "check": (320, START),
-    "config": (3070, "which recipes a layer may name; what was edited in a saved configuration"),
+    "config": (3230, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),
     "data": (1330, START),
     "metrics": (380, "quantiles of beta and t for the interval of pass@1"),
     "ops": (620, START),

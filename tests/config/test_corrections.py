@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gmpo.build.objective import build_correction
 from gmpo.config import load
 from gmpo.config.corrections import parse_rejections, rejections
 from gmpo.config.presets import PRESETS
@@ -176,8 +177,6 @@ def test_any_thresholds_are_rules_that_keep_equal_policies_or_a_reason(
         (["recipe=gmpo", f"{C}.geometric_weights=True", f"{C}.icepop=[0.5,5]"], "has no meaning with icepop"),
         ([f"{C}.loss_type=reinforce"], "is a loss of bypass mode"),
         (["recipe=gmpo", f"{C}.preset=bypass_pg_is"], "means actor_rollout_ref.actor.policy_loss.loss_mode=gpg"),
-        ([f"{C}.bypass_mode=True", f"{C}.rollout_is=token"], "would weigh twice"),
-        ([f"{C}.bypass_mode=True", f"{C}.icepop=[0.5,5]"], "would weigh twice"),
     ],
 )
 def test_corrections_that_contradict_each_other_are_refused(overrides: list[str], reason: str) -> None:
@@ -246,3 +245,26 @@ def test_in_bypass_mode_the_pass_for_old_log_probs_is_made_only_for_what_compare
     for needs in (f"{C}.preset=bypass_ppo_clip_k3_rs", "algorithm.use_kl_in_reward=True", f"{A}.entropy_quantile=0.8"):
         assert size not in inert(mode, f"{size}=16", needs)
     assert size not in inert(f"{size}=16")
+
+
+@pytest.mark.parametrize("weights", [f"{C}.rollout_is=token", f"{C}.icepop=[0.5,5]"])
+def test_in_bypass_mode_the_ratio_is_the_weight_and_none_is_applied(weights: str) -> None:
+    """verl's script of several rejection rules gives rollout_is there, and its loss leaves it out too."""
+    resolved = load([f"{C}.bypass_mode=True", weights])
+    assert [note.path for note in resolved.without_effect if "is the weight already" in note.reason] == [
+        weights.partition("=")[0]
+    ]
+    correction = build_correction(resolved.config)
+    assert (correction.level, correction.icepop) == (None, None)
+    weighed = build_correction(load([f"{C}.bypass_mode=True", f"{C}.loss_type=reinforce", weights]).config)
+    assert (weighed.level, weighed.icepop) != (None, None)
+
+
+def test_a_threshold_that_is_a_band_is_icepop() -> None:
+    """verl's spelling: weights inside [0.5, 5] and 0 outside."""
+    resolved = load([f"{C}.rollout_is=token", f"{C}.rollout_is_threshold=0.5_5.0"])
+    correction = resolved.config.algorithm.rollout_correction
+    assert (correction.rollout_is, correction.icepop) == (None, (0.5, 5.0))
+    assert load([f"{C}.rollout_is_threshold=0.5_5.0"]).config.algorithm.rollout_correction.icepop is None
+    with pytest.raises(ConfigError, match="is a band of weights per token"):
+        load([f"{C}.rollout_is=sequence", f"{C}.rollout_is_threshold=0.5_5.0"])

@@ -132,7 +132,6 @@ def test_micro_batches_follow_the_actor_unless_the_critic_has_its_own(
     [
         (["critic.ppo_mini_batch_size=2048"], "critic.ppo_mini_batch_size = 2048 (command line)\n      is larger than"),
         (["critic.ppo_micro_batch_size_per_gpu=7"], "does not divide the 256 answers of a mini-batch"),
-        (["critic.use_dynamic_bsz=False"], "nothing says how large a micro-batch is"),
         (["critic.ppo_micro_batch_size=8", "critic.ppo_micro_batch_size_per_gpu=8"], "is deprecated"),
         (["critic.ppo_max_token_len_per_gpu=1000", "critic.forward_max_token_len_per_gpu=2000"], "= 1024 tokens"),
         (["critic.ppo_max_token_len_per_gpu=1000"], "critic.ppo_max_token_len_per_gpu = 1000"),
@@ -142,7 +141,6 @@ def test_micro_batches_follow_the_actor_unless_the_critic_has_its_own(
         # What the critic only follows is reported once, at the actor's key.
         ([f"{A}.ppo_mini_batch_size=2048"], f"{A}.ppo_mini_batch_size = 2048"),
         ([f"{A}.ppo_micro_batch_size_per_gpu=7"], f"{A}.ppo_micro_batch_size_per_gpu = 7"),
-        ([f"{A}.use_dynamic_bsz=False"], f"{A}.use_dynamic_bsz = False"),
     ],
 )
 def test_impossible_sizes_are_refused_once(overrides: list[str], reason: str) -> None:

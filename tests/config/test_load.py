@@ -383,6 +383,7 @@ def test_all_problems_are_listed_together() -> None:
         f"{A}.optim.lr=fast",
         f"{A}.kl_loss_type=full",
         "trainer.resume_mode=resume_path",
+        "algorithm.adv_estimator=grpo",
         f"{R}.n=1",
         "data.train_batch_size=8",
     )

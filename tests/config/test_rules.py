@@ -43,7 +43,7 @@ def warned(*overrides: str) -> dict[str, str]:
         (["data.train_batch_size=128"], f"{A}.ppo_mini_batch_size", "is larger than data.train_batch_size = 128"),
         (["data.train_max_samples=100"], "data.train_max_samples", "fewer problems than one step needs"),
         (["data.val_max_samples=0"], "data.val_max_samples", "must be -1"),
-        ([f"{R}.n=1"], f"{R}.n", "nothing to compare"),
+        ([f"{R}.n=1", "algorithm.adv_estimator=grpo"], f"{R}.n", "nothing to compare"),
         (
             [f"{A}.ppo_mini_batch_size=6", f"{R}.n=4", f"{A}.ppo_micro_batch_size_per_gpu=9"],
             f"{A}.ppo_micro_batch_size_per_gpu",
@@ -55,7 +55,6 @@ def warned(*overrides: str) -> dict[str, str]:
             f"{A}.ppo_micro_batch_size",
             "is deprecated",
         ),
-        ([f"{A}.use_dynamic_bsz=False"], f"{A}.use_dynamic_bsz", "nothing says how large a micro-batch is"),
         (
             [f"{A}.use_dynamic_bsz=True", f"{R}.log_prob_use_dynamic_bsz=False"],
             f"{R}.log_prob_use_dynamic_bsz",

@@ -70,12 +70,14 @@ def build_optimizer(optim: Optim, *, max_norm: float, max_nonfinite: int, total_
 def build_correction(config: Config) -> Correction:
     """What is done about sampler and learner being two policies."""
     settings = config.algorithm.rollout_correction
+    # A ratio of the loss to the sampler is the weight itself.
+    weighs = not (settings.bypass_mode and settings.loss_type == "ppo_clip")
     return Correction(
-        level=settings.rollout_is,
+        level=settings.rollout_is if weighs else None,
         threshold=settings.rollout_is_threshold,
         batch_normalise=settings.rollout_is_batch_normalize,
         geometric=settings.geometric_weights,
-        icepop=settings.icepop,
+        icepop=settings.icepop if weighs else None,
         rejections=rejections(config),
         bypass=settings.bypass_mode,
     )

@@ -15,6 +15,16 @@ def rejections(config: Config) -> tuple[Rejection, ...]:
     return parse_rejections(correction.rollout_rs, correction.rollout_rs_threshold)
 
 
+def band(threshold: object) -> tuple[float, float] | None:
+    """The band of a `rollout_is_threshold` in verl's form of IcePop, `"0.5_5.0"`; None for any other value."""
+    parts = threshold.split("_") if isinstance(threshold, str) else []
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return low, high
+
+
 def parse_rejections(rules: Sequence[str], thresholds: str | None) -> tuple[Rejection, ...]:
     """Pair each rule with its threshold; a single threshold is shared.
 

@@ -53,6 +53,13 @@ def _follow(config: Section, given: Given) -> Iterator[Derived]:
             yield Derived(path, value, f"follows {leaf.follows}")
 
 
+def _estimator(config: Config, given: Given) -> Iterator[Derived]:
+    """One answer to a problem has nothing to be compared with; verl's default, of both settings, is PPO."""
+    path, alone = "algorithm.adv_estimator", get(config, f"{ROLLOUT}.n") == 1
+    if alone and path not in given and ESTIMATORS[config.algorithm.adv_estimator].needs_groups:
+        yield Derived(path, "gae", f"{ROLLOUT}.n is 1, which leaves nothing to compare")
+
+
 def _group_size(config: Config, given: Given) -> Iterator[Derived]:
     if get(config, f"{ROLLOUT}.n") is None:
         estimator = config.algorithm.adv_estimator
@@ -90,6 +97,27 @@ def _dynamic_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
         size = config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
         why = "no micro-batch size is given" if size is None else "ppo_micro_batch_size_per_gpu is given"
         yield Derived(f"{ACTOR}.use_dynamic_bsz", size is None, why)
+
+
+def _fixed_micro_batch(config: Config, given: Given) -> Iterator[Derived]:
+    """Micro-batches by number without a number: its size changes memory and speed, and no result."""
+    actor, critic = config.actor_rollout_ref.actor, config.critic
+    answers = config.actor_rollout_ref.rollout.n or 1
+    for part, section, mini in (
+        (ACTOR, actor, actor.ppo_mini_batch_size),
+        (CRITIC, critic, get(config, f"{CRITIC}.ppo_mini_batch_size") or actor.ppo_mini_batch_size),
+    ):
+        size = f"{part}.ppo_micro_batch_size_per_gpu"
+        own = part == ACTOR or f"{part}.use_dynamic_bsz" in given
+        if section.use_dynamic_bsz is False and section.ppo_micro_batch_size_per_gpu is None and own:
+            if part == CRITIC and actor.ppo_micro_batch_size_per_gpu is not None:
+                continue  # It follows the actor's.
+            why = f"use_dynamic_bsz is off; the largest divisor of a mini-batch up to {LARGEST_MICRO_BATCH}"
+            yield Derived(size, _largest_divisor(mini * answers), why)
+
+
+def _largest_divisor(rows: int) -> int:
+    return max(size for size in range(1, min(rows, LARGEST_MICRO_BATCH) + 1) if rows % size == 0)
 
 
 def _log_prob_micro_batches(config: Config, given: Given) -> Iterator[Derived]:
@@ -159,7 +187,7 @@ def _device(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
 def _sft_micro_batch(config: SftConfig, given: Given) -> Iterator[Derived]:
     if get(config, "data.micro_batch_size_per_gpu") is None:
         rows = config.data.train_batch_size
-        size = max(size for size in range(1, min(rows, LARGEST_MICRO_BATCH) + 1) if rows % size == 0)
+        size = _largest_divisor(rows)
         why = f"the largest divisor of data.train_batch_size up to {LARGEST_MICRO_BATCH}"
         yield Derived("data.micro_batch_size_per_gpu", size, why)
 
@@ -167,9 +195,11 @@ def _sft_micro_batch(config: SftConfig, given: Given) -> Iterator[Derived]:
 DERIVATIONS: Sequence[Derivation] = (
     _preset,
     _loss_of_bypass,
+    _estimator,
     _group_size,
     _global_micro_batches,
     _dynamic_micro_batches,
+    _fixed_micro_batch,
     _log_prob_micro_batches,
     _greedy_validation,
     _critic,

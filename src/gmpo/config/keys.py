@@ -33,6 +33,14 @@ REFUSED_VALUES: Mapping[tuple[str, str], str] = {
 }
 """Values that verl knows and gmpo refuses, with the reason."""
 
+GATES: Mapping[str, Mapping[str, Any]] = _TABLES["gates"]
+"""Prefixes of keys of verl that nothing reads while a switch is off -> the switch, and its values that mean off. At
+them any value is accepted and reported. The longest prefix speaks, over all tables."""
+
+UNSET: Mapping[str, tuple[object, ...]] = {key: tuple(values) for key, values in _TABLES["unset"].items()}
+"""Spelling of a key in verl -> values by which verl says that it is not given. verl keeps the older names of moved keys
+as a tree of nulls."""
+
 OFF = (None, False, 0, 0.0, (), "", "disable", "disabled", "none", "null", "NONE")
 """Values that ask an unsupported key for nothing: accepted, and reported."""
 
@@ -51,31 +59,62 @@ def unsupported(path: str, table: Mapping[str, str]) -> str | None:
 
     A prefix that is itself longer than the path's section also fits `lora_rank` for `lora`.
     """
+    prefix = _longest(path, table)
+    return None if prefix is None else table[prefix]
+
+
+def _longest(path: str, table: Iterable[str]) -> str | None:
+    """The longest prefix of a table that fits the path."""
     fitting = [prefix for prefix in table if path == prefix or path.startswith((f"{prefix}.", f"{prefix}_"))]
-    return table[max(fitting, key=len)] if fitting else None
+    return max(fitting, key=len, default=None)
 
 
 def without_counterpart(
-    path: str, value: object, any_value: Mapping[str, str], refused: Mapping[str, str]
+    path: str, value: object, any_value: Mapping[str, str], refused: Mapping[str, str], given: Mapping[str, object]
 ) -> str | None:
     """Why an unknown key of verl can be accepted without effect, or None when it cannot.
 
     Args:
-        any_value: prefixes that change no result; refused: prefixes that are accepted at a value of `OFF` alone.
+        any_value: prefixes that change no result; refused: prefixes that are accepted at a value of `OFF` alone, or
+            while their switch (`GATES`) is off.
+        given: all given keys that are not in the tree, with their values: switches among them.
     """
-    if reason := unsupported(path, any_value):
-        return reason
-    reason = unsupported(path, refused)
-    if reason is None or ".megatron" in path or not asks_nothing(path, value):
+    if path.rpartition(".")[2] == "_target_":
+        return "the name of a class of verl's, which Hydra would make; gmpo reads the keys beside it"
+    harmless, reason = _longest(path, any_value), _longest(path, refused)
+    if harmless is not None and (reason is None or len(harmless) >= len(reason)):
+        return any_value[harmless]
+    if reason is None:
         return None
-    return f"the value asks for nothing ({reason})"
+    gate = switched_off(path, given)
+    if gate is not None and len(gate) >= len(reason):
+        return f"{GATES[gate]['switch']} is off ({refused[reason]})"
+    if ".megatron" in path or not asks_nothing(path, value):
+        return None
+    return f"the value asks for nothing ({refused[reason]})"
+
+
+def switched_off(path: str, given: Mapping[str, object]) -> str | None:
+    """The prefix of `GATES` that fits a key whose switch is off; None for the switch itself."""
+    gate = _longest(path, GATES)
+    if gate is None or path == GATES[gate]["switch"]:
+        return None
+    value = given.get(GATES[gate]["switch"])
+    return gate if value in GATES[gate]["off"] else None
 
 
 def asks_nothing(path: str, value: object) -> bool:
     """Whether the value of a key of verl that is not in the tree leaves things as they are without the key."""
     if isinstance(value, list | dict):
-        return not value
+        return not value or value in NEUTRAL.get(path, ())
+    if path in (gate["switch"] for gate in GATES.values()) and value in _off(path):
+        return True
     return value in NEUTRAL.get(path, ()) or (value is not True and value in OFF)
+
+
+def _off(switch: str) -> tuple[object, ...]:
+    """The values at which a switch is off."""
+    return tuple(value for gate in GATES.values() if gate["switch"] == switch for value in gate["off"])
 
 
 def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gmpo.config.fields import Section
-from gmpo.config.keys import moved, nearest, unsupported, without_counterpart
+from gmpo.config.keys import UNSET, moved, nearest, unsupported, without_counterpart
 from gmpo.config.overrides import parse_overrides
 from gmpo.config.tree import coerce, enclosing, leaves, merge, nest, sections, shown
 from gmpo.errors import ConfigError
@@ -65,6 +66,8 @@ class Settings:
     spellings: dict[str, str] = field(default_factory=dict)
     """Path -> its name as the user wrote it: the path itself, or the other name of verl."""
     problems: list[str] = field(default_factory=list)
+    foreign: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """Key that is not in the tree -> its value, and the layer that gave it; judged when all are known."""
     ignored: dict[str, tuple[Any, str]] = field(default_factory=dict)
     """Key of verl that is not in the tree and changes nothing -> its value, and why it changes nothing."""
     doubtful: set[str] = field(default_factory=set)
@@ -129,9 +132,13 @@ class Settings:
         `prefix` and `spelling` are for the descent: the path of `tree`, and its other name if it was given under one.
         """
         for key, value in tree.items():
-            old, path = moved(f"{prefix}{key}", self.moved) or (spelling, f"{prefix}{key}")
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in self.moved):
+                self.add(value, place, prefix=f"{name}.", spelling=spelling, leave_out=leave_out)
+                continue
+            old, path = moved(name, self.moved) or (spelling, name)
             section = path in sections(self.root)
-            if path in leave_out:
+            if path in leave_out or (not isinstance(value, Mapping) and value in UNSET.get(name, ())):
                 continue
             if path in leaves(self.root):
                 self._put(path, value, old or path, place)
@@ -139,16 +146,24 @@ class Settings:
                 self._put(free[0], nest({free[1]: value}), old or free[0], place)
             elif isinstance(value, Mapping) and (value or section):
                 self.add(value, place, prefix=f"{path}.", spelling=old, leave_out=leave_out)
-            elif reason := without_counterpart(path, _plain(value), self.no_counterpart, self.unsupported):
-                self.ignored[path] = (_plain(value), reason)
-            else:
+            elif section:
                 self.problems.append(self._not_a_setting(path, value, place))
+            else:
+                self.foreign[path] = (value, place)
 
     def _put(self, path: str, value: Any, spelling: str, place: str) -> None:
-        if self.spellings.setdefault(path, spelling) != spelling:
-            one, other = self.spellings[path], spelling
-            self.problems.append(f"{path}\nis given both as {one} and as {other} ({place}); keep one.")
-            return
+        if self.spellings.setdefault(path, spelling) != spelling and path in self.values:
+            leaf, one, other = leaves(self.root)[path], self.spellings[path], spelling
+            default, there, now = leaf.field.default, coerce(leaf, self.values[path]), coerce(leaf, value)
+            both_said = self.places[path] == place == COMMAND_LINE
+            # verl's saved files hold every spelling, and the others stand at the default or follow.
+            follows = not both_said and _interpolates(there)
+            if now == there or (not both_said and not follows and (now == default or _interpolates(now))):
+                return
+            if both_said or not (there == default or follows):
+                self.problems.append(f"{path}\nis given both as {one} and as {other} ({place}); keep one.")
+                return
+            self.spellings[path] = spelling
         below = self.values.get(path)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
         self.values[path] = merge(below or {}, value) if both else value
@@ -176,6 +191,7 @@ class Settings:
             except TypeError as error:
                 self._refuse(path, str(error))
         interpolated = OmegaConf.create(nest(tree))
+        self._judge_foreign(interpolated)
         for path in list(self.values):
             try:
                 value = OmegaConf.select(interpolated, path)
@@ -187,6 +203,30 @@ class Settings:
             if self.values[path] is None and known[path].derived:
                 del self.values[path]  # null asks for the derived value, as leaving the key out does
 
+    def _judge_foreign(self, interpolated: DictConfig) -> None:
+        """Report each key that is not in the tree: without effect, or a problem. They are added to `interpolated`."""
+        values: dict[str, Any] = {}
+        for path, (value, place) in self.foreign.items():
+            try:
+                values[path] = _plain(value)
+            except TypeError as error:
+                self.problems.append(f"{path} = {value!r} ({place})\n{error}.")
+        for path, value in values.items():
+            parts = path.split(".")
+            if not any(".".join(parts[:end]) in leaves(self.root) for end in range(1, len(parts))):
+                OmegaConf.update(interpolated, path, value, force_add=True)
+        for path, value in values.items():
+            if _interpolates(value):
+                with suppress(OmegaConfBaseException):  # It is judged as it is written.
+                    selected = OmegaConf.select(interpolated, path)
+                    values[path] = OmegaConf.to_container(selected) if OmegaConf.is_config(selected) else selected
+        for path, value in values.items():
+            place = self.foreign[path][1]
+            if reason := without_counterpart(path, value, self.no_counterpart, self.unsupported, values):
+                self.ignored[path] = (value, reason)
+            else:
+                self.problems.append(self._not_a_setting(path, value, place))
+
     def _refuse(self, path: str, reason: str) -> None:
         self.problems.append(f"{path} = {shown(self.values[path])} ({self.places[path]})\n{reason}.")
         self.drop(path)
@@ -195,6 +235,10 @@ class Settings:
         """Forget a setting whose value is wrong, so that the rest can still be checked."""
         del self.values[path]
         self.doubtful.add(path)
+
+
+def _interpolates(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:

@@ -10,7 +10,9 @@ from typing import Any, Generic
 
 from pydantic import ValidationError
 
-from gmpo.config.derive import DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
+from gmpo.config.corrections import band
+from gmpo.config.derive import CORRECTION, DERIVATIONS, SFT_DERIVATIONS, Derived, Given, derive
+from gmpo.config.engines import refuse_other_engines
 from gmpo.config.issues import ROWS, VAL_ROWS, Issue
 from gmpo.config.keys import (
     MOVED,
@@ -20,6 +22,7 @@ from gmpo.config.keys import (
     SFT_UNSUPPORTED,
     UNSUPPORTED,
     asks_nothing,
+    switched_off,
 )
 from gmpo.config.layers import GIVEN, Layer, Settings, read_layers
 from gmpo.config.resolved import ConfigT, Ignored, Note, Resolved
@@ -105,6 +108,7 @@ def _load(
     tree: Mapping[str, Any] | None,
     handed_over: frozenset[str],
 ) -> Resolved[ConfigT]:
+    refuse_other_engines(overrides)
     settings = program.settings()
     layers, problems = read_layers(program.root, overrides, file, tree, with_recipes=program.with_recipes)
     settings.problems.extend(problems)
@@ -112,6 +116,7 @@ def _load(
     for layer in layers:
         settings.lay(layer, leave_out=_only_shown(program, layer, edited))
     settings.resolve()
+    _read_icepop(settings)
     _refuse_values(settings)
     given = frozenset(settings.values) - _drop_invalid(settings, program.root)
     config, derived = program.complete(settings.values)
@@ -156,7 +161,8 @@ def _idle(
         for path, source in known.items()
         if get(config, path) == get(defaults, path) or (source is not None and get(config, path) == get(config, source))
     )
-    foreign = (path for path, (value, _) in settings.ignored.items() if asks_nothing(path, value))
+    values = {path: value for path, (value, _) in settings.ignored.items()}
+    foreign = (path for path, value in values.items() if asks_nothing(path, value) or switched_off(path, values))
     return frozenset((*idle, *foreign))
 
 
@@ -182,6 +188,25 @@ def _only_shown(program: _Program[ConfigT], layer: Layer, notes: list[Note]) -> 
         if path in saved.values and saved.values[path] != value
     ]
     return same - given.values.keys()
+
+
+def _read_icepop(settings: Settings) -> None:
+    """A threshold that is a band, verl's form of IcePop, stands for the setting of that name and its weights."""
+    threshold, weights, icepop = (f"{CORRECTION}.{name}" for name in ("rollout_is_threshold", "rollout_is", "icepop"))
+    bounds = band(settings.values.get(threshold))
+    if bounds is None or threshold not in leaves(settings.root):
+        return
+    if (level := settings.values.get(weights)) == "sequence":
+        head = _place(threshold, settings.values[threshold], settings.places)
+        settings.problems.append(f"{head}\nis a band of weights per token, and {weights} is {level}; take token.")
+    elif level == "token" and icepop not in settings.values:
+        settings.values[icepop], settings.places[icepop] = bounds, settings.places[threshold]
+        settings.spellings[icepop] = threshold
+        del settings.values[weights]
+    if level is not None:
+        del settings.values[threshold]
+    else:
+        settings.values[threshold] = bounds[1]  # Nothing reads it without weights.
 
 
 def _refuse_values(settings: Settings) -> None:

@@ -28,8 +28,11 @@ class Override:
     value: Any
 
 
-def parse_override(argument: str, texts: Container[str] = ()) -> Override:
-    """Read one argument. The settings at the paths `texts` are texts: a value without quotes is taken as written.
+def parse_override(argument: str, texts: Container[str] = ()) -> Override | None:
+    """Read one argument; None for one that names what is the case anyway.
+
+    Args:
+        texts: paths of settings that are texts: a value without quotes is taken as written.
 
     Raises:
         ConfigError: it is not of the form `KEY=VALUE`, or a bracket or quote in the value is not closed.
@@ -38,6 +41,8 @@ def parse_override(argument: str, texts: Container[str] = ()) -> Override:
     key, raw = key.strip(), raw.strip()
     if key.startswith("~"):
         raise ConfigError(f"{argument!r}: a key cannot be deleted. Leave it out, or set {key[1:]}=null where allowed.")
+    if key in ("--config-name", "-cn") and raw.strip("'\"").removesuffix(".yaml") == "ppo_trainer":
+        return None  # verl's own default.
     if key in ("--config-name", "--config-path", "--config-dir", "-cn", "-cp", "-cd"):
         raise ConfigError(
             f"{argument!r}: there are no Hydra configuration names here. Use --config FILE.yaml for a file of your own "
@@ -59,7 +64,8 @@ def parse_overrides(arguments: Iterable[str], texts: Container[str] = ()) -> tup
     overrides, problems = [], []
     for argument in arguments:
         try:
-            overrides.append(parse_override(argument, texts))
+            override = parse_override(argument, texts)
+            overrides += [override] if override is not None else []
         except ConfigError as error:
             problems.append(str(error))
     return overrides, problems

@@ -107,6 +107,12 @@ def token_budgets(config: Config, given: Given) -> Iterator[Issue]:
     tree, data = config.actor_rollout_ref, config.data
     longest = data.max_prompt_length + data.max_response_length
     lengths = ("data.max_prompt_length", "data.max_response_length")
+    shards = {
+        ACTOR: tree.actor.ulysses_sequence_parallel_size,
+        ROLLOUT: tree.actor.ulysses_sequence_parallel_size,
+        REF: tree.ref.ulysses_sequence_parallel_size,
+        CRITIC: config.critic.ulysses_sequence_parallel_size,
+    }
     budgets = (
         (f"{ACTOR}.ppo_max_token_len_per_gpu", tree.actor.ppo_max_token_len_per_gpu, tree.actor.use_dynamic_bsz),
         (
@@ -130,10 +136,13 @@ def token_budgets(config: Config, given: Given) -> Iterator[Issue]:
     own = budgets[0][0]
     for path, tokens, used in budgets:
         # A budget that only follows another is reported once, at the other.
-        if used and tokens < longest and (path in given or path in (own, f"{CRITIC}.ppo_max_token_len_per_gpu")):
+        reported = path in given or path in (own, f"{CRITIC}.ppo_max_token_len_per_gpu")
+        degree = shards[path.rpartition(".")[0]]  # A sequence is cut into so many parts, one for each device.
+        if used and reported and tokens * degree < longest:
+            times = f" times ulysses_sequence_parallel_size = {degree}" if degree > 1 else ""
             reason = (
-                f"is below data.max_prompt_length + data.max_response_length = {longest} tokens: "
-                "the longest answer would fit no micro-batch"
+                f"{times and times[1:] + ' '}is below data.max_prompt_length + data.max_response_length = {longest} "
+                "tokens: the longest answer would fit no micro-batch"
             )
             yield error(path, reason, *lengths, f"{ACTOR}.use_dynamic_bsz", own)
     for path, value, length in (

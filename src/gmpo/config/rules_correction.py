@@ -61,7 +61,11 @@ def bypass(config: Config, given: Given) -> Iterator[Issue]:
     if correction.bypass_mode and reinforce and mode != REINFORCE_LOSS:
         yield error(LOSS_TYPE, f"means {LOSS_MODE}={REINFORCE_LOSS}, but {mode} is given; keep one", LOSS_MODE)
     elif correction.bypass_mode and not reinforce:
-        yield from _weighed_twice(config)
+        reason = (
+            f"in bypass mode the loss's ratio to the sampler is the weight already, so none is applied, in verl "
+            f"neither; {LOSS_TYPE}=reinforce weighs"
+        )
+        yield from inert(reason, *_weights(config))
     elif reinforce and not correction.bypass_mode:
         reason = f"is a loss of bypass mode; give {BYPASS}=True, or {LOSS_MODE}={REINFORCE_LOSS} without it"
         yield error(LOSS_TYPE, reason, BYPASS)
@@ -69,15 +73,13 @@ def bypass(config: Config, given: Given) -> Iterator[Issue]:
         yield from inert(f"{BYPASS} is off", LOSS_TYPE)
 
 
-def _weighed_twice(config: Config) -> Iterator[Issue]:
+def _weights(config: Config) -> Iterator[str]:
+    """The paths that ask for weights, and those of their numbers."""
     correction = config.algorithm.rollout_correction
-    for path, weights in ((IS, correction.rollout_is), (ICEPOP, correction.icepop)):
-        if weights is not None:
-            reason = (
-                "would weigh twice: in bypass mode the loss's ratio to the sampler holds the weight already. "
-                f"Remove it, or take {LOSS_TYPE}=reinforce"
-            )
-            yield error(path, reason, BYPASS, LOSS_TYPE)
+    if correction.rollout_is is not None:
+        yield from (IS, f"{CORRECTION}.rollout_is_threshold", f"{CORRECTION}.rollout_is_batch_normalize")
+    if correction.icepop is not None:
+        yield ICEPOP
 
 
 def old_log_probs(config: Config, given: Given) -> Iterator[Issue]:

@@ -32,7 +32,7 @@ class RolloutCorrection(Section):
         None, "Weigh gradients by pi_old / mu: of each token, or of the whole answer. null does not."
     )
     rollout_is_threshold: float = setting(
-        2.0, "Weights above it are cut to it. verl's form 'lower_upper' is icepop=[lower, upper] here.", gt=0
+        2.0, "Weights above it are cut to it. verl's form 'lower_upper' is read as icepop=[lower, upper].", gt=0
     )
     rollout_is_batch_normalize: bool = setting(
         False, "Divide the weights by their mean over the step's tokens, or answers."

@@ -15,6 +15,9 @@ from gmpo.config.fields import OneOf, Role, Section
 SectionT = TypeVar("SectionT", bound=Section)
 
 _NUMBERS = {int: "an integer", float: "a number"}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+_DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Long and short names of a dtype, either way."""
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
@@ -230,9 +233,14 @@ def coerce(leaf: Leaf, value: Any) -> Any:
 
 
 def _spelled(leaf: Leaf, value: Any) -> Any:
-    """A name as its table spells it. An unquoted `none` was read as null, which a name of that spelling takes back."""
+    """A name as its table spells it, a dtype by its other name too.
+
+    An unquoted `none` was read as null, which a name of that spelling takes back.
+    """
     if value is None and not leaf.nullable and "none" in leaf.choices:
         return "none"
-    if isinstance(value, str) and value not in leaf.choices and (name := value.replace("-", "_")) in leaf.choices:
-        return name
+    if isinstance(value, str) and value not in leaf.choices:
+        for name in (value.replace("-", "_"), _DTYPES.get(value)):
+            if name in leaf.choices:
+                return name
     return value
