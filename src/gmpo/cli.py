@@ -1,4 +1,4 @@
-"""The command line: `gmpo quickstart | train | sft | check | data`."""
+"""The command line: `gmpo quickstart | train | sft | check | verl | data`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ app = typer.Typer(
     cls=Commands,
     help="Reinforcement-learning post-training of reasoning language models around GMPO.\n\n"
     "New here? `gmpo quickstart` makes a small model and trains it in minutes on a CPU. "
-    "From verl? Replace `python3 -m verl.trainer.main_ppo` by `gmpo train`; `gmpo check` shows what each key does.",
+    "From verl? `gmpo verl SCRIPT.sh` runs a script of verl's with gmpo in verl's place; `gmpo check` shows what "
+    "each key does.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -107,6 +108,40 @@ def check(context: typer.Context, settings: Settings = None, config: ConfigFile 
     """
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
     Console().print(_late("gmpo.check.report", "check_report")(resolved, _rows_if_known))
+
+
+@app.command(context_settings=OVERRIDES)
+def verl(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.sh", help="A shell script that starts verl's trainer.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the script's; other words are its own."),
+    ] = None,
+    check_only: Annotated[bool, typer.Option("--check", help="Show what the settings come to (`gmpo check`).")] = False,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the command of `gmpo train` that it is.")] = False,
+) -> None:
+    """Run a script of verl's: its shell, with gmpo in the place of verl's trainer.
+
+    Example:
+
+        gmpo verl examples/gmpo_trainer/run_qwen3_8b_fsdp.sh --check trainer.total_epochs=1
+
+    Launchers (`uv run`, `torchrun`, `ray job submit`) are left out. With --check and --print nothing of the script but
+    its shell runs. Every command that is left out is named. The exit code is that of `gmpo train` or `gmpo check`.
+    """
+    if check_only and print_only:
+        raise ConfigError("--check and --print: give one of them")
+    mode = "check" if check_only else "print" if print_only else "train"
+    given = [*(words or []), *context.args]
+    overrides = [word for word in given if "=" in word]
+    outcome = _late("gmpo.verl_script", "run_script")(
+        script, mode, overrides, [word for word in given if word not in overrides]
+    )
+    for line in outcome.skipped:
+        print(f"not run: {line}", file=sys.stderr)
+    if outcome.code:
+        raise typer.Exit(outcome.code)
 
 
 @app.command()

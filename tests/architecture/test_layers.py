@@ -28,7 +28,7 @@ LAYERS = {
     3: ("ports",),
     4: ("metrics", "backends", "tracking"),
     5: ("training",),
-    6: ("build", "api", "quickstart", "check"),
+    6: ("build", "api", "quickstart", "check", "verl_script"),
     7: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 GMPO = (sys.executable, "-m", "gmpo")
 SCRIPTS = sorted((ROOT / "examples").glob("*_trainer/*.sh"))
 RECIPE_OF = {
+    "run_qwen3_8b_fsdp.sh": "gmpo_qwen3_8b",
     "run_qwen2_5-7b_math.sh": "gmpo_qwen2_5_7b_math",
     "test_dapo_7b_math.sh": "gmpo_dapo_qwen2_5_7b_math",
     "test_dapo_qwen3_30b_math.sh": "gmpo_dapo_qwen3_30b_math",

@@ -51,7 +51,7 @@ PUBLISHED = (
 def test_help_names_every_command_and_every_command_has_help_with_an_example(command: Command) -> None:
     outcome = command("--help")
     assert outcome.code == 0
-    for name in ("train", "sft", "check", "data", "quickstart"):
+    for name in ("train", "sft", "check", "verl", "data", "quickstart"):
         assert f" {name} " in outcome.out
         own = command(name, "--help")
         assert own.code == 0
@@ -120,7 +120,7 @@ def test_check_counts_rows_that_are_here_and_refuses_a_batch_that_is_larger(benc
 
 
 def test_words_that_look_like_options_reach_the_settings_and_are_explained(command: Command) -> None:
-    outcome = command("train", "--config-name=ppo_trainer", "recipe=gmpo")
+    outcome = command("train", "--config-name=mine", "recipe=gmpo")
     assert outcome.code == 2
     assert "--config-name" in outcome.err
 
