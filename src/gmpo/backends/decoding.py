@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gmpo.backends.kv_cache import growing_cache
+from gmpo.backends.kv_cache import cache_argument, growing_cache, select_rows
 from gmpo.records.batch import pad_left
 
 
@@ -41,6 +41,7 @@ class LibraryDecoder:
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.argument = cache_argument(model)
 
     def enter(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         ids, mask = (x.to(self.device) for x in pad_left(prompts, 0))
@@ -50,12 +51,12 @@ class LibraryDecoder:
             input_ids=ids,
             attention_mask=mask.long(),
             position_ids=position,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.argument: self.cache},
             logits_to_keep=1,
         )
         rows = torch.arange(len(prompts), device=self.device).repeat_interleave(copies)
-        self.cache.batch_select_indices(rows)
+        select_rows(self.cache, rows)
         self.position = position[rows, -1:]
         self.attention = mask.long()[rows]
         logits: Tensor = out.logits[rows, -1].float()
@@ -68,11 +69,11 @@ class LibraryDecoder:
             input_ids=tokens.unsqueeze(1),
             attention_mask=self.attention,
             position_ids=self.position,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.argument: self.cache},
         ).logits[:, -1]
         return logits.float()
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        select_rows(self.cache, rows)
         self.position, self.attention = self.position[rows], self.attention[rows]

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from gmpo.backends.devices import Device
+from gmpo.backends.kv_cache import cache_argument
 from gmpo.backends.packed import FAMILIES, only_full_attention
 from gmpo.records.batch import pad_left
 
@@ -125,9 +126,9 @@ class FastDecoder:
             input_ids=ids,
             attention_mask=mask.long(),
             position_ids=position,
-            past_key_values=prefilled,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(self.model): prefilled},
         )
         if not len(self.first):
             self.cache, self.end = [], width

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 GROWTH = 64
@@ -69,3 +70,31 @@ def growing_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, in this order.
+
+    A layer with a state of its own (linear attention, convolution) has tensors whose first dimension are the rows, and
+    in the library no method that picks some.
+    """
+    for layer in cache.layers:
+        states = {name: state for name, state in vars(layer).items() if name in ("conv_states", "recurrent_states")}
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(rows)
+        for name, state in states.items():
+            if vars(layer)[name] is state:
+                vars(layer)[name] = _selected(state, rows)
+
+
+def _selected(state: Any, rows: Tensor) -> Any:
+    if isinstance(state, Tensor):
+        return state.index_select(0, rows)
+    if isinstance(state, dict):
+        return {name: _selected(part, rows) for name, part in state.items()}
+    return [_selected(part, rows) for part in state] if isinstance(state, list) else state
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The keyword of the model's cache: transformers renames `past_key_values`, and warns of the old name."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"

@@ -58,7 +58,7 @@ def resolve(path: str) -> str:
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """The model's configuration with overrides applied and every dropout switched off.
+    """The model's configuration with overrides applied, and dropout and noise switched off.
 
     A policy with dropout has no well-defined log-probs: old and current ones would differ before any update.
     """
@@ -75,10 +75,17 @@ def load_config(source: ModelSource) -> PretrainedConfig:
                 f"actor_rollout_ref.model.override_config.{key}: {type(config).__name__} has no field of this name."
             )
         setattr(config, key, value)
-    for key, value in list(vars(config).items()):
-        if "drop" in key and isinstance(value, float) and value > 0:  # GPT-2 calls them resid_pdrop, attn_pdrop
-            setattr(config, key, 0.0)
+    leave_out_chance(config)
     return config
+
+
+def leave_out_chance(config: PretrainedConfig) -> None:
+    """Set to zero what a model draws random numbers for while it trains: dropout and the noise of routers."""
+    for part in (config, config.get_text_config()):
+        for key, value in list(vars(part).items()):
+            # GPT-2 calls them resid_pdrop, attn_pdrop; mixtures of experts router_jitter_noise.
+            if ("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0:
+                setattr(part, key, 0.0)
 
 
 @contextmanager

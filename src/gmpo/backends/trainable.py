@@ -22,6 +22,18 @@ from gmpo.backends.storage import (
 from gmpo.errors import BackendError
 
 
+def training_mode(model: PreTrainedModel) -> None:
+    """The passes of an update: the model as it is sampled from, in whose layers activations may be recomputed.
+
+    Training mode switches on what draws random numbers (dropout, noise in a router), with which a log-prob before an
+    update and one after it could not be compared; the library's recomputation asks for it too, of the layers alone.
+    """
+    model.eval()
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
     """AdamW, one parameter group, and the bound on the gradient's norm."""
@@ -97,7 +109,7 @@ class Trainable:
         Zeros rather than None: AdamW passes over parameters without a gradient, and a mini-batch without any signal
         still makes its (decayed) step. For the same reason a frozen parameter has None.
         """
-        self.model.train()
+        training_mode(self.model)
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.grad = None
