@@ -2,7 +2,8 @@
 
     python benchmarks/families.py [--markdown] [FAMILY ...]
 
-A line each. Where `gmpo train` would start, sampler, learner and the learner's gradient are compared with one plain unpadded
+A line each. Where `gmpo train` would start, sampler, learner and the learner's gradient are compared with one plain
+unpadded
 pass a row, in float32; where it would not, the line says why.
 """
 
@@ -39,13 +40,19 @@ MOST_PARAMETERS = 20_000_000
 WIDTHS = 32
 """Of hidden states."""
 SIZES: dict[str, int] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim", "lru_width"), WIDTHS),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim", "lru_width"), WIDTHS
+    ),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_inner", "decoder_ffn_dim"), 48),
-    **dict.fromkeys(("encoder_ffn_dim", "mamba_d_ssm", "vocab_size", "vocab_size_per_layer_input", "sliding_window"), 64),
+    **dict.fromkeys(
+        ("encoder_ffn_dim", "mamba_d_ssm", "vocab_size", "vocab_size_per_layer_input", "sliding_window"), 64
+    ),
     **dict.fromkeys(("attention_window_size", "index_topk"), 64),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "num_global_key_value_heads"), 2),
-    **dict.fromkeys(("head_dim", "global_head_dim", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(
+        ("head_dim", "global_head_dim", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim"), 8
+    ),
     **dict.fromkeys(("qk_nope_head_dim", "linear_key_head_dim", "linear_value_head_dim", "mamba_d_head"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "mamba_head_dim", "mamba_chunk_size", "chunk_size"), 8),
     **dict.fromkeys(("rotary_dim", "hidden_size_per_layer_input", "index_head_dim"), 8),
@@ -60,7 +67,10 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("expert_ffn_size", "moe_ffn_hidden_size"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"), 128),
     "num_kv_shared_layers": 0,
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "unpadded_vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")
@@ -73,6 +83,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba": {"layer_types": None, "intermediate_size": 64},
     "mamba2": {"layer_types": None, "num_heads": 8, "expand": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "dots3_note": {"num_key_value_heads": 4},
@@ -149,7 +160,9 @@ def apart(model: PreTrainedModel) -> Apart:
     sampler.load(LiveWeights(model, 0))
     params = SamplingParams(n=2, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=6)
     found = sampler.generate([SampleRequest(tuple(p), i) for i, p in enumerate(prompts)], params)
-    rows = [(p, c.token_ids.tolist(), torch.tensor(c.logprobs)) for p, cs in zip(prompts, found, strict=True) for c in cs]
+    rows = [
+        (p, c.token_ids.tolist(), torch.tensor(c.logprobs)) for p, cs in zip(prompts, found, strict=True) for c in cs
+    ]
 
     model.zero_grad(set_to_none=True)
     plain = []

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
 from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
+from gmpo.build.policy import Policy, load_policy, policy_weights
 from gmpo.build.programs import (
     Demonstrations,
     TrainingData,
@@ -26,7 +27,7 @@ from gmpo.build.programs import (
     read_validation,
 )
 from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references
-from gmpo.build.run import Policy, Rows, build_store, data_sources, load_policy, policy_weights
+from gmpo.build.run import Rows, build_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
@@ -119,6 +120,7 @@ def train(
             policy, plan, parts = build_training(data, rewards, run, keep, tracker)
             with closing(parts.learner), closing(parts.sampler):
                 run.say(_overview(data, policy, run.folder))
+                _say_notes(run, policy)
                 steps = run_loop(plan, parts)
                 model = export(parts.learner, run.folder)
     return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history))
@@ -165,6 +167,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
             return _finished(run, data.length.total_steps)
         parts = build_fine_tuning(data)
         run.say(_sft_overview(data, parts.policy, run.folder))
+        _say_notes(run, parts.policy)
         with closing(parts.learner):
             done = fine_tune(
                 parts.stream,
@@ -184,6 +187,11 @@ def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: O
     rewards.start([problem.data_source for problem in data.asked])
     if (unmet := check_run_references(data.config, rewards, data.asked)) is not None:
         run.say(unmet)
+
+
+def _say_notes(run: OpenRun, policy: Policy) -> None:
+    for note in policy.notes:
+        run.say(f"note: {note}")
 
 
 def _finished(run: OpenRun, total_steps: int) -> Run:

@@ -136,7 +136,8 @@ def gradient(model: torch.nn.Module) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= 1e-5 * b.norm() + 1e-7)
+    """To the rounding of float32, which differs between processors: where terms cancel it is 2e-5 on some."""
+    return bool((a - b).norm() <= 5e-5 * b.norm() + 1e-6)
 
 
 @settings(max_examples=25)

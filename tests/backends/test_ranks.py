@@ -243,7 +243,8 @@ def test_two_ranks_make_the_update_and_the_record_of_one_process(found: dict[str
     assert alone.keys() == shared.keys()
     for name, value in alone.items():
         assert shared[name] == pytest.approx(value, rel=1e-5), name
-    assert found[case]["weights"] < 1e-5
+    # AdamW divides by the root of its own square: rounding of a component near 0 moves its weight by a part of lr.
+    assert found[case]["weights"] < 5e-5
 
 
 if __name__ == "__main__":

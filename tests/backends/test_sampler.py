@@ -22,10 +22,11 @@ from transformers import (
 from gmpo.backends import fast_decoder, torch_sampler
 from gmpo.backends.decoding import Decoder
 from gmpo.backends.devices import Device
-from gmpo.backends.fast_decoder import FastDecoder, altered, structure
+from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.backends.forward import PolicyModule
 from gmpo.backends.kv_cache import GROWTH
 from gmpo.backends.models import checkpoint_activations
+from gmpo.backends.structure import altered, structure
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
 from gmpo.errors import BackendError

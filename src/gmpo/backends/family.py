@@ -1,7 +1,9 @@
 """Whether a model computes the same in every way in which it is used here: found out by asking it, before a run starts.
 
-A token's log-prob is what one plain pass over its row gives. Training takes it from padded rows, and sampling from a cache
-that grows by a token at a time. For most families the three are equal; a layer with a state of its own that reads padding,
+A token's log-prob is what one plain pass over its row gives. Training takes it from padded rows, and sampling from a
+cache
+that grows by a token at a time. For most families the three are equal; a layer with a state of its own that reads
+padding,
 a position that is counted from the wrong end, or noise in training mode make them differ, and nothing would say so.
 """
 
@@ -35,7 +37,8 @@ def require_family(model: PreTrainedModel, device: Device, name: str) -> None:
     """
     if (reason := unlike(model, device)) is not None:
         raise BackendError(
-            f"model {name!r} (model_type {model.config.model_type!r}) cannot be trained here: {reason}. Its log-probs would "
+            f"model {name!r} (model_type {model.config.model_type!r}) cannot be trained here: {reason}. Its "
+            "log-probs would "
             "not be those of the answers that were sampled. Take a model of another family, or another version of "
             "transformers, whose code of this family may differ."
         )
@@ -146,14 +149,9 @@ def _cached(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list
 def _draws(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> str | None:
     """What a pass in training mode has of chance."""
     ids = torch.tensor([rows[0][0]], device=device.torch)
-    before = torch.get_rng_state(), torch.cuda.get_rng_state(device.torch) if device.torch.type == "cuda" else None
     first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
-    after = torch.get_rng_state(), torch.cuda.get_rng_state(device.torch) if device.torch.type == "cuda" else None
-    drawn = not torch.equal(before[0], after[0])
-    if before[1] is not None and after[1] is not None:
-        drawn |= not torch.equal(before[1], after[1])
-    if drawn or not torch.equal(first, second):
-        return "a pass in training mode draws random numbers (noise in a router or dropout that its configuration hides)"
+    if not torch.equal(first, second):
+        return "two passes in training mode differ: it draws random numbers (noise in a router, dropout of its own)"
     return None
 
 

@@ -11,7 +11,8 @@ Shapes: R rows, Q query heads, K key-value heads, D their width, L columns of th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,11 @@ from transformers import DynamicCache, PreTrainedModel
 from gmpo.backends.devices import Device
 from gmpo.backends.kv_cache import cache_argument
 from gmpo.backends.packed import FAMILIES, only_full_attention
+from gmpo.backends.structure import altered
 from gmpo.records.batch import pad_left
 
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotations that do not depend on the length of the sequence."""
-LIBRARY = "transformers."
 GROWTH = 64
 """Columns by which a full cache grows at least."""
 PROBE_TOLERANCE = 1e-3
@@ -90,7 +91,7 @@ class FastDecoder:
         head: Any = model.get_output_embeddings()
         if getattr(rotary, "rope_type", None) not in ROPE_TYPES or head is None or head.bias is not None:
             return False
-        return _agrees(model)
+        return not _unread(model) and _agrees(model)
 
     def _ready(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.device.compute)
@@ -234,36 +235,24 @@ class FastDecoder:
         self.first, self.end = self.first - unused, kept
 
 
-def structure(model: PreTrainedModel) -> Hashable:
-    """What `FastDecoder.supports` depends on beside the weights' values: while it stays equal, so does the answer.
-
-    Classes of the modules, hooks and replaced methods, names, shapes and dtypes of the parameters. It costs a tenth of
-    a millisecond a layer, so every rollout can ask.
-    """
-    modules = tuple((name, type(module), _additions(module)) for name, module in model.named_modules())
-    parameters = tuple((name, tuple(p.shape), p.dtype) for name, p in model.named_parameters())
-    return id(model), modules, parameters
+_READ = re.compile(
+    r"layers\.\d+\.(input_layernorm\.weight|post_attention_layernorm\.weight|self_attn\.([qkvo]_proj\.(weight|bias)|"
+    r"[qk]_norm\.weight)|mlp\.(gate|up|down)_proj\.weight)|norm\.weight|embed_tokens\.weight"
+)
 
 
-def altered(model: PreTrainedModel) -> str | None:
-    """The name of a module that computes something else than its class in torch or transformers; None without any.
-
-    A step reads weights past the modules. No comparison finds an adapter that begins at zero, for it adds nothing yet.
-    """
-    for name, module in model.named_modules():
-        known = type(module).__module__.startswith(("torch.nn.", LIBRARY))
-        if _additions(module) or not known:
-            return name or type(model).__name__
-    return None
-
-
-def _additions(module: torch.nn.Module) -> tuple[str, ...]:
-    """What was attached to the module and may change its output. The library's own hooks do not: they recompute or
-    record."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    origins = [str(getattr(hook, "__module__", None)) for hook in hooks]
-    replaced = ("forward",) if "forward" in vars(module) else ()
-    return (*(origin for origin in origins if not origin.startswith(LIBRARY)), *replaced)
+def _unread(model: PreTrainedModel) -> list[str]:
+    """Parameters that a step would leave out. While they are zero (a bias, an adapter) no comparison finds them."""
+    base: Any = model.base_model
+    experts = tuple(f"layers.{i}.mlp." for i, layer in enumerate(base.layers) if not hasattr(layer.mlp, "gate_proj"))
+    names = (name for name, _ in base.named_parameters() if not name.startswith(experts or "\0"))
+    unread = [name for name in names if _READ.fullmatch(name) is None]
+    # Of the three that are joined, all have a bias or none.
+    for i, layer in enumerate(base.layers):
+        attention = layer.self_attn
+        if len({p.bias is None for p in (attention.q_proj, attention.k_proj, attention.v_proj)}) > 1:
+            unread.append(f"layers.{i}.self_attn")
+    return unread
 
 
 def _agrees(model: PreTrainedModel) -> bool:

@@ -14,6 +14,7 @@ from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import stand_in
 from gmpo.backends.packed import TiedWeight, response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
+from gmpo.backends.structure import additions
 from gmpo.ops.blocks import Blocks
 from gmpo.ops.kernels import blocks_for
 from gmpo.ops.linear_logprob import Head, token_values
@@ -37,13 +38,21 @@ class PolicyModule(BatchModule):
 
     Args:
         temperature: divides the logits in every log-prob.
+        excluded: ids that the policy never says, ascending: their probability is 0, and they have no gradient.
     """
 
-    def __init__(self, model: PreTrainedModel, device: Device, *, temperature: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, device: Device, *, temperature: float, excluded: Tensor | None = None
+    ) -> None:
         blocks = blocks_for(device.torch)
         head = find_head(model, device, temperature, blocks)
+        excluded = None if excluded is None else excluded.to(device.torch)
+        if head is not None and excluded is not None:
+            # A soft bound of the logits would give an excluded id a probability again.
+            head = None if head.softcap is not None else replace(head, excluded=excluded)
         separate = "its head is not one of the usual kinds" if head is None else share_prefixes(model, device)
         super().__init__(model, device, separate)
+        self.excluded = excluded
         self.takes_hidden = head is not None
         # Without weights: they are read in every pass, since sharding exchanges a module's parameters.
         self.head = (
@@ -127,8 +136,8 @@ class PolicyModule(BatchModule):
                 use_cache=False,
                 logits_to_keep=batch.response_ids.shape[1] + 1,
             ).logits[:, :-1]
-        kept: Tensor = logits[batch.sampled_mask.to(where)]
-        return kept.float()
+        kept: Tensor = logits[batch.sampled_mask.to(where)].float()
+        return kept if self.excluded is None else kept.index_fill(1, self.excluded, -torch.inf)
 
 
 def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks: Blocks) -> Head | None:
@@ -138,6 +147,9 @@ def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks
     """
     layer = model.get_output_embeddings()
     if type(layer) is not torch.nn.Linear or model.base_model is model:
+        return None
+    # Both are read past their modules, where an adapter that begins at zero would be left out.
+    if additions(layer) or additions(model.get_input_embeddings()):
         return None
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)

@@ -14,6 +14,7 @@ from gmpo.backends.critic import Critic
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
 from gmpo.backends.mini_batch import MiniBatch, prepare
+from gmpo.backends.models import beyond_tokenizer
 from gmpo.backends.storage import held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.backends.weights import LiveWeights
@@ -56,10 +57,13 @@ class LocalLearner:
         self.score_split = score_split
         self.reference_split = reference_split or score_split
         temperature = objective.temperature
-        self.module = PolicyModule(model, device, temperature=temperature)
+        excluded = beyond_tokenizer(model, tokenizer)
+        self.module = PolicyModule(model, device, temperature=temperature, excluded=excluded)
         self.reference = None
         if reference is not None:
-            self.reference = PolicyModule(reference.requires_grad_(False), device, temperature=temperature)
+            self.reference = PolicyModule(
+                reference.requires_grad_(False), device, temperature=temperature, excluded=excluded
+            )
         self.critic = critic
 
     def weights(self, version: int) -> LiveWeights:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -67,6 +68,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise BackendError(f"cannot read the configuration of model {source.path!r}: {error}") from error
+    refuse_router_loss(source)
     for key, value in (source.override_config or {}).items():
         if key == "attn_implementation":
             continue
@@ -101,7 +103,14 @@ def quiet() -> Iterator[None]:
 
 
 def require_weights(folder: Path) -> None:
-    """Raise BackendError for a local model folder without weights."""
+    """Raise BackendError for a local model folder without weights, or with some that would be left out."""
+    if (folder / "adapter_config.json").is_file():
+        raise BackendError(
+            f"model folder {folder} holds an adapter (adapter_config.json), which would be left out: only whole "
+            "models are "
+            "trained. Merge it into its base model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), or "
+            "move the adapter's files elsewhere to train the base model alone."
+        )
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise BackendError(
             f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "
@@ -118,7 +127,23 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = t
     """
     path = resolve(source.path)
     require_weights(Path(path))
-    attention = (source.override_config or {}).get("attn_implementation", "sdpa")
+    asked = (source.override_config or {}).get("attn_implementation")
+    try:
+        model, info = _pretrained(source, path, dtype, asked or "sdpa")
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BackendError(f"cannot load model {source.path!r}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BackendError(
+            f"model {source.path!r}: {len(missing)} parameters are not in its weight files, for example "
+            f"{missing[0]!r}. They would be random; the folder is incomplete or belongs to another architecture."
+        )
+    model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
+    return model
+
+
+def _pretrained(source: ModelSource, path: str, dtype: torch.dtype, attention: str) -> tuple[PreTrainedModel, Any]:
+    """The library's load. A family without torch's fused attention, which nobody asked for, takes the plain one."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -128,18 +153,13 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = t
             attn_implementation=attention,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BackendError(f"cannot load model {source.path!r}: {error}") from error
-    model: PreTrainedModel
+    except ValueError as error:
+        asked = "attn_implementation" in (source.override_config or {})
+        if attention != "sdpa" or asked or "scaled_dot_product_attention" not in str(error):
+            raise
+        return _pretrained(source, path, dtype, "eager")
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise BackendError(
-            f"model {source.path!r}: {len(missing)} parameters are not in its weight files, for example "
-            f"{missing[0]!r}. They would be random; the folder is incomplete or belongs to another architecture."
-        )
-    model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
-    return model
+    return model, info
 
 
 def load_tokenizer(source: ModelSource, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -211,16 +231,91 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def check_positions(model: PreTrainedModel, prompt: int, response: int) -> None:
-    """Raise BackendError if a prompt and a response of so many tokens have positions the model was not made for."""
+def beyond_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+    """Ids that the model gives a probability and the tokenizer has not, ascending; None without any.
+
+    Vocabularies are padded to round sizes. Such an id stands for no text and would not come back from one.
+    """
+    head: Any = model.get_output_embeddings()
+    size = int(head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size)
+    known = torch.zeros(size, dtype=torch.bool)
+    ids = torch.tensor([one for one in tokenizer.get_vocab().values() if one < size], dtype=torch.long)
+    known[ids] = True
+    missing = (~known).nonzero().squeeze(1)
+    return missing if len(missing) else None
+
+
+def check_positions(model: PreTrainedModel, tokens: int, what: str, *, override: str) -> None:
+    """Raise BackendError if rows of so many tokens have positions the model was not made for, or rotations that depend
+    on how long the row beside them is.
+
+    Args:
+        what: makes so many tokens, in words; override: the key of `override_config`.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and prompt + response > limit:
+    if limit is not None and tokens > limit:
         raise BackendError(
-            f"the longest prompt ({prompt} tokens) and data.max_response_length={response} make {prompt + response} "
-            f"tokens, but the model is made for {limit} positions. Lower the response length, filter or cut prompts, "
-            "or raise the model's limit where its position encoding allows it with "
-            f"actor_rollout_ref.model.override_config.max_position_embeddings={prompt + response}."
+            f"{what} make {tokens} tokens, but the model is made for {limit} positions. Lower the response "
+            "length, filter "
+            "or cut prompts, or raise the model's limit where its position encoding allows it with "
+            f"{override}.max_position_embeddings={tokens}."
         )
+    kind, border = length_of_rotations(model.config)
+    if border is not None and tokens > border:
+        raise BackendError(
+            f"{what} make {tokens} tokens, but the rotations of this model ({kind}) are others for rows beyond "
+            f"{border} "
+            "tokens: the log-prob of a token would change with the length of what follows it, and of the rows "
+            "beside it. "
+            f"Stay within {border} tokens, or give {override}.rope_parameters with a rope_type that does not depend on "
+            "the length (linear, yarn, llama3)."
+        )
+
+
+def length_of_rotations(config: PretrainedConfig) -> tuple[str, int | None]:
+    """A rotation whose factors depend on the length of the pass, and the length up to which they are constant."""
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    for rotation in (given, *(part for part in given.values() if isinstance(part, dict))):
+        kind = rotation.get("rope_type")
+        if kind in ("longrope", "dynamic"):
+            limits = [getattr(text, f"{name}max_position_embeddings", None) for name in ("original_", "")]
+            limits.insert(0, rotation.get("original_max_position_embeddings"))
+            return kind, next((int(limit) for limit in limits if limit is not None), None)
+    return "", None
+
+
+def what_is_left_out(model: PreTrainedModel) -> list[str]:
+    """Parts of what a model folder asks for that have no part in training here, a sentence each."""
+    text = model.config.get_text_config()
+    said = []
+    coefficient = getattr(text, "router_aux_loss_coef", None) or getattr(text, "aux_loss_alpha", None)
+    if coefficient:
+        said.append(
+            f"the routers' balancing loss (coefficient {coefficient:g} in config.json) is no part of the "
+            "objective, as in "
+            "verl: the policy gradient alone moves the routers"
+        )
+    if model.config._attn_implementation == "eager":
+        said.append(f"{type(model).__name__} has no fused attention; the plain one (eager) is used")
+    generation = model.generation_config
+    for name, neutral in (("repetition_penalty", 1.0), ("suppress_tokens", None), ("no_repeat_ngram_size", 0)):
+        value = getattr(generation, name, None)
+        if value not in (None, neutral, []):
+            said.append(
+                f"generation_config.json's {name}={value} is not applied: answers are drawn from the policy itself"
+            )
+    return said
+
+
+def refuse_router_loss(source: ModelSource) -> None:
+    """Raise BackendError where the settings ask for a balancing loss, which is not there."""
+    for name in ("output_router_logits", "router_aux_loss_coef", "aux_loss_alpha"):
+        if (source.override_config or {}).get(name):
+            raise BackendError(
+                f"override_config.{name}: the routers' balancing loss is not available, so it would have no effect; "
+                "remove the key."
+            )
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> int:

@@ -18,6 +18,7 @@ from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import stand_in
 from gmpo.backends.prefix_attention import LAYOUT, NAME, PLAIN
 from gmpo.backends.prefix_layout import prefix_layout
+from gmpo.backends.structure import additions
 from gmpo.records.batch import Batch
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
@@ -41,6 +42,8 @@ def share_prefixes(model: PreTrainedModel, device: Device) -> str | None:
 def why_separate(model: PreTrainedModel, device: Device) -> str | None:
     """Why rows of this model cannot share a prompt; None if they can."""
     config = model.config
+    if additions(model.get_input_embeddings()):
+        return "its embedding was altered from outside, and is read past its module"
     library = type(model).__module__.startswith("transformers.models.")
     if not library or config.model_type not in FAMILIES:
         return f"{type(model).__name__} (model_type {config.model_type!r}) is none of {', '.join(sorted(FAMILIES))}"

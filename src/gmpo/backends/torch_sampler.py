@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.decoding import Decoder, LibraryDecoder
 from gmpo.backends.devices import Device, out_of_memory_hint
-from gmpo.backends.fast_decoder import FastDecoder, structure
+from gmpo.backends.fast_decoder import FastDecoder
+from gmpo.backends.structure import structure
 from gmpo.backends.weights import LiveWeights, copy_weights
 from gmpo.errors import BackendError
 from gmpo.ops.sampling import sample
@@ -38,6 +39,7 @@ class TorchSampler:
         seed: root of the random streams.
         stop_ids: drawing one of these ends an answer; it belongs to the answer. Without any, answers have full length.
         max_num_seqs: answers sampled side by side, a bound on the memory of the cache.
+        excluded: ids that are never drawn, because the tokenizer has none of them: their probability is 0.
         model: a model of the sampler's own, on `device`, into which weights are copied; None samples from the
             learner's live model.
     """
@@ -49,12 +51,14 @@ class TorchSampler:
         seed: int,
         stop_ids: frozenset[int],
         max_num_seqs: int,
+        excluded: Tensor | None = None,
         model: PreTrainedModel | None = None,
     ) -> None:
         self.device = device
         self.seed = seed
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
         self.max_num_seqs = max_num_seqs
+        self.excluded = None if excluded is None else excluded.to(device.torch)
         self._own = model
         self._shares = model is None
         self._closed = False
@@ -172,6 +176,8 @@ class TorchSampler:
 
     def _draw(self, rows: _Rows, logits: Tensor, params: SamplingParams) -> None:
         """The next token of every row. A finished row that is still there draws into a spare column."""
+        if self.excluded is not None:
+            logits.index_fill_(1, self.excluded, -torch.inf)
         place = torch.where(rows.running, rows.length, rows.tokens.shape[1] - 1).unsqueeze(1)
         if params.temperature == 0.0:  # greedy decoding draws from a point mass, whose log-prob is 0
             token = logits.argmax(dim=-1)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gmpo.backends.models import check_positions
 from gmpo.build.identity import describe_run, supervised_content, training_content
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
+from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
-    Policy,
     Rows,
     build_collector,
     build_evaluation,
@@ -22,11 +23,8 @@ from gmpo.build.run import (
     build_learner,
     build_machine,
     build_plan,
-    build_policy,
     build_problems,
     build_scoring,
-    build_supervised_learner,
-    build_supervised_tokenizer,
     build_tokenizer,
     build_validation,
     data_sources,
@@ -235,10 +233,13 @@ def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
         max_length=data.max_length,
         truncation=data.truncation,
     )
-    items, held_out = demonstrations.items, demonstrations.held_out
+    items, held_out = encode(demonstrations.items), demonstrations.held_out
+    validation = encode(held_out) if held_out else []
+    longest = max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation))
+    check_positions(policy.model, longest, "the longest prompt and its answer", override="model.override_config")
     return FineTuning(
         policy,
         learner,
-        ProblemStream(encode(items), data.train_batch_size, shuffle=True, seed=config.trainer.seed),
-        encode(held_out) if held_out else (),
+        ProblemStream(items, data.train_batch_size, shuffle=True, seed=config.trainer.seed),
+        validation,
     )

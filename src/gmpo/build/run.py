@@ -8,34 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from gmpo.algo.losses import SUPERVISED
-from gmpo.algo.objective import Objective
-from gmpo.algo.schedule import learning_rate
-from gmpo.backends.devices import DTYPES, Device, describe, pick_device
+from gmpo.backends.devices import Device, describe, pick_device
+from gmpo.backends.family import require_family
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
     ModelSource,
-    check_positions,
+    beyond_tokenizer,
     check_vocabulary,
-    checkpoint_activations,
     load_model,
     load_tokenizer,
-    pad_token_id,
-    stop_token_ids,
 )
 from gmpo.backends.products import Product, use_product
-from gmpo.backends.storage import load_model as load_weights
 from gmpo.backends.torch_sampler import TorchSampler
-from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.backends.weights import LiveWeights
 from gmpo.build.objective import (
     build_critic,
     build_objective,
     build_optimizer,
     split_by,
 )
+from gmpo.build.policy import Policy, decode_answers
 from gmpo.build.start import Start
 from gmpo.config import Config, SftConfig
 from gmpo.config.numbers import Numbers
@@ -43,10 +36,10 @@ from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
-from gmpo.ports import Learner, Sampler, SamplingParams, WeightSource
+from gmpo.ports import Learner, Sampler, SamplingParams
 from gmpo.records.run_folder import PASS_RATES
 from gmpo.rewards.combined import Rewards
-from gmpo.training.checkpoint import Store, content_hash, contents_of, naming_an_older, step_of
+from gmpo.training.checkpoint import Store, content_hash
 from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather, GroupFilter
@@ -56,17 +49,6 @@ from gmpo.training.producer import Producer
 from gmpo.training.scoring import Scoring
 
 Rows = Iterable[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A model with its tokenizer and the ids that matter for sampling."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    device: Device
-    stop_ids: frozenset[int]
-    pad_id: int
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -93,44 +75,6 @@ def build_machine(config: Config | SftConfig) -> Machine:
     dtype = config.actor_rollout_ref.actor.fsdp_config.dtype if isinstance(config, Config) else None
     device = pick_device(config.trainer.device, dtype)
     return Machine(device, use_product(config.trainer.matmul_precision, device.torch))
-
-
-def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
-    """Load the policy onto a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
-
-    Args:
-        longest_prompt: tokens of the longest prompt it will be asked.
-    """
-    settings = config.actor_rollout_ref.model
-    precision = config.actor_rollout_ref.actor.fsdp_config
-    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
-    model = load_model(source, device.torch, DTYPES[precision.model_dtype])
-    if settings.enable_gradient_checkpointing:
-        checkpoint_activations(model)
-    check_vocabulary(model, tokenizer)
-    check_positions(model, longest_prompt, config.data.max_response_length)
-    stop_ids = stop_token_ids(model.generation_config, tokenizer)
-    return Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
-
-
-def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
-    """Put a checkpoint's weights into a policy, without optimizer or critic; returns the number of steps behind them.
-
-    Args:
-        contents: what may be loaded, as `actor.checkpoint.load_contents`.
-
-    Raises:
-        CheckpointError: it holds none of that, or the weights do not fit.
-    """
-    with naming_an_older(checkpoint, "trainer.resume_mode=resume_path trainer.resume_from_path={older} validates it."):
-        content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
-        load_weights(policy.model, checkpoint / "actor", content)
-        return step_of(checkpoint)
-
-
-def policy_weights(policy: Policy, version: int) -> WeightSource:
-    """A policy that nobody trains, for a sampler; `version` steps of training are behind it."""
-    return LiveWeights(policy.model, version)
 
 
 def build_problems(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None) -> EncodedProblems:
@@ -179,6 +123,7 @@ def build_sampler(config: Config, policy: Policy) -> TorchSampler:
         seed=rollout.seed,
         stop_ids=frozenset() if rollout.ignore_eos else policy.stop_ids,
         max_num_seqs=rollout.max_num_seqs,
+        excluded=beyond_tokenizer(policy.model, policy.tokenizer),
     )
 
 
@@ -201,6 +146,9 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
     if config.uses_reference:
         source = ModelSource(tree.ref.model.path, tree.model.trust_remote_code, tree.model.override_config)
         reference = load_model(source, policy.device.torch)
+        if source.path != tree.model.path:
+            check_vocabulary(reference, policy.tokenizer)
+            require_family(reference, policy.device, source.path)
     actor, rollout = tree.actor, tree.rollout
     return LocalLearner(
         policy.model,
@@ -236,7 +184,7 @@ def build_collector(config: Config, policy: Policy, rewards: Rewards) -> Collect
     return Collector(
         build_sampler(config, policy),
         rewards,
-        decode=partial(policy.tokenizer.batch_decode, skip_special_tokens=True),
+        decode=partial(decode_answers, policy, config.reward_model.skip_special_tokens),
     )
 
 
@@ -335,49 +283,6 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         validate_first=trainer.val_before_train,
         critic_warmup=trainer.critic_warmup if config.critic.enable else 0,
     )
-
-
-def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that is fine-tuned."""
-    return load_tokenizer(ModelSource(config.model.path, config.model.trust_remote_code))
-
-
-def build_supervised_learner(
-    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int
-) -> tuple[LocalLearner, Policy]:
-    """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective."""
-    settings, optim = config.model, config.optim
-    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
-    model = load_model(source, device.torch)
-    if settings.enable_gradient_checkpointing:
-        checkpoint_activations(model)
-    check_vocabulary(model, tokenizer)
-    stop_ids = stop_token_ids(model.generation_config, tokenizer)
-    split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
-    learner = LocalLearner(
-        model,
-        tokenizer,
-        device=device,
-        objective=Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0),
-        optimizer=OptimizerSettings(
-            learning_rate=partial(
-                learning_rate,
-                peak=optim.lr,
-                shape=optim.lr_scheduler_type,
-                warmup_steps=int(optim.warmup_steps_ratio * total_steps),
-                total_steps=total_steps,
-                min_ratio=optim.min_lr_ratio,
-            ),
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            max_norm=optim.clip_grad,
-            max_nonfinite=3,
-        ),
-        update_split=split,
-        score_split=split,
-    )
-    return learner, Policy(model, tokenizer, device, stop_ids, pad_token_id(tokenizer, stop_ids))
 
 
 def longest_prompt(*sets: EncodedProblems | None) -> int:

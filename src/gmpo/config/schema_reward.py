@@ -76,6 +76,12 @@ class RewardModel(Section):
         le=1,
         role="bookkeeping",
     )
+    skip_special_tokens: bool = setting(
+        True,
+        "Leave special tokens out of the text that is graded, as verl does. False keeps them: for a tokenizer whose "
+        "thinking or tool tags are special. The token that ends an answer is never part of its text.",
+        own=True,
+    )
     max_unmet_references: float = setting(
         0.05,
         "Each reference answer is graded against itself at the start. Those that fail are listed, and the run stops "

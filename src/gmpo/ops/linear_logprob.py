@@ -36,14 +36,27 @@ class Head:
     softcap: float | None = None
     blocks: Blocks = field(default_factory=TorchBlocks, repr=False, compare=False)
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    excluded: Int[Tensor, " E"] | None = None
+    """Ids of probability 0, ascending. Without a softcap."""
 
     def size(self, hidden: Tensor) -> int:
         """V."""
         return hidden.shape[1] if self.weight is None else self.weight.shape[0]
 
+    def _closing(self, columns: slice) -> Tensor:
+        assert self.excluded is not None
+        return torch.zeros(columns.stop - columns.start, device=self.excluded.device)
+
     def curve(self, columns: slice) -> Curve:
         """Of a block of the vocabulary."""
         bias = None if self.bias is None else self.bias.detach()[columns]
+        if self.excluded is not None:
+            ends = self.excluded.new_tensor([columns.start, columns.stop])
+            first, last = torch.searchsorted(self.excluded, ends).tolist()
+            if first < last:
+                assert self.softcap is None
+                bias = self._closing(columns) if bias is None else bias.clone()
+                bias[self.excluded[first:last] - columns.start] = -torch.inf
         return Curve(bias, self.temperature, self.softcap, bounded=self.weight is None or bias is not None)
 
 

@@ -1,0 +1,148 @@
+"""The model that is trained, of either program, with every check of it; and the learner of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gmpo.algo.losses import SUPERVISED
+from gmpo.algo.objective import Objective
+from gmpo.algo.schedule import learning_rate
+from gmpo.backends.devices import DTYPES, Device
+from gmpo.backends.family import require_family
+from gmpo.backends.learner import LocalLearner
+from gmpo.backends.models import (
+    ModelSource,
+    check_positions,
+    check_vocabulary,
+    checkpoint_activations,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    stop_token_ids,
+    what_is_left_out,
+)
+from gmpo.backends.storage import load_model as load_weights
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings
+from gmpo.backends.weights import LiveWeights
+from gmpo.config import Config, SftConfig
+from gmpo.ports import WeightSource
+from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model with its tokenizer and the ids that matter for sampling."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: Device
+    stop_ids: frozenset[int]
+    pad_id: int
+    notes: tuple[str, ...] = ()
+    """What the model folder asks for and training leaves out."""
+
+
+def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
+    """Load the policy onto a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
+
+    Args:
+        longest_prompt: tokens of the longest prompt it will be asked.
+    """
+    settings = config.actor_rollout_ref.model
+    precision = config.actor_rollout_ref.actor.fsdp_config
+    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
+    policy = _policy(source, tokenizer, device, DTYPES[precision.model_dtype], settings.enable_gradient_checkpointing)
+    _check_length(config, policy.model, longest_prompt)
+    return policy
+
+
+def _policy(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, device: Device, dtype: torch.dtype, recompute: bool
+) -> Policy:
+    """A model to train, of either program, with every check of it."""
+    model = load_model(source, device.torch, dtype)
+    if recompute:
+        checkpoint_activations(model)
+    check_vocabulary(model, tokenizer)
+    require_family(model, device, source.path)
+    stop_ids = stop_token_ids(model.generation_config, tokenizer)
+    pad = pad_token_id(tokenizer, stop_ids)
+    return Policy(model, tokenizer, device, stop_ids, pad, tuple(what_is_left_out(model)))
+
+
+def _check_length(config: Config, model: PreTrainedModel, longest_prompt: int) -> None:
+    response = config.data.max_response_length
+    what = f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}"
+    check_positions(model, longest_prompt + response, what, override="actor_rollout_ref.model.override_config")
+
+
+def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
+    """Put a checkpoint's weights into a policy, without optimizer or critic; returns the number of steps behind them.
+
+    Args:
+        contents: what may be loaded, as `actor.checkpoint.load_contents`.
+
+    Raises:
+        CheckpointError: it holds none of that, or the weights do not fit.
+    """
+    with naming_an_older(checkpoint, "trainer.resume_mode=resume_path trainer.resume_from_path={older} validates it."):
+        content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
+        load_weights(policy.model, checkpoint / "actor", content)
+        return step_of(checkpoint)
+
+
+def policy_weights(policy: Policy, version: int) -> WeightSource:
+    """A policy that nobody trains, for a sampler; `version` steps of training are behind it."""
+    return LiveWeights(policy.model, version)
+
+
+def decode_answers(policy: Policy, skip_special_tokens: bool, answers: list[list[int]]) -> list[str]:
+    """The texts of answers, without the token that ended each."""
+    ended = [ids[:-1] if ids and ids[-1] in policy.stop_ids else ids for ids in answers]
+    texts: list[str] = policy.tokenizer.batch_decode(ended, skip_special_tokens=skip_special_tokens)
+    return texts
+
+
+def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that is fine-tuned."""
+    return load_tokenizer(ModelSource(config.model.path, config.model.trust_remote_code))
+
+
+def build_supervised_learner(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int
+) -> tuple[LocalLearner, Policy]:
+    """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective."""
+    settings, optim = config.model, config.optim
+    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
+    policy = _policy(source, tokenizer, device, torch.float32, settings.enable_gradient_checkpointing)
+    split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
+    learner = LocalLearner(
+        policy.model,
+        tokenizer,
+        device=device,
+        objective=Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0),
+        optimizer=OptimizerSettings(
+            learning_rate=partial(
+                learning_rate,
+                peak=optim.lr,
+                shape=optim.lr_scheduler_type,
+                warmup_steps=int(optim.warmup_steps_ratio * total_steps),
+                total_steps=total_steps,
+                min_ratio=optim.min_lr_ratio,
+            ),
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            max_norm=optim.clip_grad,
+            max_nonfinite=3,
+        ),
+        update_split=split,
+        score_split=split,
+    )
+    return learner, policy

@@ -1,0 +1,82 @@
+"""Ids that the tokenizer has not: probability 0 in sampler and learner, no gradient, and the distribution over "
+"the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from gmpo.backends.devices import Device
+from gmpo.backends.forward import PolicyModule
+from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, require_weights
+from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.backends.weights import LiveWeights
+from gmpo.errors import BackendError
+from gmpo.ops.linear_logprob import Head, token_values
+from gmpo.ports import SampleRequest, SamplingParams
+from gmpo.records.batch import Batch
+
+CPU = Device(torch.device("cpu"), torch.float32)
+EXCLUDED = torch.tensor([3, 17, 30, 31])
+
+
+def test_the_head_gives_the_distribution_over_the_other_ids() -> None:
+    """Against a softmax over the 28 columns that are left; entropy too. Blocks of 8 columns: some have none to "
+    "close."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 6), torch.randn(32, 6)
+    targets = torch.tensor([0, 5, 18, 29, 7])
+    logp, entropy = token_values(Head(weight, excluded=EXCLUDED), hidden, targets, with_entropy=True)
+    kept = torch.tensor([v for v in range(32) if v not in EXCLUDED.tolist()])
+    expected = torch.log_softmax(hidden @ weight[kept].T, -1)
+    places = torch.tensor([kept.tolist().index(int(t)) for t in targets])
+    assert torch.allclose(logp, expected.gather(1, places[:, None])[:, 0], atol=1e-6)
+    assert entropy is not None
+    assert torch.allclose(entropy, -(expected.exp() * expected).sum(1), atol=1e-5)
+
+
+def test_sampler_and_learner_leave_them_out_alike(
+    fresh_policy: Callable[[], PreTrainedModel], as_batch: Callable[..., Batch]
+) -> None:
+    """Of 200 answers none has such an id, though the model gives these four about an eighth of its probability."""
+    model = fresh_policy()
+    sampler = TorchSampler(device=CPU, seed=0, stop_ids=frozenset(), max_num_seqs=64, excluded=EXCLUDED)
+    sampler.load(LiveWeights(model, 0))
+    prompt = [4, 5, 6]
+    params = SamplingParams(n=200, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=4)
+    (answers,) = sampler.generate([SampleRequest(tuple(prompt), 0)], params)
+    assert not {int(token) for one in answers for token in one.token_ids} & set(EXCLUDED.tolist())
+    batch = as_batch([(prompt, answers[:8])])
+    module = PolicyModule(model, CPU, temperature=1.0, excluded=EXCLUDED)
+    logp, _ = module(batch)
+    assert torch.allclose(logp, batch.rollout_logp, atol=1e-5)
+    value, _ = module(batch, lambda _rows, lp, _entropy: lp.sum())
+    value.backward()
+    head = model.get_output_embeddings().weight
+    assert head.grad is not None
+    if head is not model.get_input_embeddings().weight:
+        assert bool((head.grad[EXCLUDED] == 0).all())
+    plain, _ = PolicyModule(model, CPU, temperature=1.0)(batch)
+    assert float((logp - plain).max()) > 0.01, "and the others have what these had"
+
+
+def test_ids_beyond_the_tokenizer_are_found_wherever_they_stand(words: PreTrainedTokenizerFast) -> None:
+    size = len(words.get_vocab())
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=size + 5, n_positions=8))
+    assert beyond_tokenizer(model, words).tolist() == list(range(size, size + 5))  # type: ignore[union-attr]
+    exact = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=size, n_positions=8))
+    assert beyond_tokenizer(exact, words) is None
+
+
+def test_an_adapter_in_the_folder_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    for file in tiny_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BackendError, match="holds an adapter"):
+        load_model(ModelSource(str(tmp_path)), torch.device("cpu"))
+    require_weights(tiny_folder)
+    assert AutoTokenizer.from_pretrained(tiny_folder)
