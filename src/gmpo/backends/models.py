@@ -78,6 +78,9 @@ def load_config(source: ModelSource) -> PretrainedConfig:
             )
         setattr(config, key, value)
     leave_out_chance(config)
+    for part in (config, config.get_text_config()):
+        if getattr(part, "output_router_logits", False):
+            part.output_router_logits = False  # Its loss would be computed in every pass, and used in none.
     return config
 
 
