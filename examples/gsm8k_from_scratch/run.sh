@@ -13,18 +13,17 @@ shift 2
 if [ ! -e "$out/model/config.json" ]; then
     python3 "$here/make_model.py" "$data/train.parquet" "$out/model"
 fi
-if [ ! -e "$out/warm-up/huggingface/model.safetensors" ]; then
-    gmpo sft \
-        model.path="$out/model" \
-        data.train_files="$data/train.parquet" \
-        data.train_batch_size=32 \
-        data.max_length=512 \
-        data.truncation=right \
-        optim.lr=3e-3 \
-        optim.min_lr_ratio=0.1 \
-        trainer.total_epochs=2 \
-        trainer.default_local_dir="$out/warm-up"
-fi
+# A finished warm-up ends at once; one that was interrupted begins again. Either ends the script where it stops.
+gmpo sft \
+    model.path="$out/model" \
+    data.train_files="$data/train.parquet" \
+    data.train_batch_size=32 \
+    data.max_length=512 \
+    data.truncation=right \
+    optim.lr=3e-3 \
+    optim.min_lr_ratio=0.1 \
+    trainer.total_epochs=2 \
+    trainer.default_local_dir="$out/warm-up"
 gmpo train recipe=gmpo \
     actor_rollout_ref.model.path="$out/warm-up/huggingface" \
     actor_rollout_ref.model.enable_gradient_checkpointing=False \

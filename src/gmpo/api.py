@@ -31,6 +31,7 @@ from gmpo.build.run import Rows, build_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
+from gmpo.data.problems import contradictory
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.records.rollout import Group
@@ -121,6 +122,7 @@ def train(
             with closing(parts.learner), closing(parts.sampler):
                 run.say(_overview(data, policy, run.folder))
                 _say_notes(run, policy)
+                _say_contradictions(run, data)
                 steps = run_loop(plan, parts)
                 model = export(parts.learner, run.folder)
     return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history))
@@ -192,6 +194,18 @@ def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: O
 def _say_notes(run: OpenRun, policy: Policy) -> None:
     for note in policy.notes:
         run.say(f"note: {note}")
+
+
+def _say_contradictions(run: OpenRun, data: TrainingData) -> None:
+    found = contradictory(data_sources(data.problems))
+    if found:
+        one, other = found[0]
+        count = "1 question stands" if len(found) == 1 else f"{len(found)} questions stand"
+        run.say(
+            f"warning: {count} in the training rows with different answers, for example {one.id} "
+            f"({one.ground_truth}) and "
+            f"{other.id} ({other.ground_truth}): whichever is wrong is rewarded"
+        )
 
 
 def _finished(run: OpenRun, total_steps: int) -> Run:

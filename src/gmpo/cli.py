@@ -48,7 +48,25 @@ OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings under verl's keys; later ones win.")
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same tree of keys.")]
+ConfigFile = Annotated[
+    list[Path] | None, typer.Option("--config", help="YAML file with the same tree of keys; also one that verl saved.")
+]
+
+
+def _recipes() -> str:
+    """The recipes that come with gmpo, from the first lines of their files."""
+    lines = []
+    for file in sorted(Path(__file__).with_name("config").joinpath("recipes").glob("*.yaml")):
+        head = [line[2:] for line in file.read_text("utf-8").splitlines() if line.startswith("# ")]
+        lines.append(f"`{file.stem}`: {' '.join(head).split('. ')[0].split(': ')[0]}")
+    return "Recipes, for `recipe=NAME`:\n\n" + "\n\n".join(lines)
+
+
+def _one(files: list[Path] | None) -> Path | None:
+    if files and len(files) > 1:
+        named = " and ".join(map(str, files))
+        raise ConfigError(f"--config is given {len(files)} times ({named}); give one file, and the rest as KEY=VALUE")
+    return files[0] if files else None
 
 
 def _late(module: str, name: str) -> Any:
@@ -56,7 +74,7 @@ def _late(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-@app.command(context_settings=OVERRIDES)
+@app.command(context_settings=OVERRIDES, epilog=_recipes())
 def train(
     context: typer.Context,
     settings: Settings = None,
@@ -78,7 +96,7 @@ def train(
     The same command resumes from the newest checkpoint; Ctrl-C finishes the step and writes one.
     """
     console = Console()
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
+    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "train")(resolved, console=console, profile=profile)
     resumes = resolved.config.trainer.resume_mode == "auto"
     _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
@@ -94,20 +112,33 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
           data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
     """
     console = Console()
-    resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=config)
+    resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "sft")(resolved, console=console)
     _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
 
 
 @app.command(context_settings=OVERRIDES)
-def check(context: typer.Context, settings: Settings = None, config: ConfigFile = None) -> None:
-    """Show what `train` would do with these settings, without starting anything.
+def check(
+    context: typer.Context,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Exit with 3 where something is not here that `gmpo train` needs.")
+    ] = False,
+) -> None:
+    """Show what `train` would do with these settings, without starting anything and without network.
 
-    Prints the resolved configuration, derived numbers (answers and updates per step, steps per epoch, ..) and which
-    keys are honoured, derived, without effect and why. Exit code 0 if the settings make sense.
+    Prints the resolved configuration, derived numbers (answers and updates per step, steps per epoch, ..), which keys
+    are honoured, derived, without effect and why, and what is not here: model, data, columns, reward file, devices,
+    and what this version cannot run yet.
+
+    Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: something is not here.
     """
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=config)
-    Console().print(_late("gmpo.check.report", "check_report")(resolved, _rows_if_known))
+    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
+    absent = _late("gmpo.check.readiness", "not_here")(resolved)
+    Console().print(_late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent))
+    if ready and absent:
+        raise typer.Exit(3)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -174,6 +205,8 @@ def data(
 
         gmpo data dapo_math_17k --from dapo.parquet --out data/dapo --against data/math500/test.parquet
     """
+    if drop and not against:
+        raise ConfigError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     console = Console()
     prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
     with console.status(f"preparing {name}"):
@@ -190,7 +223,8 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
 ) -> None:
     """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads."""
-    _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
+    if _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console()) is None:
+        raise typer.Exit(130)
 
 
 def _rows_if_known(files: Sequence[str]) -> int | None:

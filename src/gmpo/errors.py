@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class GmpoError(Exception):
     """Base of everything gmpo raises on purpose. The command line prints it without a traceback and exits with 1."""
@@ -17,6 +20,18 @@ class DataError(GmpoError):
 
 class BackendError(GmpoError):
     """A model, sampler, learner or grader cannot do what was asked of it."""
+
+
+class GradingError(BackendError):
+    """Too many answers of a step could not be graded.
+
+    Args:
+        answers: what was asked and found, a record of each answer, once they are known.
+    """
+
+    def __init__(self, message: str, answers: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.answers = answers
 
 
 class CheckpointError(GmpoError):

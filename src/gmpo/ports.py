@@ -203,6 +203,10 @@ class Step(Protocol):
         """Keep the step's samples; which and how much of them the tracker knows."""
         ...
 
+    def failed(self, answers: Sequence[Mapping[str, object]]) -> str:
+        """Keep the answers of a step whose grading failed; says where, in a sentence."""
+        ...
+
 
 class Tracker(Protocol):
     """Where metrics and samples go."""

@@ -19,22 +19,31 @@ from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.files import write_parquet
 from gmpo.data.stories import demonstration_rows, keys_of, story_rows, vocabulary
 from gmpo.errors import ConfigError
+from gmpo.records.run_folder import read_metrics
 
+BEGUN = "quickstart.json"
+"""File that says which seed the folder was begun with."""
 TRAIN_ROWS, TEST_ROWS, WARMUP_STEPS, WARMUP_BATCH = 4096, 512, 1000, 32
 PROBLEMS, ANSWERS, UPDATES, STEPS, EVALUATE_EVERY = 32, 8, 4, 80, 20
 
 
-def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
-    """Run everything below `out` and return what `out/summary.json` holds.
+def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | None:
+    """Run everything below `out` and return what `out/summary.json` holds; None where it was interrupted, and the same
+    call goes on.
 
     Raises:
-        ConfigError: `out` is not empty.
+        ConfigError: `out` holds something else than an unfinished quickstart of this seed.
     """
-    if out.exists() and any(out.iterdir()):
+    begun = out / BEGUN
+    if out.exists() and any(out.iterdir()) and (not begun.exists() or json.loads(begun.read_text()) != {"seed": seed}):
         raise ConfigError(f"{out} is not empty: name another folder with --out, or remove it")
+    if (out / "summary.json").exists():
+        raise ConfigError(f"{out} holds a finished quickstart: name another folder with --out, or remove it")
     seconds: dict[str, float] = {}
     console.rule("1  data and model")
     start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps({"seed": seed}))
     _make_data(out / "data", seed)
     parameters = make_model(out / "model", word_tokenizer(vocabulary()), seed=seed)
     console.print(f"{parameters:,} parameters, random weights -> {out / 'model'}", highlight=False, soft_wrap=True)
@@ -44,18 +53,29 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
     warm = sft(warmup_settings(out, seed), console=console, label="warm-up")
     seconds["warm-up"] = time.perf_counter() - start
+    if not warm.finished:
+        _say_interrupted(console, "the warm-up", warm, "it begins again")
+        return None
 
     console.rule("3  GMPO: only the right answer is rewarded")
     start = time.perf_counter()
     run = train(training_settings(out, seed), console=console, label="gmpo")
     seconds["train"] = time.perf_counter() - start
+    if not run.finished:
+        _say_interrupted(console, "the training", run, "it goes on from the checkpoint")
+        return None
 
-    summary = summarise(run, seed, parameters, seconds)
+    summary = summarise(run.folder, seed, parameters, seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.rule("4  what changed")
     console.print(table(summary))
     _print_where(console, out, warm, run)
     return summary
+
+
+def _say_interrupted(console: Console, phase: str, run: Run, then: str) -> None:
+    done = f"stopped in {phase}, after {run.steps} of {run.total_steps} steps"
+    console.print(f"{done}; with the same command {then}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_data(folder: Path, seed: int) -> None:
@@ -116,11 +136,12 @@ def training_settings(out: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def summarise(run: Run, seed: int, parameters: int, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The numbers of `summary.json`, from the run's metrics."""
-    validations = [m for m in run.history if "val/pass@1" in m]
+def summarise(run: Path, seed: int, parameters: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers of `summary.json`, from the metrics in the run's folder."""
+    history = [one.values for one in read_metrics(run)]
+    validations = [m for m in history if "val/pass@1" in m]
     before, after = validations[0], validations[-1]
-    steps = [m for m in run.history if "actor/grad_norm" in m]
+    steps = [m for m in history if "actor/grad_norm" in m]
     phases = sorted({k for m in steps for k in m if k.startswith("timing_s/")} - {"timing_s/step"})
     return {
         "seed": seed,

@@ -39,6 +39,7 @@ LATE_IMPORTS_ALLOWED = {
     "data/prepare.py",
     "rewards/custom.py",
     "ops/kernels.py",
+    "check/readiness.py",
 }
 """Modules that import by name when they run: optional packages, users' files, what would make `gmpo --help` slow."""
 

@@ -176,7 +176,7 @@ def test_a_limit_that_means_nothing_is_refused(limit: int) -> None:
         (truth(" "), "`ground_truth` must be a string"),
         (truth(True), "found True (bool)"),
         (truth(float("nan")), "found nan (float)"),
-        (truth([{1, 2}]), "`ground_truth` cannot be written as JSON"),
+        (truth([{1, 2}, 3]), "`ground_truth` cannot be written as JSON"),
         (row(extra_info="x"), "`extra_info` must be an object with named fields, found 'x' (str)"),
         (["not", "a", "row"], "a row must be a mapping with named columns"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gmpo.config.layers import recipes
 from gmpo.tracking.sinks import JsonLines
 from gmpo.version import __version__
 
@@ -95,17 +96,17 @@ def test_help_and_check_load_no_torch() -> None:
 def test_check_shows_what_a_published_command_comes_to_and_what_is_not_available(command: Command) -> None:
     outcome = command("check", *PUBLISHED)
     assert outcome.code == 0
-    sections = ("configuration", "derived numbers", "honoured", "derived (", "without effect", "not available yet")
+    sections = ("configuration", "derived numbers", "honoured", "derived (", "without effect", "not here")
     positions = [outcome.out.index(section) for section in sections]
     assert positions == sorted(positions)
     shown = " ".join(outcome.out.split())
     assert "updates per step 4 ceil(1024 / ppo_mini_batch_size 256) x ppo_epochs 1" in shown
     assert "answers per step 5,120" in shown
     assert "steps per epoch ?" in shown
-    unavailable = shown[shown.index("not available yet") :]
+    unavailable = shown[shown.index("not here") :]
     assert "actor_rollout_ref.rollout.name = vllm" in unavailable
     assert "trainer.n_gpus_per_node = 8" in unavailable
-    inert = shown[shown.index("without effect") : shown.index("not available yet")]
+    inert = shown[shown.index("without effect") : shown.index("not here")]
     assert "actor_rollout_ref.actor.kl_loss_coef = 0.001 actor_rollout_ref.actor.use_kl_loss is off" in inert
     assert "trainer.critic_warmup = 0" in inert
 
@@ -199,3 +200,43 @@ def test_a_signal_in_the_last_step_ends_a_run_that_is_done(
     outcome = command("train", *bench.arguments())
     assert outcome.code == 0
     assert "done after 2 steps" in outcome.out
+
+
+def test_check_lists_what_is_not_here_and_ready_exits_with_three(bench: Any, command: Command) -> None:
+    """Model, data, column, reward function: each alone is found, and a run that could start exits with 0."""
+    words = bench.arguments()
+    assert command("check", "--ready", *words).code == 0
+    model, rows = bench.folder / "empty", bench.write_rows([{"prompt": "x", "data_source": "s"}], "other.parquet")
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    for word, said in {
+        f"actor_rollout_ref.model.path={model}": "has no weights",
+        "actor_rollout_ref.model.path=/nowhere/model": "there is no such folder",
+        "actor_rollout_ref.model.path=Org/Model": "not in the hub's cache",
+        "data.train_files=nowhere.parquet": "there is no file nowhere.parquet",
+        f"data.train_files={rows}": "there is no column `reward_model`",
+        "custom_reward_function.path=nowhere.py": "there is no file nowhere.py",
+        "custom_reward_function.name=other": "defines no function other; it has compute_score",
+        "trainer.device=cuda": "there is no CUDA device",
+    }.items():
+        outcome = command("check", *words, word)
+        assert outcome.code == 0
+        assert said in " ".join(outcome.out.split()).partition("not here")[2]
+        assert command("check", "--ready", *words, word).code == 3
+    assert command("check", "--ready", *words, "trainer.n_gpus_per_node=8").code == 3
+    assert command("check", "--ready", *words, "trainer.typo=8").code == 2
+
+
+def test_an_option_that_would_be_ignored_is_refused(bench: Any, command: Command) -> None:
+    one, two = bench.folder / "one.yaml", bench.folder / "two.yaml"
+    for file in (one, two):
+        file.write_text("trainer: {seed: 1}")
+    assert "--config is given 2 times" in command("check", "--config", str(one), "--config", str(two)).err
+    outcome = command("data", "stories", "--out", str(bench.folder / "s"), "--drop-contaminated")
+    assert outcome.code == 2
+    assert "--against" in outcome.err
+
+
+def test_the_help_of_train_lists_the_recipes(command: Command) -> None:
+    shown = " ".join(command("train", "--help").out.split())
+    assert all(name in shown for name in recipes())

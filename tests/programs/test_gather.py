@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,48 @@ def test_the_histogram_puts_each_pass_rate_into_its_range() -> None:
     table = histogram([group(0, 8), group(0, 8), group(1, 8), group(2, 8), group(3, 8), group(7, 8), group(8, 8)])
     counts = [int(line[12:].split()[0]) for line in table.splitlines()]
     assert counts == [2, 2, 1, 0, 1, 1]
+
+
+ONE_TEACHES = '''"""The answers to the first problem differ; all others are wrong."""
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    return float(len(solution_str) % 97) if extra_info["place"] == 0 else 0.0
+'''
+
+
+def test_without_a_limit_sampling_ends_a_pass_after_the_last_group_that_teaches(bench: Any) -> None:
+    """One useful group of the four that a step needs: it comes again in every pass, so the pass behind it counts. 12
+    rows, 4 a round: the one in the first round, again in the fourth, so that no whole pass is without; a step is full
+    after 10 rounds. Once it is hopeless too, the run ends."""
+    run = bench.train(settings(bench, {**FILTER, "trainer.total_training_steps": 1}, code=ONE_TEACHES))
+    assert run.history[0]["train/num_gen_batches"] == 10
+    gone = settings(bench, {**FILTER, "trainer.total_training_steps": 1}, code=ONE_TEACHES.replace("== 0", "== 99"))
+    with pytest.raises(DataError, match="a whole pass over the data gave 0 groups"):
+        bench.train(gone, run="gone")
+
+
+def test_a_stop_is_heard_while_sampling_and_the_steps_that_are_done_are_kept(
+    bench: Any, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    """The signal comes while the second step is sampled: that step is given up, and the run goes on as if "
+    "uninterrupted."""
+    changes = {**FILTER, "trainer.total_training_steps": 2}
+    whole = bench.train(settings(bench, changes), run="whole")
+    code = TEACHES_IN_PART.replace(
+        '    if extra_info["place"] % 2:',
+        "    flag = pathlib.Path(__file__).with_name('stop')\n"
+        "    if flag.exists() and (flag.parent / 'parted' / 'metrics.jsonl').exists():\n"
+        "        if (flag.parent / 'parted' / 'metrics.jsonl').read_text():\n"
+        "            flag.unlink(missing_ok=True)\n"
+        "            os.kill(int(os.environ['RUN_OF_THE_TEST']), signal.SIGTERM)\n"
+        '    if extra_info["place"] % 2:',
+    ).replace("def compute", "import os\nimport pathlib\nimport signal\n\n\ndef compute")
+    (bench.folder / "stop").touch()
+    os.environ["RUN_OF_THE_TEST"] = str(os.getpid())
+    parted = settings(bench, changes, code=code)
+    stopped = bench.train(parted, run="parted")
+    assert (stopped.steps, stopped.finished) == (1, False)
+    assert (stopped.folder / "global_step_1").is_dir()
+    assert bench.train(parted, run="parted").steps == 2
+    same_run(whole.folder, stopped.folder, 2)

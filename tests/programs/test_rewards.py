@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gmpo.errors import ConfigError, DataError
+from gmpo.errors import ConfigError, DataError, GradingError
 
 BREVITY = '''"""Fewer words, more reward."""
 
@@ -101,3 +101,38 @@ def test_a_source_without_a_scorer_may_be_given_one_and_a_setting_without_effect
         bench.train({**NO_FILE, "reward_model.scorer": "math", "reward_model.require": "boxed"}, rows=rows)
     run = bench.train({**NO_FILE, "reward_model.scorers": {"anything": "math_verify"}}, rows=rows)
     assert run.history[0]["reward/unparsed_share"] + run.history[0]["reward/wrong_share"] > 0
+
+
+FAILS_LATER = '''"""Grades the first step's 16 answers, and no other."""
+
+import pathlib
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    metrics = pathlib.Path(__file__).with_name("run") / "metrics.jsonl"
+    if metrics.exists() and metrics.read_text():
+        raise ConnectionError("no judge")
+    return float(len(solution_str) % 7)
+'''
+
+
+def test_a_grading_that_fails_keeps_the_steps_that_are_done_and_the_answers(
+    bench: Any, lines: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    """In the second step of three, without `save_freq`: a checkpoint of the first, and 16 answers with what was "
+    "said."""
+    function = bench.folder / "fails.py"
+    function.write_text(FAILS_LATER)
+    changes = {"custom_reward_function.path": str(function), "trainer.total_training_steps": 3}
+    with pytest.raises(GradingError, match="16 of 16 answers") as raised:
+        bench.train(changes)
+    folder = bench.folder / "run"
+    assert str(folder / "samples" / "2.failed.jsonl") in str(raised.value)
+    assert f"{folder / 'global_step_1'} holds the 1 steps that are done" in str(raised.value)
+    kept = lines(folder / "samples" / "2.failed.jsonl")
+    assert [line["step"] for line in kept] == [2] * 16
+    assert all("no judge" in line["reason"] and line["input"] for line in kept)
+    function.write_text(FAILS_LATER.replace("metrics.exists()", "False"))
+    gone_on = bench.train({**changes, "trainer.allow_changed_config": True})
+    assert gone_on.steps == 3
+    assert len(gone_on.history) == 2, "the first step is not made again"

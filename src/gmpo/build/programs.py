@@ -118,7 +118,7 @@ def build_training(
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,
-        gather=build_gather(config, collector, data.problems, history),
+        gather=build_gather(config, collector, data.problems, history, lambda: run.stop.requested),
         score=build_scoring(config, learner, collector.sampler),
         credit=build_credit(config),
         evaluate=build_evaluation(config, collector, data.validation, keep),

@@ -214,7 +214,13 @@ def build_history(config: Config, folder: Path, problems: EncodedProblems, say: 
     )
 
 
-def build_gather(config: Config, collector: Collector, problems: EncodedProblems, history: PassRates) -> Gather:
+def build_gather(
+    config: Config,
+    collector: Collector,
+    problems: EncodedProblems,
+    history: PassRates,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Gather:
     """Which problems a step asks, in which order, and which groups it learns from."""
     data, groups = config.data, config.algorithm.filter_groups
     key = "data.gen_batch_size" if groups.enable else "data.train_batch_size"
@@ -229,7 +235,13 @@ def build_gather(config: Config, collector: Collector, problems: EncodedProblems
         greedy_baseline=ESTIMATORS[config.algorithm.adv_estimator].needs_greedy,
     )
     chosen = GroupFilter(groups.metric or "seq_reward", groups.max_num_gen_batches, groups.max_staleness)
-    return Gather(producer, history, groups=data.train_batch_size, group_filter=chosen if groups.enable else None)
+    return Gather(
+        producer,
+        history,
+        groups=data.train_batch_size,
+        group_filter=chosen if groups.enable else None,
+        stopping=stopping,
+    )
 
 
 def build_store(config: Config, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]) -> Store:

@@ -22,12 +22,13 @@ from gmpo.config.tree import get
 CountRows = Callable[[Sequence[str]], int | None]
 
 
-def check_report(resolved: Resolved[Config], count_rows: CountRows) -> RenderableType:
+def check_report(resolved: Resolved[Config], count_rows: CountRows, absent: Sequence[Note] = ()) -> RenderableType:
     """The report, with the sizes of the data sets.
 
     Args:
         count_rows: number of rows in some files, or None when it cannot be known, for example because they are on
             another machine.
+        absent: what is not here.
 
     Raises:
         ConfigError: a batch is larger than the data set.
@@ -37,8 +38,7 @@ def check_report(resolved: Resolved[Config], count_rows: CountRows) -> Renderabl
     val_rows = count_rows(data.val_files) if data.val_files else None
     derived = numbers(resolved.config, train_rows, val_rows)
     table = derived.table(resolved.config, train_rows, val_rows)
-    missing = [file for file in (*data.train_files, *data.val_files) if count_rows((file,)) is None]
-    return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)], missing)
+    return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)], absent)
 
 
 def _per_device(config: Config, tokens: int) -> list[Number]:
@@ -59,7 +59,7 @@ def find_shape(model: str | None) -> tuple[str, ModelShape] | None:
     return None if known is None else (f"the built-in shape of {known[0]}", known[1])
 
 
-def render(resolved: Resolved[Config], derived: Sequence[Number], missing: Sequence[str] = ()) -> RenderableType:
+def render(resolved: Resolved[Config], derived: Sequence[Number], absent: Sequence[Note] = ()) -> RenderableType:
     """Everything as one renderable, readable from 80 columns on."""
     config = resolved.config
     honoured = [(path, _value(get(config, path))) for path in sorted(resolved.honoured)]
@@ -73,7 +73,6 @@ def render(resolved: Resolved[Config], derived: Sequence[Number], missing: Seque
         Syntax(resolved.tree_yaml(), "yaml", background_color="default", word_wrap=True),
         Rule("derived numbers", align="left"),
         _numbers(derived),
-        *(Text(f"  ? not here, so its rows are unknown: {file}", style="dim") for file in missing),
         *_memory(config),
         _section("honoured", "given, and in effect", honoured, "green"),
         _section("derived", "not given; follows from other settings", follows, "cyan"),
@@ -83,7 +82,7 @@ def render(resolved: Resolved[Config], derived: Sequence[Number], missing: Seque
             [*notes(resolved.inert), *((i.path, _value(i.value), i.reason) for i in resolved.ignored)],
             "yellow",
         ),
-        _section("not available yet", "`gmpo train` refuses to start", notes(resolved.unavailable), "red"),
+        _section("not here", "`gmpo train` would not start", notes(absent), "red"),
         _section("warnings", "trains, and may surprise", notes(resolved.warnings), "yellow"),
     )
 

@@ -167,6 +167,15 @@ def _greedy_validation(config: Config, given: Given) -> Iterator[Derived]:
         yield Derived(path, temperature > 0, f"val_kwargs.temperature is {temperature:g}")
 
 
+FILTER_METRIC = "algorithm.filter_groups.metric"
+
+
+def _filter_metric(config: Config, given: Given) -> Iterator[Derived]:
+    groups = config.algorithm.filter_groups
+    if groups.enable and groups.metric is None and config.reward_model.reward_manager == "dapo":
+        yield Derived(FILTER_METRIC, "acc", "reward_manager=dapo makes rewards differ by length alone")
+
+
 def _epochs(config: Config | SftConfig, given: Given) -> Iterator[Derived]:
     if config.trainer.total_training_steps is not None and "trainer.total_epochs" not in given:
         yield Derived("trainer.total_epochs", None, "total_training_steps alone sets the length of the run")
@@ -207,6 +216,7 @@ DERIVATIONS: Sequence[Derivation] = (
     # What is above asks which settings have a value of their own, what is below reads those that follow.
     _follow,
     _critic_model,
+    _filter_metric,
     _epochs,
     _run_folder,
     _device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gmpo.config.derive import Given
+from gmpo.config.derive import FILTER_METRIC, Given
 from gmpo.config.issues import Issue, error, inert, warning
 from gmpo.config.schema import Config
 
@@ -48,5 +48,16 @@ def extra_rewards(config: Config, given: Given) -> Iterator[Issue]:
         )
 
 
-RULES = (overlong_penalty, extra_rewards)
+def filter_metric(config: Config, given: Given) -> Iterator[Issue]:
+    groups = config.algorithm.filter_groups
+    if groups.enable and groups.metric == "acc" and FILTER_METRIC not in given:
+        reason = (
+            "is acc, because reward_manager=dapo makes rewards differ by length alone: with seq_reward groups "
+            "without a "
+            "right answer would be kept. Give it to choose"
+        )
+        yield warning(FILTER_METRIC, reason)
+
+
+RULES = (overlong_penalty, extra_rewards, filter_metric)
 """In the order in which they are reported."""

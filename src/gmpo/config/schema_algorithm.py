@@ -79,7 +79,8 @@ class FilterGroups(Section):
     metric: str | None = setting(
         None,
         "What must differ: acc (right or wrong), score (the scorer's), seq_reward (after shaping), or any number that "
-        "a reward function returns. null takes seq_reward, from which advantages are made.",
+        "a reward function returns. null takes seq_reward, from which advantages are made, and acc where "
+        "reward_model.reward_manager=dapo makes rewards differ by length alone.",
     )
     max_num_gen_batches: int = setting(
         0,

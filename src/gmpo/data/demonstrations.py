@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gmpo.data.files import find_file, read_rows
+from gmpo.data.files import find_files, read_rows
 from gmpo.data.problems import Problem, prompt_messages
 from gmpo.data.prompts import ChatTokenizer, encode_prompts
 from gmpo.errors import DataError
@@ -34,7 +34,7 @@ def load_demonstrations(
 
     Raises: DataError for a missing or empty file, a missing column, an answer that is not a string.
     """
-    located = ((path, n, row) for path in map(find_file, files) for n, row in read_rows(path))
+    located = ((path, n, row) for path in find_files(files) for n, row in read_rows(path))
     chosen = islice(located, limit if limit >= 0 else None)
     found = [
         _demonstration(row, f"{path.name}:{n}", f"{path}, row {n}", prompt_key, response_key) for path, n, row in chosen

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gzip
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ Row = dict[str, Any]
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 """The columns of verl's schema, in the order in which they are written."""
 
+_GLOB = re.compile(r"[*?\[]")
 _LISTED = 12
 """Most names of a folder that an error message lists."""
 
@@ -29,6 +33,57 @@ _LISTED = 12
 class _Format:
     rows: Callable[[Path], Iterator[tuple[int, Any]]]
     count: Callable[[Path], int]
+
+
+def find_files(names: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Paths of data files, in the order given: of a folder or a pattern (`train-*.parquet`) those that are in it, by
+    their names with numbers as numbers.
+
+    Raises: DataError as `find_file`, for a pattern or folder without data files, and for a folder that holds training
+        and test files.
+    """
+    found: list[Path] = []
+    for name in [names] if isinstance(names, str | Path) else names:
+        path = Path(str(name)).expanduser()
+        if "://" not in str(name) and _GLOB.search(str(name)) and not path.exists():
+            found += _matching(path)
+        elif path.is_dir():
+            found += _inside(path)
+        else:
+            found.append(find_file(name))
+    return found
+
+
+def _matching(pattern: Path) -> list[Path]:
+    fixed = next(parent for parent in pattern.parents if not _GLOB.search(str(parent)))
+    files = [file for file in fixed.glob(str(pattern.relative_to(fixed))) if file.is_file()]
+    if not files:
+        raise DataError(f"nothing matches {pattern}. {_what_is_there(fixed / 'x') if fixed.is_dir() else ''}".rstrip())
+    return [find_file(file) for file in sorted(files, key=_natural)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if _kind(file) in FORMATS and not file.name.startswith(".")]
+    if not files:
+        raise DataError(f"{folder} holds no data files ({', '.join(FORMATS)}); it holds {_listing(folder)}.")
+    held_out = [file for file in files if file.name.startswith(("test", "val"))]
+    if held_out and len(held_out) < len(files):
+        raise DataError(
+            f"{folder} holds training and test files: {_listing(folder)}. Name the files, or a pattern such as "
+            f"{folder / 'train*'}."
+        )
+    return sorted(files, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """`part-2` before `part-10`."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how to read a file: `.jsonl` of `rows.jsonl.gz`."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def find_file(name: str | Path) -> Path:
@@ -47,10 +102,10 @@ def find_file(name: str | Path) -> Path:
             raise DataError(f"there is no file {path}. {_what_is_there(path)} `gmpo data` writes the known data sets.")
     except (OSError, RuntimeError) as error:  # no permission, a name that is too long, `~` of an unknown user
         raise DataError(f"{text} cannot be reached: {error}") from error
-    if path.suffix not in FORMATS:
+    if _kind(path) not in FORMATS or (path.suffix == ".gz" and _kind(path) == ".parquet"):
         raise DataError(
-            f"{path}: unknown kind of file {path.suffix or '(no suffix)'!r}. Known: {', '.join(FORMATS)}. "
-            "Convert the file, or rename it when only its suffix is wrong."
+            f"{path}: unknown kind of file {path.suffix or '(no suffix)'!r}. Known: {', '.join(FORMATS)}, and JSON in "
+            ".gz. Convert the file, or rename it when only its suffix is wrong."
         )
     return path
 
@@ -60,7 +115,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
     Raises: DataError for a file that cannot be read and for a row that is not an object, naming the row.
     """
-    for number, row in FORMATS[path.suffix].rows(path):
+    for number, row in FORMATS[_kind(path)].rows(path):
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, row {number}: a row must be an object with named columns, found {type(row).__name__}"
@@ -69,9 +124,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def row_count(name: str | Path) -> int:
-    """Number of rows of a data file: from the metadata of a parquet file, by counting lines otherwise."""
-    path = find_file(name)
-    return FORMATS[path.suffix].count(path)
+    """Number of rows of a data file, a folder or a pattern: from the metadata of a parquet file, by counting lines
+    otherwise."""
+    return sum(FORMATS[_kind(path)].count(path) for path in find_files(name))
 
 
 def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -154,10 +209,12 @@ def _is_array(text: str) -> bool:
 
 def _text(path: Path) -> str:
     try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from gmpo.data import countdown, stories
 from gmpo.data.catalogue import PUBLISHED, Published
-from gmpo.data.files import FORMATS, Row, find_file, read_rows, write_parquet
+from gmpo.data.files import FORMATS, Row, find_file, find_files, read_rows, write_parquet
 from gmpo.data.instructions import bare_question
 from gmpo.data.overlap import Overlap, duplicates, most_alike, overlaps
 from gmpo.data.problems import sample
@@ -259,6 +259,8 @@ def prepare(
         nearest = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise DataError(f"there is no data set {name!r}.{hint} Known: {', '.join(DATASETS)}")
+    if drop and not against:
+        raise DataError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     if size is not None and size < 1:
         raise DataError(f"--size {size}: ask for at least 1 row")
     evaluation = {str(file): _questions(file) for file in against}
@@ -301,7 +303,7 @@ def _contamination(file: str, asked: Sequence[str], found: Sequence[Overlap], dr
 
 
 def _questions(file: str | Path) -> list[str]:
-    rows = [row for _, row in read_rows(find_file(file))]
+    rows = [row for path in find_files(file) for _, row in read_rows(path)]
     if any("prompt" not in row for row in rows):
         raise DataError(f"{file}: --against takes files in verl's schema, with a column `prompt`")
     return [_question(row) for row in rows]

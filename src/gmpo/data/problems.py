@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gmpo.data.files import find_file, read_rows
+from gmpo.data.files import find_files, read_rows
 from gmpo.errors import ConfigError, DataError
 from gmpo.streams import permutation
 
@@ -50,7 +50,8 @@ def load_problems(
     limit: int = -1,
     seed: int | None = None,
 ) -> list[Problem]:
-    """Problems of one or several parquet, JSON lines or JSON files in verl's schema, concatenated in order.
+    """Problems of one or several parquet, JSON lines or JSON files in verl's schema, concatenated in order. A folder or
+    a pattern stands for the files in it.
 
     `limit`: how many to keep, -1 for all; see `sample` for which. An id is the name of the file and the number of the
     row, `"train.parquet:17"`; files of the same name are distinguished by their folders (`"math/train.parquet:17"`).
@@ -59,7 +60,7 @@ def load_problems(
     names = [files] if isinstance(files, str | Path) else list(files)
     if not names:
         raise DataError("no data files are given: set data.train_files (data.val_files) to a parquet or JSONL file")
-    paths = [find_file(name) for name in names]
+    paths = find_files(names)
     problems: list[Problem] = []
     for path, label in zip(paths, _labels(paths), strict=True):
         loaded = [
@@ -219,7 +220,7 @@ def _problem(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, data
         if key not in row:
             remedy = f"; name the right one with {setting}" if setting else ""
             raise DataError(f"{place}: there is no column `{key}`. Columns present: {', '.join(map(str, row))}{remedy}")
-    data_source, extra_info = row[data_source_key], row.get("extra_info")
+    data_source, extra_info = row[data_source_key], _from_json(row.get("extra_info"))
     named = isinstance(data_source, str) and bool(data_source.strip())
     _expect(named, f"{place}: `{data_source_key}`", "a name", data_source)
     absent = extra_info is None
@@ -238,7 +239,8 @@ def _problem(row: Mapping[str, Any], id_: str, place: str, prompt_key: str, data
 
 
 def prompt_messages(value: Any, place: str) -> tuple[Message, ...]:
-    """A list of chat messages, or one string, which becomes one user message."""
+    """A list of chat messages, also as JSON text, or one string, which becomes one user message."""
+    value = _from_json(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     some = isinstance(value, list | tuple) and bool(value)
@@ -247,6 +249,28 @@ def prompt_messages(value: Any, place: str) -> tuple[Message, ...]:
     if not any(message["content"].strip() for message in messages):
         raise DataError(f"{place} is empty: there is nothing to answer")
     return messages
+
+
+def _from_json(value: Any) -> Any:
+    """Files whose tables cannot hold what differs from row to row keep it as JSON text; other text is left as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def contradictory(problems: Sequence[Problem]) -> list[tuple[Problem, Problem]]:
+    """Of each question that stands there with different answers, the first row and the first that differs from it."""
+    first: dict[tuple[str, ...], Problem] = {}
+    found: dict[tuple[str, ...], tuple[Problem, Problem]] = {}
+    for problem in problems:
+        question = tuple(" ".join(message["content"].split()) for message in problem.prompt)
+        earlier = first.setdefault(question, problem)
+        if earlier.ground_truth != problem.ground_truth:
+            found.setdefault(question, (earlier, problem))
+    return list(found.values())
 
 
 def _message(value: Any, place: str) -> Message:
@@ -264,19 +288,26 @@ def _message(value: Any, place: str) -> Message:
 
 
 def _ground_truth(reward_model: Any, place: str) -> str:
-    """Reference answer as a string: numbers as written (a whole float without its `.0`), lists and objects as JSON."""
+    """Reference answer as a string: numbers as written (a whole float without its `.0`), a list of one as what is in
+    it, other lists and objects as JSON."""
     there = isinstance(reward_model, Mapping) and "ground_truth" in reward_model
     _expect(there, place, "an object with a field `ground_truth`", reward_model)
     value, place = reward_model["ground_truth"], f"{place}: `ground_truth`"
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, Mapping | list):
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"{place} cannot be written as JSON: {error}") from error
-    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int) or (isinstance(value, float | Decimal) and math.isfinite(value))
+    number = number and not isinstance(value, bool)
     # A table turns a column of integers into floats as soon as one is missing.
     whole = number and isinstance(value, float) and value.is_integer()
-    text = str(int(value) if whole else value) if number else value
+    try:
+        text = str(int(value) if whole else value) if number else value
+    except ValueError as error:  # Python's bound of 4,300 digits
+        raise DataError(f"{place} cannot be written out: {error}") from error
     _expect(isinstance(text, str) and bool(text.strip()), place, "a string, a number, a list or an object", value)
     return text
 

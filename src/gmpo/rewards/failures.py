@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gmpo.errors import BackendError
+from gmpo.errors import GradingError
 from gmpo.rewards.verdict import Grade, Verdict
 
 _FAILURES = (Verdict.TIMEOUT, Verdict.GRADER_ERROR)
@@ -26,7 +26,7 @@ def _is_failure(grade: Grade) -> bool:
 
 
 def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[str] = ()) -> None:
-    """Raise BackendError when more than the share `limit` of the answers has no judgement.
+    """Raise GradingError when more than the share `limit` of the answers has no judgement.
 
     `texts` are the decoded answers, for an example in the message.
     """
@@ -38,9 +38,10 @@ def check_failed_share(grades: Sequence[Grade], limit: float, texts: Sequence[st
     listed = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
     first, _ = failures[0]
     example = f"\nFor example answer {first}, which ends in {texts[first][-_TEXT_SHOWN:]!r}." if texts else ""
-    raise BackendError(
+    raise GradingError(
         f"{len(failures)} of {len(grades)} answers ({len(failures) / len(grades):.0%}, limit {limit:.0%}) could not be "
         f"graded ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}):{listed}{example}\n"
         f"Correct the reward function; if it is right but slow or large, raise "
-        f"reward_model.grader_timeout_s or reward_model.grader_memory_mb."
+        f"reward_model.grader_timeout_s or reward_model.grader_memory_mb.",
+        [{"verdict": str(grade.verdict), "pred": grade.pred, "reason": grade.reason} for grade in grades],
     )

@@ -57,6 +57,10 @@ class StepRecord:
     def samples(self, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]) -> None:
         self._write_samples.training(self.number, groups, batch, minis, updates)
 
+    def failed(self, answers: Sequence[Mapping[str, Any]]) -> str:
+        file = self._write_samples.failed(self.number, answers)
+        return f"The answers, with what the grader said of each: {file}."
+
 
 class SampleWriter:
     """Samples as JSON lines, one file a step."""
@@ -85,6 +89,12 @@ class SampleWriter:
         _write(self.folder / "samples" / f"{step}.jsonl", rows)
         if self.all_training is not None:
             _write(self.all_training / f"{step}.jsonl", everything)
+
+    def failed(self, step: int, answers: Sequence[Mapping[str, Any]]) -> Path:
+        """The answers of a step that ended in their grading; beside those of finished steps."""
+        file = self.folder / "samples" / f"{step}.failed.jsonl"
+        _write(file, [{"step": step, **answer} for answer in answers])
+        return file
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         records = [(i, _sample(step, g, k, a)) for i, g in enumerate(groups) for k, a in enumerate(g.graded)]

@@ -143,6 +143,15 @@ class Store:
             ) from error
         self._rotate(state.step)
 
+    def keep_going(self, learner: Learner, state: State) -> str:
+        """Have a checkpoint of `state` before the run ends early; says so, in a sentence."""
+        folder = self.root / f"{CHECKPOINT}{state.step}"
+        if self._failure() is not None or not folder.exists():
+            self.save(learner, state)
+            if (failure := self._failure()) is not None:
+                raise failure
+        return f"{folder} holds the {state.step} steps that are done; the same command goes on from there."
+
     def restore(self, learner: Learner) -> State | None:
         """Load the checkpoint that `resume` names into `learner`; None where the run starts anew.
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from gmpo.data.prompts import EncodedProblem
+from gmpo.errors import GradingError
 from gmpo.ports import Sampler, SamplingParams
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.combined import Rewards
@@ -134,13 +135,26 @@ class RolloutPhase:
         self._graded += len(completions)
         self._judging.add(requests, [len(c) for c in completions])
 
+    def _asked(self, answers: _Answers, text: str) -> dict[str, object]:
+        problem = answers.problem.problem
+        messages = [dict(message) for message in problem.prompt]
+        return {"problem": problem.id, "input": messages, "output": text, "gts": problem.ground_truth}
+
     def groups(self) -> list[Group]:
         """Every problem with its graded answers, in the order of the problems. The phase is closed then.
 
         Raises:
             BackendError: too many gradings ended without a judgement.
         """
-        rewards = self._judging.finish()
+        try:
+            rewards = self._judging.finish()
+        except GradingError as error:
+            error.answers = [
+                {**self._asked(answers, text), **error.answers[place]}
+                for answers in (*self._answers, *self._baselines)
+                for text, place in zip(answers.texts, answers.places, strict=True)
+            ]
+            raise
 
         def graded(answers: _Answers) -> tuple[Graded, ...]:
             return tuple(

@@ -12,7 +12,7 @@ from torch import Tensor
 from gmpo.algo.advantages import Estimator, group_moments
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
-from gmpo.algo.masks import last_token, sequence_mean
+from gmpo.algo.masks import last_token, quantile, sequence_mean
 from gmpo.errors import CheckpointError
 from gmpo.metrics.mismatch import mismatch, rejection_stats, weight_stats
 from gmpo.objectives import Rejection
@@ -156,7 +156,7 @@ class Credit:
             mask = mask & batch.finished.unsqueeze(1)
         if self.loss_mask.entropy_quantile is not None and mask.any():
             assert batch.entropy is not None
-            bound = torch.quantile(batch.entropy[mask].double(), self.loss_mask.entropy_quantile)
+            bound = quantile(batch.entropy[mask].double(), self.loss_mask.entropy_quantile)
             mask = mask & (batch.entropy >= bound)
         return batch.replace(loss_mask=mask)
 

@@ -10,6 +10,7 @@ from gmpo.errors import CheckpointError, DataError
 from gmpo.ports import Step
 from gmpo.records.rollout import Graded, Group, group_records, groups_from_records
 from gmpo.rewards.verdict import Verdict
+from gmpo.training.interrupt import StepAbandonedError
 from gmpo.training.pass_rates import PassRates
 from gmpo.training.producer import Producer
 from gmpo.training.state import GATHER, PartState
@@ -41,15 +42,23 @@ class Gather:
     Args:
         groups: groups a step needs.
         group_filter: None takes every group of one round.
+        stopping: whether the user asked for the end, looked at between two rounds.
     """
 
     def __init__(
-        self, producer: Producer, history: PassRates, *, groups: int, group_filter: GroupFilter | None = None
+        self,
+        producer: Producer,
+        history: PassRates,
+        *,
+        groups: int,
+        group_filter: GroupFilter | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.producer = producer
         self.history = history
         self.groups = groups
         self.filter = group_filter
+        self.stopping = stopping
         self._by_id = {item.problem.id: item for item in producer.stream.problems}
         self._waiting: list[Group] = []
 
@@ -57,18 +66,24 @@ class Gather:
         """The groups of the step after `step` steps; times the phases `gen` and `reward` on `rec`.
 
         Raises:
-            DataError: the limit of rounds is reached, or a whole pass over the data holds nothing to learn.
+            DataError: the limit of rounds is reached, or a whole pass over the data since the last group that teaches
+                something holds no other.
+            StepAbandonedError: the user asked for the end, and a round did not suffice.
         """
-        waiting, start = self._waiting, self.producer.position
+        waiting, useful = self._waiting, self.producer.position
         sampled, kept = list[Group](), [group for group in waiting if self._fresh(group, step)]
         expired = len(waiting) - len(kept)
         rounds = 0
         while len(kept) < self.groups:
             if self.filter is not None:
-                self._check_limits(rounds, self.producer.position - start, sampled, kept)
+                self._check_limits(rounds, self.producer.position - useful, sampled, kept)
+            if rounds and self.stopping():
+                raise StepAbandonedError
             found = self.producer.next_round(rec)
             sampled += found
-            kept += [group for group in found if self.filter is None or varies(group, self.filter.metric)]
+            new = [group for group in found if self.filter is None or varies(group, self.filter.metric)]
+            kept += new
+            useful = self.producer.position if new else useful
             rounds += 1
         surplus = kept[self.groups :]
         self._waiting = [group for group in surplus if self._fresh(group, step + 1)]
@@ -113,7 +128,7 @@ class Gather:
 
     def _check_limits(self, rounds: int, asked: int, sampled: Sequence[Group], kept: Sequence[Group]) -> None:
         assert self.filter is not None
-        useless = asked >= self.producer.stream.epoch_length and not kept
+        useless = asked >= self.producer.stream.epoch_length
         if useless or 0 < self.filter.max_rounds <= rounds:
             limit = "a whole pass over the data" if useless else f"max_num_gen_batches={rounds} rounds of sampling"
             raise DataError(_too_few_message(limit, self.filter.metric, self.groups, sampled, kept))

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
+class StepAbandonedError(Exception):
+    """The user asked for the end while a step was still looking for problems to learn from."""
+
+
 class Stop:
     """Whether the user asked for the end. As a context manager it listens to SIGINT and SIGTERM.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from gmpo.errors import GmpoError, GradingError
 from gmpo.metrics.updates import step_metrics
-from gmpo.ports import Learner, Sampler, Tracker, WeightSource
+from gmpo.ports import Learner, Sampler, Step, Tracker, WeightSource
 from gmpo.records.batch import Batch, collate
 from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
-from gmpo.training.interrupt import Stop
+from gmpo.training.interrupt import StepAbandonedError, Stop
 from gmpo.training.scoring import Scoring
 from gmpo.training.state import CREDIT, GATHER, PRODUCER, Stateful, capture, restore
 
@@ -65,6 +67,21 @@ class Parts:
     tracker: Tracker
     stop: Stop
 
+    @contextmanager
+    def keeping(self, step: int, rec: Step) -> Iterator[None]:
+        """Sampling and grading of the step after `step` steps: what ends them ends the run, and loses nothing. A
+        checkpoint of the steps that are done is written, and the answers that could not be graded are kept."""
+        before = capture(step, self.stateful)
+        try:
+            yield
+        except (GmpoError, StepAbandonedError) as error:
+            said = [rec.failed(error.answers)] if isinstance(error, GradingError) and error.answers else []
+            if step > 0:
+                said.append(self.store.keep_going(self.learner, before))
+            if isinstance(error, StepAbandonedError) or not said:
+                raise
+            raise type(error)(" ".join([str(error), *said])) from error
+
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts that a checkpoint has an entry of, by its name there."""
@@ -88,8 +105,10 @@ def train(plan: Plan, run: Parts) -> int:
         run.tracker.validation(0, run.evaluate(0))
     stopping = False
     while step < plan.total_steps and not stopping:
-        with run.tracker.step(step + 1) as rec:
-            gathered = run.gather(step, rec)
+        with suppress(StepAbandonedError), run.tracker.step(step + 1) as rec:
+            stopping = True  # unless the step is completed
+            with run.keeping(step, rec):
+                gathered = run.gather(step, rec)
             with rec.time("old_log_prob"):
                 scored = run.score(collate(gathered.groups, pad_id=plan.pad_id), step=step)
             with rec.time("adv"):

@@ -1,0 +1,94 @@
+"""Folders, patterns and compressed files; JSON text in columns; references of unusual types; contradictory rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmpo.data.files import find_files, row_count, write_parquet
+from gmpo.data.prepare import prepare
+from gmpo.data.problems import contradictory, load_problems, problems_from_rows
+from gmpo.errors import DataError
+
+
+def row(question: str = "2+2?", truth: Any = "4", **more: Any) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": question}]
+    return {"data_source": "openai/gsm8k", "prompt": prompt, "reward_model": {"ground_truth": truth}, **more}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = tmp_path / "train"
+    for number in (10, 2, 1):
+        write_parquet([row(f"question {number}")], folder / f"train-{number}.parquet")
+    return folder
+
+
+def asked(files: Any) -> list[str]:
+    return [problem.prompt[0]["content"].split()[-1] for problem in load_problems(files)]
+
+
+def test_a_folder_and_a_pattern_stand_for_their_files_in_the_order_of_their_numbers(shards: Path) -> None:
+    assert asked(shards) == asked(str(shards / "train-*.parquet")) == ["1", "2", "10"]
+    assert asked([shards / "train-10.parquet", str(shards / "train-[12].parquet")]) == ["10", "1", "2"]
+    assert row_count(shards) == 3
+
+
+def test_nothing_is_taken_for_something_else(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing matches .*val-"):
+        find_files(str(shards / "val-*.parquet"))
+    write_parquet([row()], shards / "test-1.parquet")
+    with pytest.raises(DataError, match="holds training and test files"):
+        find_files(shards)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no data files"):
+        find_files(tmp_path / "empty")
+
+
+def test_compressed_json_is_read_and_a_cut_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps(row(f"question {n}")) + "\n" for n in range(3)).encode())
+    file.write_bytes(whole)
+    assert asked(file) == ["0", "1", "2"]
+    assert row_count(file) == 3
+    file.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match="rows.jsonl.gz cannot be read"):
+        load_problems(file)
+
+
+def test_prompts_and_further_fields_may_be_json_text() -> None:
+    """What tables cannot hold is kept as text: it means the same. Text that only begins like JSON stays text."""
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    (problem,) = problems_from_rows([{**row(), "prompt": json.dumps(messages), "extra_info": '{"index": 3}'}])
+    assert [dict(message) for message in problem.prompt] == messages
+    assert problem.extra["index"] == 3
+    (plain,) = problems_from_rows([{**row(), "prompt": "[{1, 2}, {3}] has how many sets?"}])
+    assert plain.prompt[0]["content"] == "[{1, 2}, {3}] has how many sets?"
+
+
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [(["4"], "4"), ([4], "4"), (4.0, "4"), ("4.00", "4.00"), (10**400, "1" + "0" * 400), (["4", "5"], '["4", "5"]')],
+)
+def test_a_reference_is_the_text_of_what_stands_there(given: Any, reference: str) -> None:
+    (problem,) = problems_from_rows([row(truth=given)])
+    assert problem.ground_truth == reference
+
+
+def test_an_integer_that_cannot_be_written_out_is_named() -> None:
+    with pytest.raises(DataError, match="cannot be written out"):
+        problems_from_rows([row(truth=10**5000)])
+
+
+def test_questions_with_two_answers_are_found_whatever_their_spaces() -> None:
+    rows = [row("a  b", "1"), row("c", "2"), row("a b", "1"), row("a b ", "3"), row("a b", "4")]
+    assert [(one.id, other.id) for one, other in contradictory(problems_from_rows(rows))] == [("rows:1", "rows:4")]
+
+
+def test_leaving_out_what_nothing_was_compared_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--against"):
+        prepare("stories", tmp_path, size=4, drop=True)
