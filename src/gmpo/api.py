@@ -34,8 +34,9 @@ from gmpo.config.fields import Section
 from gmpo.data.problems import contradictory
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
+from gmpo.metrics.conclusion import conclusion
 from gmpo.records.rollout import Group
-from gmpo.records.run_folder import MODEL
+from gmpo.records.run_folder import MODEL, read_metrics
 from gmpo.rewards.combined import Rewards
 from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
@@ -125,6 +126,8 @@ def train(
                 _say_contradictions(run, data)
                 steps = run_loop(plan, parts)
                 model = export(parts.learner, run.folder)
+        for line in conclusion([one.values for one in read_metrics(run.folder)]):
+            run.say(line)
     return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history))
 
 

@@ -114,7 +114,7 @@ def test_the_report_shows_the_tree_the_numbers_and_every_list_with_reasons() -> 
         "fresh optimizer",
     ):
         assert words in " ".join(text.split()), words
-    for title in ("honoured (", "derived (", "without effect (1)", "not available yet (1)", "warnings (1)"):
+    for title in ("honoured (", "derived (", "without effect (1)", "not here (1)", "warnings (1)"):
         assert title in text
 
 

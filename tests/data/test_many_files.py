@@ -39,7 +39,7 @@ def test_a_folder_and_a_pattern_stand_for_their_files_in_the_order_of_their_numb
 
 
 def test_nothing_is_taken_for_something_else(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing matches .*val-"):
+    with pytest.raises(DataError, match=r"nothing matches .*val-"):
         find_files(str(shards / "val-*.parquet"))
     write_parquet([row()], shards / "test-1.parquet")
     with pytest.raises(DataError, match="holds training and test files"):
@@ -56,7 +56,7 @@ def test_compressed_json_is_read_and_a_cut_file_is_named(tmp_path: Path) -> None
     assert asked(file) == ["0", "1", "2"]
     assert row_count(file) == 3
     file.write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="rows.jsonl.gz cannot be read"):
+    with pytest.raises(DataError, match=r"rows.jsonl.gz cannot be read"):
         load_problems(file)
 
 

@@ -206,7 +206,7 @@ def test_check_lists_what_is_not_here_and_ready_exits_with_three(bench: Any, com
     """Model, data, column, reward function: each alone is found, and a run that could start exits with 0."""
     words = bench.arguments()
     assert command("check", "--ready", *words).code == 0
-    model, rows = bench.folder / "empty", bench.write_rows([{"prompt": "x", "data_source": "s"}], "other.parquet")
+    model, rows = bench.folder / "empty", bench.write_rows([{"prompt": "x", "data_source": "s"}] * 4, "other.parquet")
     model.mkdir()
     (model / "config.json").write_text("{}")
     for word, said in {

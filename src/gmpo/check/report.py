@@ -22,13 +22,15 @@ from gmpo.config.tree import get
 CountRows = Callable[[Sequence[str]], int | None]
 
 
-def check_report(resolved: Resolved[Config], count_rows: CountRows, absent: Sequence[Note] = ()) -> RenderableType:
+def check_report(
+    resolved: Resolved[Config], count_rows: CountRows, absent: Sequence[Note] | None = None
+) -> RenderableType:
     """The report, with the sizes of the data sets.
 
     Args:
         count_rows: number of rows in some files, or None when it cannot be known, for example because they are on
             another machine.
-        absent: what is not here.
+        absent: what is not here; what this version cannot run when None.
 
     Raises:
         ConfigError: a batch is larger than the data set.
@@ -59,7 +61,9 @@ def find_shape(model: str | None) -> tuple[str, ModelShape] | None:
     return None if known is None else (f"the built-in shape of {known[0]}", known[1])
 
 
-def render(resolved: Resolved[Config], derived: Sequence[Number], absent: Sequence[Note] = ()) -> RenderableType:
+def render(
+    resolved: Resolved[Config], derived: Sequence[Number], absent: Sequence[Note] | None = None
+) -> RenderableType:
     """Everything as one renderable, readable from 80 columns on."""
     config = resolved.config
     honoured = [(path, _value(get(config, path))) for path in sorted(resolved.honoured)]
@@ -82,7 +86,9 @@ def render(resolved: Resolved[Config], derived: Sequence[Number], absent: Sequen
             [*notes(resolved.inert), *((i.path, _value(i.value), i.reason) for i in resolved.ignored)],
             "yellow",
         ),
-        _section("not here", "`gmpo train` would not start", notes(absent), "red"),
+        _section(
+            "not here", "`gmpo train` would not start", notes(resolved.unavailable if absent is None else absent), "red"
+        ),
         _section("warnings", "trains, and may surprise", notes(resolved.warnings), "yellow"),
     )
 

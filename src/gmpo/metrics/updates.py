@@ -77,6 +77,9 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
         **_summary("critic/score", torch.tensor([a.grade.score for a in answers])),
         "perf/total_num_tokens": float(prompts.sum() + responses.sum()),
     }
+    rights = [[graded.grade.verdict == Verdict.CORRECT for graded in group.graded] for group in groups]
+    metrics["rollout/all_right_groups"] = sum(map(all, rights)) / len(rights)
+    metrics["rollout/all_wrong_groups"] = sum(not any(one) for one in rights) / len(rights)
     for part in answers[0].parts:
         metrics[f"reward_parts/{part}/mean"] = float(np.mean([a.parts[part] for a in answers]))
     for verdict in Verdict:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gmpo.metrics.conclusion import pass_rate
 from gmpo.records.rollout import Group
 
 SHOWN = {
@@ -27,6 +30,8 @@ LINE = (
     "val/loss",
     "val/pass@1",
     "critic/score/mean",
+    "rollout/all_wrong_groups",
+    "rollout/all_right_groups",
     "response_length/mean",
     "actor/entropy",
     "actor/pg_loss",
@@ -55,6 +60,7 @@ class ConsoleSink:
         self.live = console.is_terminal
         self.every = max(1, total_steps // LINES)
         self.latest: dict[str, float] = {}
+        self.first, self.began = 0, time.monotonic()
         self.progress = Progress(
             TextColumn(f"[bold]{label}"),
             BarColumn(bar_width=20),
@@ -69,6 +75,7 @@ class ConsoleSink:
         self.task = self.progress.add_task(label, total=total_steps, shown="")
 
     def start(self, step: int) -> None:
+        self.first, self.began = step, time.monotonic()
         self.progress.update(self.task, completed=step)
         self.progress.start()
 
@@ -79,10 +86,16 @@ class ConsoleSink:
         elif (
             step % self.every == 0 or step in (1, self.total_steps) or any(name.startswith("val/") for name in metrics)
         ):
-            shown = " - ".join(f"{name}:{_number(metrics[name])}" for name in LINE if name in metrics)
-            self.console.print(
-                f"step:{step}/{self.total_steps} - {self._epoch(step)} - {shown}", highlight=False, soft_wrap=True
-            )
+            shown = " - ".join(f"{name}:{_shown(name, metrics)}" for name in LINE if name in metrics)
+            line = f"step:{step}/{self.total_steps} - {self._epoch(step)}{self._left(step)} - {shown}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _left(self, step: int) -> str:
+        """The time that the steps to come will take at the pace so far."""
+        done, rest = step - self.first, self.total_steps - step
+        if done <= 0 or rest <= 0:
+            return ""
+        return f" - left {timedelta(seconds=round((time.monotonic() - self.began) / done * rest))}"
 
     def _epoch(self, step: int) -> str:
         epochs = -(-self.total_steps // self.steps_per_epoch)
@@ -103,6 +116,10 @@ def sample_panel(group: Group, step: int) -> Panel:
         title_align="left",
         subtitle_align="left",
     )
+
+
+def _shown(name: str, metrics: Mapping[str, float]) -> str:
+    return pass_rate(metrics) if name == "val/pass@1" else _number(metrics[name])
 
 
 def _short(metrics: Mapping[str, float]) -> str:

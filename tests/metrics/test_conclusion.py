@@ -1,0 +1,61 @@
+"""The sentences at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from gmpo.metrics.conclusion import conclusion
+
+
+def validated(rate: float, low: float, high: float) -> dict[str, float]:
+    return {"val/pass@1": rate, "val/pass@1_low": low, "val/pass@1_high": high}
+
+
+def step(**changes: float) -> dict[str, float]:
+    usual = {
+        "critic/score/mean": 0.5,
+        "rollout/zero_variance_groups": 0.5,
+        "rollout/all_wrong_groups": 0.25,
+        "rollout/all_right_groups": 0.25,
+        "reward/correct_share": 0.5,
+        "reward/unparsed_share": 0.0,
+        "response_length/clip_ratio": 0.0,
+        "actor/lr": 1e-6,
+    }
+    return usual | {name.replace("__", "/"): value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"),
+    [
+        (validated(0.5, 0.41, 0.59), "better"),
+        (validated(0.35, 0.26, 0.44), "no difference that can be told"),
+        (validated(0.1, 0.05, 0.19), "worse"),
+    ],
+)
+def test_the_verdict_is_that_of_the_intervals(last: Mapping[str, float], verdict: str) -> None:
+    (line,) = conclusion([validated(0.3, 0.2, 0.4), validated(0.9, 0.8, 0.95), last])
+    assert line.startswith("pass@1 0.300 (0.200-0.400) -> ")
+    assert f": {verdict}" in line
+
+
+def test_a_run_that_cannot_learn_says_why() -> None:
+    hopeless = step(rollout__zero_variance_groups=1.0, rollout__all_wrong_groups=1.0, rollout__all_right_groups=0.0)
+    said = " ".join(conclusion([hopeless | {"reward/unparsed_share": 0.9, "response_length/clip_ratio": 0.8}] * 2))
+    assert "all alike: 100% (all wrong 100%, all right 0%)" in said
+    assert "90% of the answers have none that the scorer can read" in said
+    assert "80% were cut at data.max_response_length" in said
+    assert "too hard" in " ".join(conclusion([hopeless]))
+    solved = step(rollout__zero_variance_groups=1.0, rollout__all_wrong_groups=0.0, rollout__all_right_groups=1.0)
+    assert "solved already" in " ".join(conclusion([solved]))
+    assert "learning rate was 0" in " ".join(conclusion([step(actor__lr=0.0)]))
+
+
+def test_one_step_that_teaches_is_enough_and_a_collapse_is_named() -> None:
+    hopeless = step(rollout__zero_variance_groups=1.0, rollout__all_wrong_groups=1.0)
+    assert len(conclusion([hopeless, step()])) == 1
+    right, wrong = step(), step(reward__correct_share=0.0)
+    assert "fell apart" in " ".join(conclusion([right, right, wrong, wrong, wrong, wrong, wrong, wrong]))
+    assert len(conclusion([right] * 8)) == 1
