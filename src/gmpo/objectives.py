@@ -43,6 +43,10 @@ class LossTraits:
     """Function that chooses tokens from log-probs of the whole mini-batch; the loss takes the choice as `selected`."""
     select_numbers: tuple[str, ...] = ()
     """Keyword arguments of that function from the configuration."""
+    divergence: bool = False
+    """The bounds are distances between the token's probabilities before and now, not bounds of their ratio."""
+    pulls: bool = False
+    """It has a gradient where the advantage is 0: the pull back to the old policy."""
     log_clip: bool = False
     """The bounds are log-ratios, not distances of a ratio from 1."""
     published_clip: tuple[float, float] | None = None
@@ -90,6 +94,7 @@ ESTIMATORS: Mapping[str, EstimatorTraits] = {
     "remax": EstimatorTraits(needs_greedy=True, rewards_to_come=True),
     "opo": EstimatorTraits(needs_groups=True),
     "gpg": EstimatorTraits(needs_groups=True),
+    "max_rl": EstimatorTraits(needs_groups=True),
     "grpo_passk": EstimatorTraits(("normalise_by_std",), needs_groups=True),
     "grpo_batch_std": EstimatorTraits(needs_groups=True),
     "geo_mean": EstimatorTraits(("normalise_by_std", "floor", "offset"), needs_groups=True),
@@ -115,6 +120,9 @@ LOSSES: Mapping[str, LossTraits] = {
     "cispo": LossTraits(("clip_low", "clip_high")),
     "sapo": LossTraits(("tau_positive", "tau_negative"), aggregation="seq-mean-token-mean"),
     "gpg": LossTraits(),
+    "dppo_tv": LossTraits(("clip_low", "clip_high", "clip_dual", "symmetric"), divergence=True),
+    "dppo_kl": LossTraits(("clip_low", "clip_high", "clip_dual", "symmetric"), divergence=True),
+    "dro": LossTraits(("beta",), pulls=True),
     "clip_cov": LossTraits(
         ("clip_low", "clip_high"),
         select="select_clip_cov",

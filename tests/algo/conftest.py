@@ -22,6 +22,9 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "cispo": {"clip_low": 0.2, "clip_high": 0.3},
     "sapo": {"tau_positive": 1.0, "tau_negative": 1.05},
     "gpg": {},
+    "dppo_tv": {"clip_low": 0.02, "clip_high": 0.03, "clip_dual": 3.0, "symmetric": False},
+    "dppo_kl": {"clip_low": 0.002, "clip_high": 0.003, "clip_dual": 3.0, "symmetric": False},
+    "dro": {"beta": 0.5},
     "clip_cov": {"clip_low": 0.2, "clip_high": 0.3},
     "kl_cov": {"kl_coef": 0.1},
 }

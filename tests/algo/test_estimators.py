@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gmpo.algo.advantages import ADVANTAGES, whiten
+from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS
 
 NAN = float("nan")
@@ -124,6 +125,14 @@ def opo(answers: Sequence[Answer]) -> list[float]:
 def gpg(answers: Sequence[Answer]) -> list[float]:
     alpha = len(answers) / max(1, sum(a.total != 0 for a in answers))
     return spread([alpha * (a.total - mean(rewards_of_group(answers, a))) for a in answers], answers)
+
+
+def max_rl(answers: Sequence[Answer]) -> list[float]:
+    own = []
+    for a in answers:
+        average = mean(rewards_of_group(answers, a))
+        own.append((a.total - average) / average if average > 0 else 0.0)
+    return spread(own, answers)
 
 
 def grpo_batch_std(answers: Sequence[Answer]) -> list[float]:
@@ -281,6 +290,8 @@ def test_a_single_token_is_whitened_to_zero_and_none_to_nothing() -> None:
 def test_the_order_of_the_rows_never_matters(name: str, answers: list[Answer], order: Sequence[int]) -> None:
     numbers = {"normalise_by_std": True, "floor": 1e-8, "offset": 50.0, "gamma": 0.9, "lam": 0.95}
     own = {key: numbers[key] for key in ESTIMATORS[name].numbers}
+    if name == "max_rl":
+        assume(all(a.total >= 0 for a in answers))
     places = [i for i in order if i < len(answers)]
 
     def rows(flat: Sequence[float], of: Sequence[Answer]) -> list[list[float]]:
@@ -299,3 +310,13 @@ def test_tensors_of_no_rows_give_tensors_of_no_rows() -> None:
     for name in ("rloo", "reinforce_plus_plus_baseline", "opo", "gpg", "grpo_batch_std"):
         assert ADVANTAGES[name].fn(empty, none, rows).shape == (0, 3), name
     assert ADVANTAGES["grpo_passk"].fn(empty, none, rows, normalise_by_std=True).shape == (0, 3)
+
+
+def test_max_rl_divides_by_the_groups_mean_and_refuses_negative_rewards() -> None:
+    """One of four right: (1 - 1/4) / (1/4) = 3 and -1, where three of four give 1/3 and -1. Its mean is the gradient of
+    log of the pass rate p for 0/1 rewards: a right answer weighs (1 - p) / p, a wrong one -1."""
+    assert estimate("max_rl", single([1, 0, 0, 0])) == pytest.approx([3.0, -1.0, -1.0, -1.0])
+    assert estimate("max_rl", single([1, 1, 1, 0])) == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1.0])
+    assert estimate("max_rl", single([0, 0])) == [0.0, 0.0]
+    with pytest.raises(ConfigError, match="divides by a group's mean reward"):
+        estimate("max_rl", single([1, -1]))

@@ -16,10 +16,10 @@ from gmpo.algo.losses import POLICY_LOSSES, SUPERVISED
 from gmpo.algo.masks import AGGREGATIONS, sequence_mean
 
 MiniBatch = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-CONSTANT_PARTS = {"cispo", "gspo_token"}
+CONSTANT_PARTS = {"cispo", "gspo_token", "dppo_tv", "dppo_kl"}
 """Losses whose value holds a constant made of log-probs: their gradient is not that of their value, by definition."""
 PER_RESPONSE = {"geo_mean", "power_mean", "gspo"}
-NOTHING_IS_CUT = {"cispo", "sapo", "gpg", "kl_cov"}
+NOTHING_IS_CUT = {"cispo", "sapo", "gpg", "kl_cov", "dro"}
 
 
 def kinks(numbers: dict[str, Any]) -> list[float]:
@@ -208,6 +208,7 @@ def test_the_supervised_gradient_is_minus_one_over_the_denominator(
     lengths = mask.sum(1, keepdim=True).clamp(min=1).double()
     per_token = {
         "token-mean": torch.full_like(lengths, 1 / 15),
+        "token-sum": torch.ones_like(lengths),
         "seq-mean-token-sum": torch.full_like(lengths, 1 / 5),
         "seq-mean-token-mean": 1 / lengths / 5,
         "seq-mean-token-sum-norm": torch.full_like(lengths, 1 / 8 / 5),

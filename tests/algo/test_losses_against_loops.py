@@ -99,6 +99,37 @@ def gpg(row: Row, low: float, high: float) -> tuple[list[float], list[float]]:
     return [-row.advantage * (OLD + d) for d in row.d], [-row.advantage] * len(row.d)
 
 
+def dppo(
+    row: Row, low: float, high: float, distance: Callable[[float, float], float]
+) -> tuple[list[float], list[float]]:
+    values, slopes = [], []
+    for d in row.d:
+        p, q = math.exp(OLD + d), math.exp(OLD)
+        bound = high if row.advantage > 0 else low
+        away = p > q if row.advantage > 0 else p < q
+        weight = 0.0 if away and distance(p, q) > bound else min(math.exp(d), 3.0)
+        values.append(-row.advantage * weight * (OLD + d))
+        slopes.append(-row.advantage * weight)
+    return values, slopes
+
+
+def dppo_tv(row: Row, low: float, high: float) -> tuple[list[float], list[float]]:
+    return dppo(row, low, high, lambda p, q: abs(p - q))
+
+
+def dppo_kl(row: Row, low: float, high: float) -> tuple[list[float], list[float]]:
+    def divergence(p: float, q: float) -> float:
+        p = min(p, math.exp(-1e-12))  # the examples hold log-probs above 0, which no policy has
+        return q * math.log(q / p) + (1 - q) * math.log((1 - q) / -math.expm1(math.log(p)))
+
+    return dppo(row, low, high, divergence)
+
+
+def dro(row: Row, low: float, high: float) -> tuple[list[float], list[float]]:
+    values = [0.25 * d * d - row.advantage * (OLD + d) for d in row.d]
+    return values, [0.5 * d - row.advantage for d in row.d]
+
+
 def clip_cov(row: Row, low: float, high: float) -> tuple[list[float], list[float]]:
     pairs = [(0.0, 0.0) if selected_by_rule(d) else clipped(d, row.advantage, low, high) for d in row.d]
     return [v for v, _ in pairs], [s for _, s in pairs]
@@ -145,7 +176,22 @@ def power_mean(row: Row, low: float, high: float) -> tuple[float, list[float]]:
 
 
 LOOPS: dict[str, Callable[[Row, float, float], tuple[Any, list[float]]]] = {
-    fn.__name__: fn for fn in (vanilla, geo_mean, power_mean, gspo, gspo_token, cispo, sapo, gpg, clip_cov, kl_cov)
+    fn.__name__: fn
+    for fn in (
+        vanilla,
+        geo_mean,
+        power_mean,
+        gspo,
+        gspo_token,
+        cispo,
+        sapo,
+        gpg,
+        dppo_tv,
+        dppo_kl,
+        dro,
+        clip_cov,
+        kl_cov,
+    )
 }
 
 
@@ -161,6 +207,7 @@ def reduced(name: str, responses: list[Row], mode: str, scale: float, low: float
     for row in present:
         divisor = {
             "token-mean": tokens,
+            "token-sum": 1,
             "seq-mean-token-sum": sequences,
             "seq-mean-token-mean": sequences * len(row.d),
             "seq-mean-token-sum-norm": sequences * scale,

@@ -36,6 +36,7 @@ def test_sums_and_means_see_the_mask_only() -> None:
     ("mode", "mean"),
     [
         ("token-mean", (1 + 2 + 6 + 4) / 4),
+        ("token-sum", 1 + 2 + 6 + 4),
         ("seq-mean-token-sum", (9 + 4) / 2),
         ("seq-mean-token-mean", (3 + 4) / 2),
         ("seq-mean-token-sum-norm", (9 / 10 + 4 / 10) / 2),
@@ -46,7 +47,8 @@ def test_each_mode_is_its_formula(mode: str, mean: float) -> None:
 
 
 def test_every_mode_has_a_worked_example_above() -> None:
-    assert set(AGGREGATIONS) == {"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}
+    means = {"token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}
+    assert set(AGGREGATIONS) == means
 
 
 def test_a_length_of_three_weighs_exactly_a_third_in_float64() -> None:

@@ -22,11 +22,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1035, "scripts of verl; recipes in the help; a quickstart that goes on"),
-    "algo": (940, "a quantile without a bound on its size"),
+    "algo": (1030, "losses bounded by divergence, with a quadratic pull; advantages over the mean"),
     "backends": (2180, "a model is compared with itself before a run; what a model folder asks for and is left out"),
     "build": (1650, "the checks of a model stand once for both programs"),
     "check": (410, "what is not here"),
-    "config": (3250, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),
+    "config": (3260, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),
     "data": (1400, "folders, patterns and gz; JSON text in columns; contradictory rows"),
     "metrics": (455, "what a run came to, in sentences"),
     "ops": (630, "ids of probability 0"),
@@ -101,7 +101,10 @@ def test_every_budget_has_a_reason() -> None:
 
 
 def test_a_folder_above_its_budget_is_found_and_one_far_below() -> None:
-    budgets = {"algo": (100, "estimators"), "ops": (100, "kernels")}
+    budgets = {
+        "algo": (1030, "losses bounded by divergence, with a quadratic pull; advantages over the mean"),
+        "ops": (100, "kernels"),
+    }
     assert not over_or_slack({"algo": 100, "ops": 100 - SLACK}, budgets)
     (above,) = over_or_slack({"algo": 101, "ops": 100}, budgets)
     assert "algo has 101 lines of code, 1 above its budget" in above

@@ -28,6 +28,8 @@ LOSS_NUMBERS: dict[str, tuple[str, Any]] = {
     "power": (f"{P}.power", -0.14),
     "tau_positive": (f"{A}.tau_pos", 0.15),
     "tau_negative": (f"{A}.tau_neg", 0.16),
+    "symmetric": (f"{P}.dppo_symmetric", True),
+    "beta": (f"{P}.dro_beta", 0.165),
     "clip_cov_share": (f"{P}.clip_cov_ratio", 0.17),
     "cov_low": (f"{P}.clip_cov_lb", 2.5),
     "cov_high": (f"{P}.clip_cov_ub", 6.5),

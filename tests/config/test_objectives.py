@@ -67,7 +67,7 @@ def test_the_refused_pairs_are_those_that_have_no_meaning() -> None:
 
 def test_a_refused_pair_names_the_losses_that_would_do() -> None:
     message = refused("recipe=gmpo", f"{ESTIMATOR}=gae")
-    assert "vanilla, gspo_token, cispo, sapo, gpg, clip_cov, kl_cov" in message
+    assert "vanilla, gspo_token, cispo, sapo, gpg, dppo_tv, dppo_kl, dro, clip_cov, kl_cov" in message
     with_kl = refused("recipe=gmpo", f"{ESTIMATOR}=remax", "algorithm.use_kl_in_reward=True")
     assert f"{A}.use_kl_loss does not" in with_kl
     assert load(["recipe=gmpo", f"{ESTIMATOR}=remax", f"{A}.use_kl_loss=True"])
@@ -99,6 +99,8 @@ _GIVEN = {
     f"{P}.power": "1",
     f"{A}.tau_pos": "2",
     f"{A}.tau_neg": "2",
+    f"{P}.dppo_symmetric": "True",
+    f"{P}.dro_beta": "2",
     f"{P}.clip_cov_ratio": "0.1",
     f"{P}.clip_cov_lb": "2",
     f"{P}.clip_cov_ub": "6",

@@ -232,6 +232,31 @@ def grpo_batch_std(
     return _spread(advantage, mask, token_rewards)
 
 
+def max_rl(
+    token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
+    """`A_i = (R_i - mean_g R) / mean_g R`: a group in which little is right counts for more.
+
+    For 0/1 rewards its expected gradient is that of the log of the pass rate, the likelihood of a right answer, where
+    the plain difference has the pass rate's. A group without any reward gets 0.
+
+    Source: MaxRL, arXiv 2602.02710.
+
+    Raises:
+        ConfigError: a reward is negative.
+    """
+    rewards = sequence_sum(token_rewards, mask).double()
+    if bool((rewards < 0).any()):
+        raise ConfigError(
+            "algorithm.adv_estimator=max_rl divides by a group's mean reward, but a reward is "
+            f"{float(rewards.min()):g}. "
+            "Give rewards of 0 and more, or take adv_estimator=grpo, which takes any sign."
+        )
+    moments = group_moments(rewards, group)
+    advantage = (rewards - moments.mean) / moments.mean.clamp(min=1e-12)
+    return _spread(advantage.masked_fill(moments.constant, 0.0), mask, token_rewards)
+
+
 def geo_mean(
     token_rewards: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
@@ -334,6 +359,7 @@ _FUNCTIONS = (
     remax,
     opo,
     gpg,
+    max_rl,
     grpo_passk,
     grpo_batch_std,
     geo_mean,

@@ -20,6 +20,9 @@ from gmpo.algo.surrogate import Surrogate
 from gmpo.algo.token_losses import (
     cispo,
     clip_cov,
+    dppo_kl,
+    dppo_tv,
+    dro,
     gpg,
     gspo_token,
     kl_cov,
@@ -42,7 +45,21 @@ class PolicyLoss:
     """The function that `traits.select` names."""
 
 
-_FUNCTIONS = (vanilla, geo_mean, power_mean, gspo, gspo_token, cispo, sapo, gpg, clip_cov, kl_cov)
+_FUNCTIONS = (
+    vanilla,
+    geo_mean,
+    power_mean,
+    gspo,
+    gspo_token,
+    cispo,
+    sapo,
+    gpg,
+    dppo_tv,
+    dppo_kl,
+    dro,
+    clip_cov,
+    kl_cov,
+)
 _SELECTIONS = {fn.__name__: fn for fn in (select_clip_cov, select_kl_cov)}
 POLICY_LOSSES: Mapping[str, PolicyLoss] = {
     fn.__name__: PolicyLoss(fn, traits := LOSSES[fn.__name__], _SELECTIONS.get(traits.select or ""))

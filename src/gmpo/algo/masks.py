@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Unit = Literal["tokens", "sequences"]
+Unit = Literal["tokens", "sequences", "one"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Counts:
 
     def of(self, unit: Unit) -> int:
         """The denominator for `unit`; at least 1, so that a mini-batch without any token gives a loss of exactly 0."""
-        return max(1, self.tokens if unit == "tokens" else self.sequences)
+        return max(1, {"tokens": self.tokens, "sequences": self.sequences, "one": 1}[unit])
 
 
 def count(mask: Bool[Tensor, "B T"]) -> Counts:
@@ -92,6 +92,8 @@ def _one_over_scale(mask: Bool[Tensor, "B T"], loss_scale: float) -> Float[Tenso
 AGGREGATIONS: Mapping[str, Aggregation] = {
     # every token counts alike, long responses weigh more (DAPO, arXiv 2503.14476 eq. 8)
     "token-mean": Aggregation("tokens", _ones),
+    # the sum itself: the step grows with the mini-batch, which only a bound on the gradient's norm takes back
+    "token-sum": Aggregation("one", _ones),
     "seq-mean-token-sum": Aggregation("sequences", _ones),
     # every response counts alike (GRPO, arXiv 2402.03300 eq. 3)
     "seq-mean-token-mean": Aggregation("sequences", _one_over_length),

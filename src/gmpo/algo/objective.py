@@ -98,7 +98,8 @@ class Objective:
     @property
     def only_advantages(self) -> bool:
         """Responses of advantage 0 have no gradient at all, so they need not be computed."""
-        return self.kl_coef == 0.0 and self.entropy_coef == 0.0 and not self.chooses
+        pulls = self.policy_loss.traits.pulls
+        return self.kl_coef == 0.0 and self.entropy_coef == 0.0 and not self.chooses and not pulls
 
     @property
     def chooses(self) -> bool:

@@ -130,6 +130,89 @@ def gpg(
     return token_surrogate(-advantage * logp.masked_fill(~mask, 0.0), log_ratio(logp, old_logp, mask), mask)
 
 
+def dppo_tv(
+    logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float,
+    symmetric: bool,
+) -> Surrogate:
+    """`-A sg[min(rho, clip_dual)] logp`, and 0 where the token's probability has moved too far the way A asks.
+
+    With p and q the token's probability now and before: `p - q > clip_high` where A > 0, `q - p > clip_low` elsewhere.
+    That is the total variation of "this token or another": a rare token may change its ratio by much, a frequent one
+    may
+    not. `symmetric` cuts either way whatever the sign of A.
+
+    Source: DPPO, arXiv 2602.04879 (binary total variation); as in verl. Symmetric mask: prime-rl.
+    """
+    moved = (logp.exp() - old_logp.exp()).detach()
+    return _divergence_masked(logp, old_logp, advantage, mask, moved, (clip_low, clip_high), clip_dual, symmetric)
+
+
+def dppo_kl(
+    logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float,
+    symmetric: bool,
+) -> Surrogate:
+    """`dppo_tv` with the distance `KL(q || p) = q log(q / p) + (1 - q) log((1 - q) / (1 - p))` of that choice of two.
+
+    Source: DPPO, arXiv 2602.04879 (binary KL); as in verl.
+    """
+    new, old = logp.detach().double().clamp(max=-1e-12), old_logp.double().clamp(max=-1e-12)
+    others = torch.log(-torch.expm1(old)) - torch.log(-torch.expm1(new))
+    divergence = old.exp() * (old - new) - torch.expm1(old) * others
+    moved = (divergence.clamp(min=0.0) * torch.sign(new - old)).to(logp.dtype)
+    return _divergence_masked(logp, old_logp, advantage, mask, moved, (clip_low, clip_high), clip_dual, symmetric)
+
+
+def _divergence_masked(
+    logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    moved: Float[Tensor, "B T"],
+    bounds: tuple[float, float],
+    largest: float,
+    symmetric: bool,
+) -> Surrogate:
+    """`moved` is the distance from the old policy with the sign of p - q; bounds are those of a fall and of a rise."""
+    d = log_ratio(logp, old_logp, mask)
+    rose, fell = moved > bounds[1], moved < -bounds[0]
+    cut = (rose | fell) if symmetric else torch.where(advantage > 0, rose, fell)
+    cut = cut & (advantage != 0) & mask  # without an advantage there is no gradient to cut
+    weight = bounded_ratio(d).clamp(max=largest).detach()
+    values = (-advantage * weight * logp.masked_fill(~mask, 0.0)).masked_fill(cut, 0.0)
+    return token_surrogate(values, d, mask, clipped=cut & (advantage > 0), clipped_lower=cut & (advantage < 0))
+
+
+def dro(
+    logp: Float[Tensor, "B T"],
+    old_logp: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    beta: float,
+) -> Surrogate:
+    """`-(A logp - beta / 2 d^2)`: the plain policy gradient with a quadratic pull back to the old policy; nothing is
+    cut.
+
+    Source: direct reward optimisation, as in verl's `dro`.
+    """
+    d = log_ratio(logp, old_logp, mask)
+    return token_surrogate(0.5 * beta * d.square() - advantage * logp.masked_fill(~mask, 0.0), d, mask)
+
+
 def clip_cov(
     logp: Float[Tensor, "B T"],
     old_logp: Float[Tensor, "B T"],

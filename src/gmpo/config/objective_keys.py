@@ -28,6 +28,8 @@ LOSS_KEYS: Mapping[str, str] = {
     "power": f"{ACTOR}.policy_loss.power",
     "tau_positive": f"{ACTOR}.tau_pos",
     "tau_negative": f"{ACTOR}.tau_neg",
+    "symmetric": f"{ACTOR}.policy_loss.dppo_symmetric",
+    "beta": f"{ACTOR}.policy_loss.dro_beta",
     "clip_cov_share": f"{ACTOR}.policy_loss.clip_cov_ratio",
     "cov_low": f"{ACTOR}.policy_loss.clip_cov_lb",
     "cov_high": f"{ACTOR}.policy_loss.clip_cov_ub",

@@ -16,7 +16,9 @@ class PolicyLoss(Section):
         "vanilla: PPO's clipped ratio per token, with dual clip. geo_mean: GMPO, the geometric mean of an answer's "
         "clipped ratios. power_mean: their mean with exponent power. gspo: one clipped ratio per answer; gspo_token: "
         "the same with advantages per token. cispo: clipped weights. sapo: a soft gate. gpg: the plain policy "
-        "gradient. clip_cov, kl_cov: less gradient for tokens of high covariance.",
+        "gradient. dppo_tv, dppo_kl: no gradient where a token's probability moved too far, by total variation or KL. "
+        "dro: the policy gradient with a quadratic pull back. clip_cov, kl_cov: less gradient for tokens of high "
+        "covariance.",
     )
     power: float | tuple[float, float] = setting(
         0.0,
@@ -40,6 +42,10 @@ class PolicyLoss(Section):
         own=True,
         gt=0,
     )
+    dppo_symmetric: bool = setting(
+        False, "Let dppo_tv and dppo_kl cut tokens that moved too far either way, whatever the sign of A.", own=True
+    )
+    dro_beta: float = setting(0.1, "Weight of dro's pull back, half of the squared log-ratio.", gt=0)
     clip_cov_ratio: float = setting(2e-4, "Share of the mini-batch's tokens that clip_cov takes out.", gt=0, le=1)
     clip_cov_lb: float = setting(1.0, "clip_cov takes tokens whose covariance is above it.")
     clip_cov_ub: float = setting(5.0, "clip_cov takes tokens whose covariance is below it.")

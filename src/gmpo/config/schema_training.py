@@ -11,7 +11,7 @@ ONE_PROCESS = "this version trains in one process, so there is nothing to shard 
 RUN_FOLDER = "checkpoints/{project_name}/{experiment_name}"
 """The run folder where none is given."""
 
-LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 Schedule = Literal["constant", "cosine", "linear"]
 Contents = tuple[Literal["model", "optimizer", "extra", "hf_model"], ...]
 Precision = Literal["fp32", "bf16"]
