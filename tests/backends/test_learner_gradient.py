@@ -150,8 +150,8 @@ def per_token_logp(model: torch.nn.Module, batch: Batch) -> Tensor:
 def mean_of(values: list[list[Tensor]], mode: str, scale: float) -> Tensor:
     flat = [v for row in values for v in row]
     rows = [torch.stack(row) for row in values if row]
-    if mode == "token-mean":
-        return torch.stack(flat).sum() / len(flat)
+    if mode in ("token-mean", "token-sum"):
+        return torch.stack(flat).sum() / (len(flat) if mode == "token-mean" else 1)
     per_row = {
         "seq-mean-token-sum": [r.sum() for r in rows],
         "seq-mean-token-mean": [r.sum() / len(r) for r in rows],

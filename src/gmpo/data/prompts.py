@@ -121,6 +121,11 @@ def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str,
         )
     except Exception as error:  # a template is a program of the model's author and may raise anything
         roles = ", ".join(message["role"] for message in messages)
+        if "UNK" in str(error):
+            raise DataError(
+                f"{problem.id}: the tokenizer has no token for a word of this prompt, and none for unknown words "
+                f"({error}). It was made for other texts: write the prompt in its words, or take another model."
+            ) from error
         raise DataError(
             f"{problem.id}: the chat template fails on this prompt (roles: {roles}): {error}. Change the row, or "
             "give a template that takes it in actor_rollout_ref.model.custom_chat_template."
