@@ -28,12 +28,12 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "check": (410, "what is not here"),
     "config": (3260, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),
     "data": (1400, "folders, patterns and gz; JSON text in columns; contradictory rows"),
-    "metrics": (455, "what a run came to, in sentences"),
+    "metrics": (460, "what a run came to, in sentences"),
     "ops": (630, "ids of probability 0"),
     "records": (680, "damaged lines, killed runs, names that a run takes; fingerprints of functions"),
     "rewards": (5595, "a reader of short mathematical answers in the place of Math-Verify"),
     "tracking": (610, "answers whose grading failed are kept; time left"),
-    "training": (1270, "what ends a step keeps what is done"),
+    "training": (1275, "what ends a step keeps what is done"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50

@@ -221,9 +221,11 @@ def test_equal_policies_have_no_mismatch() -> None:
 
 def test_weights_on_paper() -> None:
     weights, mask = torch.tensor([[2.0, 1.0], [0.5, 9.0]]), torch.tensor([[True, True], [True, False]])
-    got = weight_stats(weights, mask, threshold=2.0)
+    got = weight_stats(weights.log(), mask, 1.5, level="token")
     assert got["rollout_corr/rollout_is_mean"] == pytest.approx(3.5 / 3)
-    assert got["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(3.5**2 / (3 * 5.25))
+    assert got["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(
+        (1.5 + 1 + 2 / 3) ** 2 / (3 * (1.5**2 + 1 + 4 / 9))
+    ), "of weights held within 2/3 and 3/2"
     assert got["rollout_corr/rollout_is_ratio_fraction_high"] == pytest.approx(1 / 3)
     assert got["rollout_corr/rollout_is_ratio_fraction_low"] == pytest.approx(1 / 3)
     assert got["rollout_corr/rollout_is_seq_mean"] == pytest.approx(1.0)  # 1.5 and 0.5
@@ -235,7 +237,7 @@ def test_rejection_counts_tokens_and_responses_that_left() -> None:
     after = torch.tensor([[True, True], [False, False], [True, False]])
     got = rejection_stats("seq_mean_k1", before, after)
     assert got["rollout_corr/rollout_rs_seq_mean_k1_masked_fraction"] == pytest.approx(2 / 5)
-    assert got["rollout_corr/rollout_rs_seq_mean_k1_seq_masked_fraction"] == pytest.approx(1 / 3)
+    assert got["rollout_corr/rollout_rs_seq_mean_k1_seq_masked_fraction"] == pytest.approx(2 / 3), "lost one at least"
 
 
 # --- batches and rollouts

@@ -37,7 +37,7 @@ def mismatch(old: Tensor, rollout: Tensor, mask: Tensor) -> dict[str, float]:
         "log_ppl_diff_min": apart.min(),
         "ppl_ratio": apart.exp().mean(),
         "chi2_token": (2 * bounded).exp().mean() - 1,
-        "chi2_seq": (2 * total).clamp(-LIMIT, LIMIT).exp().mean() - 1,
+        "chi2_seq": (2 * total).exp().mean() - 1,
     }
     return {f"rollout_corr/{name}": float(value) for name, value in values.items()} | _probabilities(
         old[mask].double(), rollout[mask].double()
@@ -59,36 +59,50 @@ def _probabilities(a: Tensor, b: Tensor) -> dict[str, float]:
     return metrics
 
 
-def weight_stats(weights: Tensor, mask: Tensor, threshold: float) -> dict[str, float]:
-    """Of importance weights `[B, T]` over tokens, and of their mean per response (`seq_*`)."""
-    w = weights[mask].double()
-    if w.numel() == 0:
-        return {}
+def weight_stats(log_ratio: Tensor, mask: Tensor, threshold: float, *, level: str) -> dict[str, float]:
+    """Of importance weights over tokens, and of their mean per response (`seq_*`), as verl computes them: before they
+    are cut at the threshold or normalised, but for `std` and `eff_sample_size`, whose weights are held within
+    [1 / threshold, threshold].
+
+    Args:
+        log_ratio: `[B, T]`, learner less sampler; level: `token`, or `sequence` for the sum on each of a response's
+        tokens.
+    """
     rows = mask.any(dim=1)
-    per_row = sequence_mean(weights.double(), mask)[rows]
+    if not bool(rows.any()):
+        return {}
+    logs = log_ratio.double().masked_fill(~mask, 0.0)
+    if level == "sequence":
+        logs = sequence_sum(logs, mask).unsqueeze(1).expand_as(logs)
+    weights = logs.clamp(-LIMIT, LIMIT).exp()
+    w = weights[mask]
+    held = w.clamp(1.0 / threshold, threshold)
+    per_row = sequence_mean(weights, mask)[rows]
     values = {
         "mean": w.mean(),
         "max": w.max(),
         "min": w.min(),
-        "std": w.std(correction=0),
-        "eff_sample_size": w.sum() ** 2 / (len(w) * (w**2).sum()).clamp(min=1e-300),
-        "ratio_fraction_high": (w >= threshold).double().mean(),
-        "ratio_fraction_low": (w <= 1.0 / threshold).double().mean(),
+        "std": held.std(correction=0),
+        "eff_sample_size": held.sum() ** 2 / (len(held) * (held**2).sum()),
+        "ratio_fraction_high": (w > threshold).double().mean(),
+        "ratio_fraction_low": (w < 1.0 / threshold).double().mean(),
         "seq_mean": per_row.mean(),
-        "seq_std": per_row.std(correction=0),
+        "seq_std": per_row.std(correction=1) if len(per_row) > 1 else torch.zeros(()),
         "seq_max": per_row.max(),
         "seq_min": per_row.min(),
         "seq_max_deviation": (per_row - 1.0).abs().max(),
-        "seq_fraction_high": (per_row >= threshold).double().mean(),
-        "seq_fraction_low": (per_row <= 1.0 / threshold).double().mean(),
+        "seq_fraction_high": (per_row > threshold).double().mean(),
+        "seq_fraction_low": (per_row < 1.0 / threshold).double().mean(),
     }
     return {f"rollout_corr/rollout_is_{name}": float(value) for name, value in values.items()}
 
 
 def rejection_stats(rule: str, before: Tensor, after: Tensor) -> dict[str, float]:
-    """Shares of tokens and of responses that a rule took out of the loss; rule "" stands for all rules together."""
+    """Shares of tokens that a rule took out of the loss, and of responses that lost one at least (verl's "
+    "count); rule ""
+    stands for all rules together."""
     tokens, rows = before.sum(), before.any(dim=1)
-    gone = rows & ~after.any(dim=1)
+    gone = (before & ~after).any(dim=1)
     prefix = f"rollout_corr/rollout_rs_{rule}_" if rule else "rollout_corr/rollout_rs_"
     return {
         f"{prefix}masked_fraction": float((before & ~after).sum() / tokens.clamp(min=1)),

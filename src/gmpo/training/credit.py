@@ -176,7 +176,11 @@ class Credit:
                 batch = batch.replace(loss_mask=mask)
             weights = self._weights(log_ratio, mask, batch.sampled_mask)
             if weights is not None:
-                metrics |= weight_stats(weights, mask, c.threshold)
+                threshold = c.threshold if c.icepop is None else c.icepop[1]
+                metrics |= weight_stats(log_ratio, mask, threshold, level=c.level or "token")
+                metrics["rollout_corr/applied_weight_mean"] = (
+                    float(weights[mask].double().mean()) if mask.any() else 1.0
+                )
                 batch = batch.replace(weights=weights)
         if c.bypass:
             batch = batch.replace(old_is_rollout=True)
