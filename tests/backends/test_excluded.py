@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedM
 
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
-from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, require_weights
+from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, require_weights, what_is_left_out
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
+from gmpo.build.policy import Policy, decode_answers
 from gmpo.errors import BackendError
 from gmpo.ops.linear_logprob import Head, token_values
 from gmpo.ports import SampleRequest, SamplingParams
@@ -75,8 +77,52 @@ def test_ids_beyond_the_tokenizer_are_found_wherever_they_stand(words: PreTraine
 def test_an_adapter_in_the_folder_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     for file in tiny_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(BackendError, match="holds an adapter"):
-        load_model(ModelSource(str(tmp_path)), torch.device("cpu"))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(BackendError, match=f"holds an adapter \\({name}\\)"):
+            load_model(ModelSource(str(tmp_path)), torch.device("cpu"))
+        (tmp_path / name).unlink()
     require_weights(tiny_folder)
     assert AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def test_a_quantised_folder_is_refused_by_its_method(tmp_path: Path, tiny_folder: Path) -> None:
+    for file in tiny_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(BackendError, match=r"is quantised \(.*gptq"):
+        load_model(ModelSource(str(tmp_path)), torch.device("cpu"))
+
+
+def test_what_the_folder_asks_for_and_training_leaves_out_is_said(tiny_folder: Path) -> None:
+    """The balancing loss, by its coefficient; settings of generation that shape the distribution; and nothing else."""
+    model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
+    assert what_is_left_out(model) == []
+    model.config.router_aux_loss_coef = 0.01
+    model.generation_config.repetition_penalty = 1.1  # type: ignore[union-attr]
+    model.generation_config.bad_words_ids = [[3]]  # type: ignore[union-attr]
+    balancing, penalty, words = what_is_left_out(model)
+    assert "coefficient 0.01" in balancing
+    assert "repetition_penalty=1.1" in penalty
+    assert "bad_words_ids=[[3]]" in words
+    with pytest.raises(BackendError, match="balancing loss is not available"):
+        load_model(ModelSource(str(tiny_folder), override_config={"output_router_logits": True}), torch.device("cpu"))
+
+
+def test_special_tokens_reach_the_reward_when_they_are_asked_for(
+    words: PreTrainedTokenizerFast, tiny_folder: Path
+) -> None:
+    """All but the token that ended the answer."""
+    stop, ordinary = int(words.eos_token_id), words.convert_tokens_to_ids("w3")
+    special = next(i for i in words.all_special_ids if i != stop)
+    model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
+    policy = Policy(model, words, CPU, frozenset({stop}), stop)
+    answer = [special, ordinary, stop]
+    (plain,), (whole,) = (decode_answers(policy, skip, [answer]) for skip in (True, False))
+    assert "w3" in plain
+    assert words.decode([special]) not in plain
+    assert words.decode([special]) in whole
+    assert words.decode([stop]) not in whole

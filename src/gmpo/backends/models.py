@@ -69,6 +69,12 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise BackendError(f"cannot read the configuration of model {source.path!r}: {error}") from error
     refuse_router_loss(source)
+    if (quantized := getattr(config, "quantization_config", None)) is not None:
+        how = quantized.get("quant_method") if isinstance(quantized, Mapping) else type(quantized).__name__
+        raise BackendError(
+            f"model {source.path!r} is quantised (quantization_config in config.json: {how}). Only whole weights are "
+            "trained: take the model that it was made from, or write it out in float32 or bfloat16 first."
+        )
     for key, value in (source.override_config or {}).items():
         if key == "attn_implementation":
             continue
@@ -105,13 +111,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def adapters_in(folder: Path) -> list[str]:
+    """Names of the adapter's files in a model folder."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    return [name for name in names if (folder / name).is_file()]
+
+
 def require_weights(folder: Path) -> None:
     """Raise BackendError for a local model folder without weights, or with some that would be left out."""
-    if (folder / "adapter_config.json").is_file():
+    if adapters := adapters_in(folder):
         raise BackendError(
-            f"model folder {folder} holds an adapter (adapter_config.json), which would be left out: only whole "
-            "models are "
-            "trained. Merge it into its base model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), or "
+            f"model folder {folder} holds an adapter ({', '.join(adapters)}), which would be left out: only whole "
+            "models are trained. Merge it into its base model first (peft: "
+            "model.merge_and_unload().save_pretrained(FOLDER)), or "
             "move the adapter's files elsewhere to train the base model alone."
         )
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
@@ -302,7 +314,9 @@ def what_is_left_out(model: PreTrainedModel) -> list[str]:
     if model.config._attn_implementation == "eager":
         said.append(f"{type(model).__name__} has no fused attention; the plain one (eager) is used")
     generation = model.generation_config
-    for name, neutral in (("repetition_penalty", 1.0), ("suppress_tokens", None), ("no_repeat_ngram_size", 0)):
+    neutral_of = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+    lists = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id")
+    for name, neutral in {**neutral_of, **dict.fromkeys(lists), "forced_eos_token_id": None}.items():
         value = getattr(generation, name, None)
         if value not in (None, neutral, []):
             said.append(

@@ -43,9 +43,11 @@ def _model(key: str, path: str, tokenizer: bool) -> Iterator[Note]:
         return
     if not (folder / "config.json").is_file():
         yield Note(key, "the folder has no config.json, so it is no model")
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+    elif not any(file.stem != "adapter_model" for file in folder.glob("*.safetensors")) and not any(
+        folder.glob("pytorch_model*.bin")
+    ):
         yield Note(key, "the folder has no weights (*.safetensors)")
-    if (folder / "adapter_config.json").is_file():
+    if any(folder.glob("adapter_*")):
         yield Note(key, "the folder holds an adapter; merge it into its base model first")
     if tokenizer and not any((folder / name).is_file() for name in _TOKENIZERS):
         yield Note(key, "the folder has no tokenizer; actor_rollout_ref.model.tokenizer_path may name another")
