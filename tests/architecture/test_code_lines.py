@@ -27,7 +27,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "build": (1650, "the checks of a model stand once for both programs"),
     "check": (410, "what is not here"),
     "config": (3260, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),
-    "data": (1400, "folders, patterns and gz; JSON text in columns; contradictory rows"),
+    "data": (1410, "folders, patterns and gz; JSON text in columns; contradictory rows"),
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (630, "ids of probability 0"),
     "records": (680, "damaged lines, killed runs, names that a run takes; fingerprints of functions"),

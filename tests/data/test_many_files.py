@@ -92,3 +92,13 @@ def test_questions_with_two_answers_are_found_whatever_their_spaces() -> None:
 def test_leaving_out_what_nothing_was_compared_with_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--against"):
         prepare("stories", tmp_path, size=4, drop=True)
+
+
+@pytest.mark.parametrize(("name", "source"), [("gsm8k", "countdown"), ("math500", "openai/gsm8k")])
+def test_rows_of_another_data_set_are_not_relabelled(tmp_path: Path, name: str, source: str) -> None:
+    """Competition mathematics is published under many names, and stays free to be."""
+    file = write_parquet([{**row(), "data_source": source}], tmp_path / "test.parquet")
+    with pytest.raises(DataError, match=f"`data_source` is '{source}', another data set"):
+        prepare(name, tmp_path / "out", file)
+    write_parquet([{**row(), "data_source": "lighteval/MATH"}], file)
+    assert prepare("math500", tmp_path / "out", file)[0].rows == 1

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gmpo.data import countdown, gsm8k, math
+from gmpo.data import countdown, gsm8k, math, stories
 from gmpo.data.files import Row
 from gmpo.data.instructions import ANSWER_LINE, BOXED, HASH, INSTRUCTIONS, TAG, bare_question
 from gmpo.data.rows import math_row, text_field
 from gmpo.errors import DataError
+
+APART = frozenset({gsm8k.DATA_SOURCE, countdown.DATA_SOURCE, stories.DATA_SOURCE})
+"""Data sets that nobody publishes under another one's name, as is usual among those of competition mathematics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,12 @@ class Published:
 
     def _rewritten(self, row: Mapping[str, Any]) -> Row:
         """A row that is in verl's schema already, with its instruction and data source replaced."""
+        source = row.get("data_source")
+        if source is not None and source != self.data_source and APART & {source, self.data_source}:
+            raise DataError(
+                f"`data_source` is {source!r}, another data set than {self.data_source!r}: name its own, or correct "
+                "the column. Rows of one are not made into rows of the other"
+            )
         prompt, truth = row["prompt"], row["reward_model"]
         if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], Mapping):
             raise DataError(f"`prompt` must be a list of messages, found {prompt!r}")
