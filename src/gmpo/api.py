@@ -148,7 +148,7 @@ def _validate(
     ):
         _start_graders(rewards, data, run)
         keep = partial(_keep_validation, run.writer, console, c)
-        policy, collector, evaluate = build_validator(data, rewards, keep)
+        policy, collector, evaluate = build_validator(data, rewards, keep, run.tracker.activity)
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
         checkpoint = run.start.checkpoint
         step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)

@@ -42,6 +42,7 @@ class TorchSampler:
         excluded: ids that are never drawn, because the tokenizer has none of them: their probability is 0.
         model: a model of the sampler's own, on `device`, into which weights are copied; None samples from the
             learner's live model.
+        drew: is called after every draw, with the number of tokens that answers got by it.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class TorchSampler:
         max_num_seqs: int,
         excluded: Tensor | None = None,
         model: PreTrainedModel | None = None,
+        drew: Callable[[int], object] = lambda tokens: None,
     ) -> None:
+        self.drew = drew
         self.device = device
         self.seed = seed
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device.torch)
@@ -152,6 +155,7 @@ class TorchSampler:
         logits: Tensor | None = None
         while waiting or rows is not None:
             running = 0 if rows is None else int(rows.running.sum())
+            new_rows = 0
             free = self.max_num_seqs - running
             enough = free >= max(copies, ENTER_ABOVE * self.max_num_seqs)
             enters = bool(waiting) and (running == 0 or (decoder.enters_running and enough))
@@ -169,10 +173,12 @@ class TorchSampler:
                 prompts = [requests[i].prompt_ids for i, _ in entering]
                 new_logits = decoder.enter(prompts, len(entering[0][1]))
                 new = self._new_rows(requests, limits, entering, params)
+                new_rows = len(new.owners)
                 logits = new_logits if rows is None or logits is None else torch.cat([logits, new_logits])
                 rows = new if rows is None else rows.join(new)
             if rows is not None and logits is not None:
                 self._draw(rows, logits, params)
+                self.drew(running + new_rows)
 
     def _draw(self, rows: _Rows, logits: Tensor, params: SamplingParams) -> None:
         """The next token of every row. A finished row that is still there draws into a spare column."""

@@ -28,6 +28,7 @@ from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
 from gmpo.config.tree import replace as with_setting
 from gmpo.errors import ConfigError
+from gmpo.records.activity import Activity
 from gmpo.records.run_folder import METRICS, Leg, RunRecord, what_remains
 from gmpo.tracking.console import ConsoleSink
 from gmpo.tracking.environment import environment
@@ -121,12 +122,13 @@ def opened_run(
             environment=environment(opening.device),
             say=say,
         )
-        sinks = _sinks(resolved, start.folder, opening, console, say)
+        activity = Activity()
+        sinks = _sinks(resolved, start.folder, opening, console, activity)
         with ExitStack() as stack:
             stack.enter_context(_ending(folder))
             with recording("the record of the run"):
                 folder.claim()
-            tracker = RunTracker([folder, *sinks], writer)
+            tracker = RunTracker([folder, *sinks], writer, activity)
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
             stop = stack.enter_context(Stop(say))
@@ -148,7 +150,9 @@ def opened_validation(resolved: Resolved[Any], opening: Opening, *, console: Con
         writer = _writer(resolved.config.trainer, place)
         first = ValidationFolder(place, config=resolved.to_yaml(), environment=environment(opening.device))
         with ExitStack() as stack:
-            tracker = RunTracker([first, *_sinks(resolved, place, opening, console, say)], writer)
+            activity = Activity()
+            sinks = _sinks(resolved, place, opening, console, activity)
+            tracker = RunTracker([first, *sinks], writer, activity)
             stack.callback(tracker.close)
             yield OpenRun(start, say, place, tracker, writer)
 
@@ -203,16 +207,25 @@ def _place(name: str | None) -> Path | None:
     return None if name is None else Path(name).expanduser()
 
 
-def _sinks(resolved: Resolved[Any], folder: Path, opening: Opening, console: Console, say: Say) -> Sequence[Sink]:
+def _sinks(
+    resolved: Resolved[Any], folder: Path, opening: Opening, console: Console, activity: Activity
+) -> Sequence[Sink]:
     """metrics.jsonl always, then the loggers that were asked for."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
+    say = speaker(console)
     info = replace(_info(resolved, folder), say=say)
     sinks: list[Sink] = [JsonLines(folder / METRICS, say)]
     sinks += [SINKS[name](info) for name in trainer.logger if name != "console"]
     if "console" in trainer.logger:
         total = opening.record.total_steps
         sinks.append(
-            ConsoleSink(console, label=opening.label, total_steps=total, steps_per_epoch=opening.steps_per_epoch)
+            ConsoleSink(
+                console,
+                label=opening.label,
+                total_steps=total,
+                steps_per_epoch=opening.steps_per_epoch,
+                activity=activity,
+            )
         )
     return sinks
 

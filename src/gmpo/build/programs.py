@@ -41,6 +41,7 @@ from gmpo.data.demonstrations import (
 from gmpo.data.problems import Problem, ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
 from gmpo.ports import Learner, Tracker
+from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
 from gmpo.rewards.combined import Rewards
 from gmpo.training.collect import Collector
@@ -112,7 +113,7 @@ def build_training(
     longest = longest_prompt(data.problems, data.validation)
     policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
     learner = build_learner(config, policy, data.length.total_steps)
-    collector = build_collector(config, policy, rewards)
+    collector = build_collector(config, policy, rewards, run.tracker.activity)
     history = build_history(config, run.folder, data.problems, run.say)
     run.tracker.add(history)
     parts = Parts(
@@ -162,11 +163,13 @@ def read_validation(
     return ValidationData(config, machine, tokenizer, problems, opening)
 
 
-def build_validator(data: ValidationData, rewards: Rewards, keep: Keep) -> tuple[Policy, Collector, Evaluation]:
+def build_validator(
+    data: ValidationData, rewards: Rewards, keep: Keep, activity: Activity
+) -> tuple[Policy, Collector, Evaluation]:
     """Load the policy, and put a validation together."""
     longest = longest_prompt(data.problems)
     policy = build_policy(data.config, data.tokenizer, data.machine.device, longest_prompt=longest)
-    collector = build_collector(data.config, policy, rewards)
+    collector = build_collector(data.config, policy, rewards, activity)
     return policy, collector, build_evaluation(data.config, collector, data.problems, keep)
 
 

@@ -37,6 +37,7 @@ from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_f
 from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner, Sampler, SamplingParams
+from gmpo.records.activity import Activity
 from gmpo.records.run_folder import PASS_RATES
 from gmpo.rewards.combined import Rewards
 from gmpo.training.checkpoint import Store, content_hash
@@ -115,7 +116,7 @@ def _problems(
     )
 
 
-def build_sampler(config: Config, policy: Policy) -> TorchSampler:
+def build_sampler(config: Config, policy: Policy, activity: Activity) -> TorchSampler:
     """The sampler that `rollout.name` means."""
     rollout = config.actor_rollout_ref.rollout
     return TorchSampler(
@@ -124,6 +125,7 @@ def build_sampler(config: Config, policy: Policy) -> TorchSampler:
         stop_ids=frozenset() if rollout.ignore_eos else policy.stop_ids,
         max_num_seqs=rollout.max_num_seqs,
         excluded=beyond_tokenizer(policy.model, policy.tokenizer),
+        drew=activity.drew,
     )
 
 
@@ -179,12 +181,13 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
     )
 
 
-def build_collector(config: Config, policy: Policy, rewards: Rewards) -> Collector:
-    """Sampling and grading of the run."""
+def build_collector(config: Config, policy: Policy, rewards: Rewards, activity: Activity) -> Collector:
+    """Sampling and grading of the run, which tell `activity` how far they are."""
     return Collector(
-        build_sampler(config, policy),
+        build_sampler(config, policy, activity),
         rewards,
         decode=partial(decode_answers, policy, config.reward_model.skip_special_tokens),
+        activity=activity,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from gmpo.metrics.conclusion import pass_rate
+from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
 
 SHOWN = {
@@ -46,15 +48,25 @@ LINE = (
 """What a plain line shows, under full names so that a log file can be searched for them."""
 
 LINES = 100
-"""Plain lines in a run, about, beside those with validation metrics."""
+"""Plain lines in a run, about, beside those with validation metrics and those of a long silence."""
+
+SILENCE_S, LONGEST_SILENCE_S = 30.0, 300.0
+"""Seconds without a plain line after which one says what the run is doing; twice as many each time, up to a limit."""
 
 
 class ConsoleSink:
     """Progress of a run of `total_steps` steps in epochs of `steps_per_epoch`: a bar that is redrawn on a terminal,
     plain lines in a file or a pipe."""
 
-    def __init__(self, console: Console, *, label: str, total_steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, console: Console, *, label: str, total_steps: int, steps_per_epoch: int, activity: Activity
+    ) -> None:
         self.console = console
+        self.activity = activity
+        self.step = 0
+        self.printed = threading.Event()
+        self.closed = False
+        self.watch = threading.Thread(target=self._watch, name="gmpo-console", daemon=True)
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
         self.live = console.is_terminal
@@ -65,6 +77,7 @@ class ConsoleSink:
             TextColumn(f"[bold]{label}"),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[shown]}"),
+            TextColumn("{task.fields[activity]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -72,14 +85,34 @@ class ConsoleSink:
             disable=not self.live,
             transient=False,
         )
-        self.task = self.progress.add_task(label, total=total_steps, shown="")
+        self.task = self.progress.add_task(label, total=total_steps, shown="", activity=activity)
 
     def start(self, step: int) -> None:
-        self.first, self.began = step, time.monotonic()
+        self.first, self.began, self.step = step, time.monotonic(), step
         self.progress.update(self.task, completed=step)
         self.progress.start()
+        if not self.live and not self.watch.is_alive():
+            self.watch.start()
+
+    def _watch(self) -> None:
+        """Break long silences, until the sink is closed."""
+        silence = SILENCE_S
+        while not self.closed:
+            if self.printed.wait(silence):
+                self.printed.clear()
+                silence = SILENCE_S
+            else:
+                self.say_activity()
+                silence = min(2 * silence, LONGEST_SILENCE_S)
+
+    def say_activity(self) -> None:
+        """A plain line with what the run is doing, if it is doing anything."""
+        if doing := str(self.activity):
+            line = f"after step {self.step}/{self.total_steps} - {doing}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.step = step
         self.latest.update({name: metrics[name] for name in SHOWN if name in metrics})
         if self.live:
             self.progress.update(self.task, completed=step, shown=self._epoch(step) + " " + _short(self.latest))
@@ -89,6 +122,7 @@ class ConsoleSink:
             shown = " - ".join(f"{name}:{_shown(name, metrics)}" for name in LINE if name in metrics)
             line = f"step:{step}/{self.total_steps} - {self._epoch(step)}{self._left(step)} - {shown}"
             self.console.print(line, highlight=False, soft_wrap=True)
+            self.printed.set()
 
     def _left(self, step: int) -> str:
         """The time that the steps to come will take at the pace so far."""
@@ -102,6 +136,8 @@ class ConsoleSink:
         return f"epoch {max(1, -(-step // self.steps_per_epoch))} of {epochs}"
 
     def close(self) -> None:
+        self.closed = True
+        self.printed.set()
         self.progress.stop()
 
 

@@ -14,6 +14,7 @@ from torch.profiler import record_function
 
 from gmpo.errors import BackendError
 from gmpo.ports import Update
+from gmpo.records.activity import Activity
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
@@ -38,14 +39,16 @@ class SamplePolicy:
 class StepRecord:
     """A `gmpo.ports.Step`."""
 
-    def __init__(self, number: int, write_samples: SampleWriter) -> None:
+    def __init__(self, number: int, write_samples: SampleWriter, activity: Activity | None = None) -> None:
         self.number = number
+        self.activity = activity or Activity()
         self.metrics: dict[str, float] = {}
         self._write_samples = write_samples
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.activity.phase = phase
         with record_function(PHASE + phase):  # costs microseconds where no profiler runs
             yield
         name = f"timing_s/{phase}"
@@ -189,6 +192,8 @@ class RunTracker:
 
     sinks: list[Sink]
     writer: SampleWriter
+    activity: Activity = field(default_factory=Activity)
+    """What the run is doing: phases of the step move it, and so do samplers that it was given to."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every step of this process, in order; `training/global_step` numbers them."""
 
@@ -203,7 +208,7 @@ class RunTracker:
 
     @contextmanager
     def step(self, number: int) -> Iterator[StepRecord]:
-        record = StepRecord(number, self.writer)
+        record = StepRecord(number, self.writer, self.activity)
         start = time.perf_counter()
         yield record
         metrics = record.metrics
@@ -223,6 +228,7 @@ class RunTracker:
 
     def _send(self, step: int, metrics: Mapping[str, float]) -> None:
         self.history.append(dict(metrics))
+        self.activity.phase = ""
         with recording(f"the metrics of step {step}"):
             for sink in self.sinks:
                 sink.write(step, metrics)

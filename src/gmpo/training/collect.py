@@ -10,10 +10,11 @@ from typing import Self
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import GradingError
 from gmpo.ports import Sampler, SamplingParams
+from gmpo.records.activity import Activity
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.combined import Rewards
 from gmpo.rewards.grader import GradeRequest
-from gmpo.streams import stream_key
+from gmpo.streams import VALIDATION, stream_key
 from gmpo.training.rollouts import Rollout, run_rollouts, single_turn
 
 
@@ -23,6 +24,7 @@ class Collector:
     Args:
         decode: token ids of several answers -> their texts, special tokens left out.
         rollout: how one answer comes to be.
+        activity: is told how far sampling and grading are.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Collector:
         *,
         decode: Callable[[list[list[int]]], list[str]],
         rollout: Rollout = single_turn,
+        activity: Activity | None = None,
     ) -> None:
         self.sampler = sampler
         self.rewards = rewards
         self.decode = decode
         self.rollout = rollout
+        self.activity = activity or Activity()
 
     def begin(self, params: SamplingParams, *, namespace: int, greedy_baseline: bool = False) -> RolloutPhase:
         """A phase of sampling. Several may be open.
@@ -69,6 +73,7 @@ class RolloutPhase:
         self._namespace = namespace
         self._greedy = replace(params, n=1, temperature=0.0) if greedy_baseline else None
         self._judging = collector.rewards.begin()
+        collector.activity.begin("validation" if namespace == VALIDATION else "sampling")
         self._graded = 0
         self._answers: list[_Answers] = []
         self._baselines: list[_Answers] = []
@@ -107,6 +112,7 @@ class RolloutPhase:
         new = [_Answers(problem) for problem in problems]
         into += new
         collector = self._collector
+        collector.activity.ask(params.n * len(problems))
         run_rollouts(
             collector.rollout,
             collector.sampler,
@@ -118,6 +124,7 @@ class RolloutPhase:
 
     def _grade(self, answers: _Answers, completions: Sequence[Completion]) -> None:
         problem = answers.problem.problem
+        self._collector.activity.answered(len(completions))
         answers.completions = completions
         answers.texts = self._collector.decode([c.token_ids.tolist() for c in completions])
         answers.places = range(self._graded, self._graded + len(completions))
@@ -146,6 +153,7 @@ class RolloutPhase:
         Raises:
             BackendError: too many gradings ended without a judgement.
         """
+        self._collector.activity.phase = "grading"
         try:
             rewards = self._judging.finish()
         except GradingError as error:
