@@ -35,13 +35,14 @@ from gmpo.data.problems import contradictory
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.metrics.conclusion import conclusion
+from gmpo.ports import Learner
 from gmpo.records.rollout import Group
-from gmpo.records.run_folder import MODEL, read_metrics
+from gmpo.records.run_folder import GRADERS, MODEL, read_metrics
 from gmpo.rewards.combined import Rewards
 from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
-from gmpo.tracking.tracker import SampleWriter
-from gmpo.training.checkpoint import export
+from gmpo.tracking.tracker import SampleWriter, recording
+from gmpo.training.final_model import export_for_good
 from gmpo.training.loop import train as run_loop
 from gmpo.training.loop import validate
 from gmpo.training.supervised import fine_tune
@@ -67,6 +68,8 @@ class Run:
     total_steps: int
     history: tuple[Mapping[str, float], ...]
     """Metrics of each step of this process, and of the validation before training."""
+    stopped_by: int = 0
+    """Exit status of the signal that ended it early: 130 for Ctrl-C, 143 for SIGTERM; else 0."""
 
     @property
     def finished(self) -> bool:
@@ -125,10 +128,10 @@ def train(
                 _say_notes(run, policy)
                 _say_contradictions(run, data)
                 steps = run_loop(plan, parts)
-                model = export(parts.learner, run.folder)
+                model = _kept_model(run, parts.learner, steps)
         for line in conclusion([one.values for one in read_metrics(run.folder)]):
             run.say(line)
-    return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history))
+    return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
 
 
 def _validate(
@@ -183,13 +186,22 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
                 stop=run.stop,
                 validation=parts.validation,
             )
-            model = export(parts.learner, run.folder)
-    return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history))
+            model = _kept_model(run, parts.learner, done)
+    return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
+
+
+def _kept_model(run: OpenRun, learner: Learner, steps: int) -> Path:
+    return export_for_good(learner, run.folder, steps, say=run.say, stopping=lambda: run.stop.requested)
 
 
 def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun) -> None:
     """A wrong setting, and references that no answer can meet, are known before anything is sampled."""
-    rewards.start([problem.data_source for problem in data.asked])
+    log = run.records / GRADERS
+    with recording(str(log)):
+        log.touch()
+    rewards.start([problem.data_source for problem in data.asked], log)
+    if rewards.main.grader.scoring is None:
+        run.say(f"what reward functions print: {log}")
     if (unmet := check_run_references(data.config, rewards, data.asked)) is not None:
         run.say(unmet)
 

@@ -15,6 +15,9 @@ from typer.core import TyperGroup
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.version import __version__
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C; after SIGTERM it is 143."""
+
 
 class Commands(TyperGroup):
     """Prints gmpo's own errors, and a stop by Ctrl-C, without a traceback."""
@@ -27,7 +30,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
         except KeyboardInterrupt as error:
             print("stopped at once", file=sys.stderr)
-            raise typer.Exit(130) from error
+            raise typer.Exit(getattr(error, "code", INTERRUPTED)) from error
 
 
 app = typer.Typer(
@@ -239,7 +242,7 @@ def _rows_if_known(files: Sequence[str]) -> int | None:
 def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
     if not run.finished:
         _say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
-        raise typer.Exit(130)
+        raise typer.Exit(run.stopped_by or INTERRUPTED)
     done = "done" if run.history else "nothing was left to do: the run is done"
     _say(console, f"{done} after {run.steps} steps; model: {run.model}")
 

@@ -22,6 +22,10 @@ class BackendError(GmpoError):
     """A model, sampler, learner or grader cannot do what was asked of it."""
 
 
+class DivergedError(BackendError):
+    """The weights, or what is computed from them, are no longer finite: nothing of them is worth keeping."""
+
+
 class GradingError(BackendError):
     """Too many answers of a step could not be graded.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -101,8 +103,39 @@ def test_a_path_that_is_neither_folder_nor_hub_name_is_named(path: str) -> None:
         resolve(path)
 
 
-def test_a_hub_name_is_left_to_the_library() -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A server in the place of the hub that takes connections; closed, it takes none."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_name_is_left_to_the_library_where_the_hub_answers() -> None:
     assert resolve("Qwen/Qwen2.5-Math-7B") == "Qwen/Qwen2.5-Math-7B"
+
+
+def test_without_a_hub_a_name_that_was_never_downloaded_says_how_to_bring_the_model(hub: socket.socket) -> None:
+    hub.close()
+    with pytest.raises(BackendError, match=r"no such folder in .*127\.0\.0\.1 is not reachable") as raised:
+        resolve("some/model-of-nobody")
+    assert "hf download some/model-of-nobody --local-dir FOLDER" in str(raised.value)
+
+
+def test_without_a_hub_an_earlier_download_is_taken(
+    hub: socket.socket, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.close()
+    repository = tmp_path / "cache" / "models--some--model"
+    shutil.copytree(folder, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr("gmpo.backends.hub.CACHE", str(tmp_path / "cache"))
+    assert resolve("some/model") == "some/model"
+    assert constants.HF_HUB_OFFLINE
 
 
 def test_a_folder_without_configuration_says_what_a_model_folder_holds(tmp_path: Path) -> None:

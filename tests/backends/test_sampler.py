@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.structure import altered, structure
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
-from gmpo.errors import BackendError
+from gmpo.errors import BackendError, DivergedError
 from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Completion
@@ -98,6 +99,33 @@ def ids(answers: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
 
 def flat(answers: Sequence[Sequence[Completion]]) -> list[Completion]:
     return [c for group in answers for c in group]
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_the_sampling_after_one_token_by_name(
+    policy: PreTrainedModel, broken: float, temperature: float, library: bool
+) -> None:
+    """Greedy or drawn, top-p or not: such a distribution has no answers, and no token beyond the vocabulary."""
+    policy.get_output_embeddings().weight.data[3] = broken  # type: ignore[index,union-attr,operator]
+    for top_p in (1.0, 0.5):
+        drawn = list[int]()
+        made = sampler(policy, library=library)
+        made.drew = drawn.append
+        message = "step 8, sampling: the policy's logits are not finite with the weights after step 7"
+        with pytest.raises(DivergedError, match=message):
+            made.generate(REQUESTS, params(temperature=temperature, top_p=top_p))
+        assert drawn[0] == 3 * len(REQUESTS)
+        assert len(drawn) <= 24
+
+
+def test_what_was_drawn_is_told_token_by_token(policy: PreTrainedModel) -> None:
+    drawn = list[int]()
+    made = sampler(policy, max_num_seqs=4)
+    made.drew = drawn.append
+    answers = flat(made.generate(REQUESTS, params()))
+    assert sum(drawn) == sum(len(c) for c in answers)
 
 
 class Noting:

@@ -66,3 +66,22 @@ def test_a_run_that_does_nothing_says_nothing() -> None:
     sink = ConsoleSink(Console(file=out), label="t", total_steps=1, steps_per_epoch=1, activity=Activity())
     sink.say_activity()
     assert out.getvalue() == ""
+
+
+def test_what_a_reward_prints_goes_to_a_file_that_the_console_names_once(bench: Any) -> None:
+    def reward(solution_str: str) -> float:
+        import os
+        import sys
+
+        print("printed by the reward")
+        print("complained by the reward", file=sys.stderr)
+        os.system("echo echoed by a program")
+        return 1.0
+
+    console = Console(file=StringIO(), width=1000)
+    run = bench.train({"trainer.total_training_steps": 1}, reward=reward, console=console)
+    said, file = console.file.getvalue(), run.folder / "graders.log"
+    assert said.count(f"what reward functions print: {file}\n") == 1
+    for words in ("printed by the reward", "complained by the reward", "echoed by a program"):
+        assert words not in said
+        assert file.read_text().count(words) == 16

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ import gmpo
 from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.stories import vocabulary
 from gmpo.errors import BackendError, CheckpointError, ConfigError, GmpoError
+from gmpo.training import final_model
 
 CHECKPOINT = "actor_rollout_ref.actor.checkpoint"
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -207,7 +210,10 @@ def _room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_there(bench: Any, copy: Path) -> None:
+def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_there(
+    bench: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_model, "PATIENCE_S", 0.0)
     before = {p: p.read_bytes() for p in copy.rglob("global_step_*/**/*") if p.is_file()}
     model = (copy / "huggingface" / "model.safetensors").read_bytes()
     waits = {f"{CHECKPOINT}.async_save": False}
@@ -219,6 +225,65 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_and_the_model_that_were_ther
     assert (copy / "huggingface" / "model.safetensors").read_bytes() == model
     assert [p.name for p in copy.glob(".unfinished*")] == []
     assert _steps(bench.train({"trainer.total_training_steps": 5, "trainer.save_freq": 1})) == [5]
+
+
+def _obstruct(folder: Path) -> Path:
+    """Have every export into the folder fail, as long as this file is there."""
+    folder.mkdir()
+    obstacle = folder / ".unfinished_export"
+    obstacle.touch()
+    return obstacle
+
+
+def test_a_model_that_cannot_be_written_goes_to_another_file_system_and_is_named(
+    bench: Any, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == bench.folder.stat().st_dev:
+        pytest.skip("there is no second file system")
+    monkeypatch.setattr(final_model.tempfile, "tempdir", str(other))
+    whole = bench.train(run="whole")
+    _obstruct(bench.folder / "run")
+    with pytest.raises(CheckpointError, match=r"cannot write the model .* is in /dev/shm/.* instead") as raised:
+        bench.train()
+    rescued = Path(str(raised.value).split("The trained model is in ")[1].split(" instead")[0])
+    try:
+        found, expected = weights(rescued), weights(whole.model)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    finally:
+        shutil.rmtree(rescued.parent)
+
+
+def test_a_model_that_can_be_written_nowhere_is_held_until_there_is_room(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_model, "_elsewhere", lambda folder: [])
+    monkeypatch.setattr(final_model, "RETRY_S", 0.01)
+    obstacle = _obstruct(bench.folder / "run")
+
+    class Room(io.StringIO):
+        """Makes room when it reads that this is needed."""
+
+        def write(self, text: str) -> int:
+            if "Make room now" in text:
+                obstacle.unlink()
+            return super().write(text)
+
+    console = Console(file=Room(), width=1000)
+    run = bench.train(console=console)
+    assert "The trained model is nowhere else" in console.file.getvalue()
+    assert (run.model / "model.safetensors").is_file()
+
+
+def test_what_is_written_has_the_permissions_of_new_files(bench: Any) -> None:
+    before = os.umask(0o027)
+    try:
+        run = bench.train({"trainer.save_freq": 2, f"{CHECKPOINT}.save_contents": ["model", "optimizer", "hf_model"]})
+    finally:
+        os.umask(before)
+    files = [p for place in (run.model, run.folder / "global_step_2") for p in place.rglob("*") if p.is_file()]
+    assert len([p for p in files if p.suffix == ".safetensors"]) == 4
+    assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o640}
 
 
 def test_a_checkpoint_that_fails_behind_the_training_costs_neither_the_steps_nor_the_model(

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gmpo.training.interrupt import Stop
+from gmpo.training.interrupt import Stop, StoppedAtOnce
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -19,8 +19,11 @@ def test_the_first_signal_asks_the_second_interrupts(number: signal.Signals) -> 
         os.kill(os.getpid(), number)
         assert stop.requested
         assert said == ["Stopping after this step. Ctrl-C again stops at once."]
-        with pytest.raises(KeyboardInterrupt):
+        assert stop.code == 128 + number
+        with pytest.raises(StoppedAtOnce) as second:
             os.kill(os.getpid(), number)
+        assert isinstance(second.value, KeyboardInterrupt)
+        assert second.value.code == 128 + number
         assert len(said) == 1
 
 

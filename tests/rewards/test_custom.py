@@ -128,7 +128,26 @@ def test_an_exception_becomes_the_reason_with_its_place() -> None:
 def test_a_wrong_number_of_scores_judges_nobody() -> None:
     grades = reward_function(lambda completions: [1.0], {}).grade([answer("a"), answer("b")])
     assert [g.verdict for g in grades] == [Verdict.GRADER_ERROR] * 2
-    assert grades[0].reason == "the reward function returned 1 scores for 2 completions"
+    assert "returned 1 scores for 2 completions" in (grades[0].reason or "")
+
+
+@pytest.mark.parametrize("returned", [0.5, None, True, np.float64(0.5), np.array(0.5), "ab", {"a": 1, "b": 2}])
+def test_one_value_in_the_place_of_a_list_is_answered_with_what_to_return(returned: Any) -> None:
+    def my_reward(completions: Any) -> Any:
+        return returned
+
+    for grade in reward_function(my_reward, {}).grade([answer("a"), answer("b")]):
+        assert grade.verdict is Verdict.GRADER_ERROR
+        assert grade.reason == (
+            f"the reward function my_reward returned {returned!r} ({type(returned).__name__}) for 2 completions; it "
+            "takes a list of completions, and must return a list with one number for each"
+        )
+
+
+@pytest.mark.parametrize("returned", [[0.0, 1.0], (0.0, 1.0), np.array([0.0, 1.0]), iter([0.0, 1.0])])
+def test_every_row_of_numbers_is_a_list_of_scores(returned: Any) -> None:
+    grades = reward_function(lambda completions: returned, {}).grade([answer("a"), answer("b")])
+    assert [grade.score for grade in grades] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from gmpo.backends.hub import require_hub
 from gmpo.errors import BackendError
 
 # Its progress bars would tear ours apart.
@@ -43,7 +44,7 @@ def resolve(path: str) -> str:
     """The local folder, or the hub name unchanged.
 
     Raises:
-        BackendError: it looks like a folder but is none, or the folder holds no model.
+        BackendError: it looks like a folder but is none, the folder holds no model, or the hub cannot be reached.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -55,6 +56,7 @@ def resolve(path: str) -> str:
         return str(folder)
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise BackendError(f"model path {path!r} is neither a folder on this machine nor a hub name like 'org/model'.")
+    require_hub(path)
     return path
 
 

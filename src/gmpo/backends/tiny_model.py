@@ -18,6 +18,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from gmpo.records.run_folder import as_others
+
 transformers.utils.logging.disable_progress_bar()
 
 PAD, END, USER, ASSISTANT = "<pad>", "<eos>", "<user>", "<assistant>"
@@ -121,4 +123,5 @@ def make_model(
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    as_others(Path(folder))
     return sum(p.numel() for p in model.parameters())

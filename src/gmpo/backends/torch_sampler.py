@@ -20,7 +20,7 @@ from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.fast_decoder import FastDecoder
 from gmpo.backends.structure import structure
 from gmpo.backends.weights import LiveWeights, copy_weights
-from gmpo.errors import BackendError
+from gmpo.errors import BackendError, DivergedError
 from gmpo.ops.sampling import sample
 from gmpo.ports import SampleRequest, SamplingParams, WeightSource
 from gmpo.records.rollout import Completion, FinishReason
@@ -185,9 +185,10 @@ class TorchSampler:
         if self.excluded is not None:
             logits.index_fill_(1, self.excluded, -torch.inf)
         place = torch.where(rows.running, rows.length, rows.tokens.shape[1] - 1).unsqueeze(1)
-        if params.temperature == 0.0:  # greedy decoding draws from a point mass, whose log-prob is 0
+        if params.temperature == 0.0:  # a point mass: its log-prob is 0, and NaN where the logit is not finite
             token = logits.argmax(dim=-1)
-            logprob = torch.zeros(token.shape, device=token.device)
+            chosen = logits.gather(1, token.unsqueeze(1)).squeeze(1)
+            logprob = (chosen - chosen).to(rows.logprobs.dtype)
         else:
             token, logprob = sample(
                 logits,
@@ -200,9 +201,10 @@ class TorchSampler:
         rows.tokens.scatter_(1, place, token.unsqueeze(1))
         rows.logprobs.scatter_(1, place, logprob.unsqueeze(1))
         rows.length += rows.running
+        finite = logprob.isfinite()  # an answer that is not ends at once, and with it the run
         ended = torch.isin(token, self.stop_ids) & rows.running
         rows.stopped |= ended
-        rows.running &= ~ended & (rows.length < rows.limit)
+        rows.running &= ~ended & finite & (rows.length < rows.limit)
 
     def _new_rows(
         self,
@@ -231,9 +233,10 @@ class TorchSampler:
         """Hand over the finished rows. The only place where tokens leave the device, so not done for every step."""
         done = (~rows.running).nonzero().squeeze(1)
         if not bool(rows.logprobs[done].isfinite().all()):
-            raise BackendError(
-                f"the policy's probabilities are not finite (weights of step {self._version}): its weights hold NaN or "
-                "infinity. Resume from an earlier checkpoint with a lower learning rate."
+            raise DivergedError(
+                f"step {self._version + 1}, sampling: the policy's logits are not finite with the weights after step "
+                f"{self._version}: training has diverged, or the model was so from the start. Lower "
+                "actor_rollout_ref.actor.optim.lr and go on from a checkpoint before that, or begin again."
             )
         tokens, logprobs = rows.tokens[done].cpu().numpy(), rows.logprobs[done].cpu().numpy()
         ends = zip(done.tolist(), rows.length[done].tolist(), rows.stopped[done].tolist(), strict=True)

@@ -19,7 +19,7 @@ from gmpo.backends.storage import (
     save_model,
     save_optimizer,
 )
-from gmpo.errors import BackendError
+from gmpo.errors import BackendError, DivergedError
 
 
 def training_mode(model: PreTrainedModel) -> None:
@@ -122,7 +122,7 @@ class Trainable:
         """Clip the accumulated gradient and update; a gradient that is not finite is skipped and counted.
 
         Raises:
-            BackendError: too many in a row.
+            DivergedError: too many in a row, or weights that are not finite after the update.
         """
         rate = self.settings.learning_rate(step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm))
@@ -131,15 +131,26 @@ class Trainable:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self._require_finite(step, norm, rate)
             return OptimizerStep(norm, rate, skipped=False)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
-            raise BackendError(
-                f"step {step}: the gradient was not finite ({norm}) in {self.nonfinite_in_a_row} updates in a row; the "
-                f"weights were left as they were. Lower {self.lr_key}, or resume from an earlier checkpoint. "
-                "actor_rollout_ref.actor.max_nonfinite_updates sets how many are tolerated."
+            raise DivergedError(
+                f"step {step + 1}, update: the gradient was not finite ({norm}) in {self.nonfinite_in_a_row} updates "
+                f"in a row; the weights were left as they were. Lower {self.lr_key} (now {rate:g}), and go on from a "
+                "checkpoint before that, or begin again. actor_rollout_ref.actor.max_nonfinite_updates sets how many "
+                "are tolerated."
             )
         return OptimizerStep(norm, rate, skipped=True)
+
+    def _require_finite(self, step: int, norm: float, rate: float) -> None:
+        trained = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        if not bool(torch.stack(torch._foreach_norm(trained, math.inf)).isfinite().all()):
+            raise DivergedError(
+                f"step {step + 1}, update: the weights are not finite after an update with learning rate {rate:g} "
+                f"(gradient norm {norm:g}). Lower {self.lr_key}, and go on from a checkpoint before that, or "
+                "begin again."
+            )
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
         """What training has come to, as a function that writes it to a folder.

@@ -27,7 +27,7 @@ from gmpo.config.resolved import as_tree
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
 from gmpo.config.tree import replace as with_setting
-from gmpo.errors import ConfigError
+from gmpo.errors import ConfigError, DivergedError
 from gmpo.records.activity import Activity
 from gmpo.records.run_folder import METRICS, Leg, RunRecord, what_remains
 from gmpo.tracking.console import ConsoleSink
@@ -170,6 +170,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         with suppress(OSError):  # what ended the run may be a full disk
             folder.end("failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, DivergedError):
+            raise DivergedError(f"{error} {what_remains(folder.folder)}") from error
         raise
     with recording("the record of the run"):
         if folder.leg.steps >= folder.record.total_steps:

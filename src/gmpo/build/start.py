@@ -248,8 +248,8 @@ def _going_on(start: Start, then: RunRecord) -> Start:
     if then.status == "finished":
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
-            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. {folder / MODEL} can be the model.path of "
-            "a new run."
+            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. "
+            + (f"{folder / MODEL} can be the model.path of a new run." if has_model(folder) else "")
         )
     if start.changes.identity and then.program == "train":
         raise _AnotherRun(

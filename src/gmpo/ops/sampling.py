@@ -67,7 +67,8 @@ def draw(
     never drawn.
 
     Returns:
-        tokens, their weights, and the total of each row (float64).
+        tokens, their weights, and the total of each row (float64). Where weights are NaN the total is, and the token is
+        any one of the vocabulary.
     """
     vocabulary = weights.shape[1]
     size = math.isqrt(vocabulary - 1) + 1
@@ -85,4 +86,5 @@ def draw(
     # Rounding may leave the target at or above the block's sum: then the block's last possible token is meant.
     target = torch.minimum(target - start, inside[:, -1:] * (1.0 - 1e-15))
     offset = torch.searchsorted(inside, target, right=True).clamp(max=size - 1)
-    return places.gather(1, offset).squeeze(1), own.gather(1, offset).squeeze(1), reach[:, -1]
+    token = places.gather(1, offset).squeeze(1).clamp(max=vocabulary - 1)  # weights of NaN lead beyond
+    return token, own.gather(1, offset).squeeze(1), reach[:, -1]

@@ -8,6 +8,7 @@ evaluation or a study reads a run with this module and nothing else.
     pass_rates.jsonl              one line a step: right and judged answers by problem
     samples/<step>.jsonl          answers of a training step
     validation/<step>.jsonl       answers of the validation after a step
+    graders.log                   what reward functions and graders print
     val_only/<k>/                 a validation on its own (`trainer.val_only`): its settings, metrics and answers
     tensorboard/                  events
     global_step_<N>/              checkpoints; latest_checkpointed_iteration.txt names the newest
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +38,7 @@ FORMAT = 1
 RUN, CONFIG, ENVIRONMENT, LEGS = "run.json", "config.yaml", "environment.json", "legs"
 METRICS, PASS_RATES, SAMPLES, VALIDATION = "metrics.jsonl", "pass_rates.jsonl", "samples", "validation"
 VAL_ONLY, TENSORBOARD, MODEL = "val_only", "tensorboard", "huggingface"
+GRADERS = "graders.log"
 CHECKPOINT, LATEST, STATE = "global_step_", "latest_checkpointed_iteration.txt", "state.json"
 UNFINISHED, LOCK, UNREADABLE = ".unfinished_", ".lock", ".unreadable"
 KILLED = "it ended without a word: killed, or the machine went down"
@@ -238,9 +241,21 @@ def holds_run(folder: Path) -> bool:
     return recorded or answers or has_model(folder) or bool(checkpoints(folder))
 
 
+def as_others(folder: Path) -> None:
+    """Give the files in a folder the permissions that new files get there (umask, default ACLs): some libraries write
+    weights that nobody but the owner can read."""
+    probe = folder / f"{UNFINISHED}mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
 def names_of_a_run(folder: Path, further: Iterable[str] = ()) -> list[str]:
     """What lies in a folder under the names that a run replaces or adds to; empty folders do not count."""
-    own = (CONFIG, ENVIRONMENT, METRICS, PASS_RATES, LATEST, *further)
+    own = (CONFIG, ENVIRONMENT, METRICS, PASS_RATES, LATEST, GRADERS, *further)
     folders = (LEGS, SAMPLES, VALIDATION, TENSORBOARD, MODEL, *(p.name for p in folder.glob(f"{CHECKPOINT}*")))
     files = [name for name in own if (folder / name).exists()]
     return files + [f"{name}/" for name in sorted(folders) if any((folder / name).glob("*"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -69,9 +70,14 @@ class Rewards:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def start(self, data_sources: Sequence[str]) -> None:
-        """Start all workers, so that a wrong setting is known before anything is sampled. Raises as `Grader.start`."""
+    def start(self, data_sources: Sequence[str], log: Path | None = None) -> None:
+        """Start all workers, so that a wrong setting is known before anything is sampled. Raises as `Grader.start`.
+
+        Args:
+            log: file that they print to; None for standard error.
+        """
         for component in (self.main, *self.extra):
+            component.grader.log = log
             component.grader.start(data_sources)
 
     def begin(self) -> Judging:

@@ -88,13 +88,17 @@ class RewardFunction:
             return [failed(reason)] * len(group)
         try:
             returned = self._call(arguments)
-            scores = list(returned)
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:
             return [failed(describe(error))] * len(group)
-        if len(scores) != len(group):
-            reason = f"the reward function returned {len(scores)} scores for {len(group)} completions"
+        scores = _list_of(returned)
+        if scores is None or len(scores) != len(group):
+            found = _shown(returned) if scores is None else f"{len(scores)} scores"
+            reason = (
+                f"the reward function {_name(self.call)} returned {found} for {len(group)} completions; it takes a "
+                "list of completions, and must return a list with one number for each"
+            )
             return [failed(reason)] * len(group)
         return [grade_of(score) for score in scores]
 
@@ -102,6 +106,20 @@ class RewardFunction:
         given = {name: value for name, value in arguments.items() if self.accepted is None or name in self.accepted}
         returned = self.call(**{**given, **self.kwargs})
         return asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
+
+
+def _name(call: Any) -> str:
+    return str(getattr(call, "__name__", repr(call)))
+
+
+def _list_of(returned: Any) -> list[Any] | None:
+    """What was returned as a list; None where it is one value (a number, a text, a dict), and no row of them."""
+    if isinstance(returned, str | bytes | Mapping) or getattr(returned, "ndim", 1) == 0:
+        return None
+    try:
+        return list(returned)
+    except TypeError:
+        return None
 
 
 async def _awaited(value: Any) -> Any:
@@ -124,7 +142,7 @@ def trl_arguments(group: Sequence[Answer]) -> dict[str, Any]:
 
 def reward_function(call: Any, kwargs: Mapping[str, Any]) -> RewardFunction:
     """Wrap a user's function. Raises ConfigError when its parameters fit neither signature or reject `kwargs`."""
-    name = getattr(call, "__name__", repr(call))
+    name = _name(call)
     if not callable(call):
         raise ConfigError(f"The reward function {name} is a {type(call).__name__}, not a function.")
     try:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -88,6 +89,8 @@ class Grader:
         self._workers: list[WorkerProcess] = []
         self._sources: tuple[str, ...] = ()
         self._runs: str | None = None
+        self.log: Path | None = None
+        """File that workers started from now on print to; None for standard error."""
         self._open: dict[int, OpenBatch] = {}
         """Number -> batch, the one whose turn it is first."""
         self._numbers = itertools.count()
@@ -163,7 +166,7 @@ class Grader:
     def _staff(self) -> None:
         """Start the workers that are missing. Returns at once; they say when they are ready."""
         while len(self._workers) < self._spec.workers:
-            worker = _SPAWNER.submit(WorkerProcess, self._setup).result()
+            worker = _SPAWNER.submit(WorkerProcess, self._setup, self.log).result()
             self._workers.append(worker)
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
             worker.assign([self._preparation(self._sources)])
@@ -250,8 +253,9 @@ class Grader:
         limit = f"no result within {blamed.allowance_s:g} s"
         if isinstance(blamed.request, Prepare):
             raise BackendError(
-                f"A grading worker did not start: {cause or limit}. What it printed is on standard error; check what "
-                f"custom_reward_function.path imports, or raise the grader's start_timeout_s."
+                f"A grading worker did not start: {cause or limit}. What it printed is in "
+                f"{self.log or 'standard error'}; check what custom_reward_function.path imports, or raise the "
+                f"grader's start_timeout_s."
             )
         if cause is None:
             grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=limit)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
@@ -28,18 +27,23 @@ from safetensors import SafetensorError, safe_open
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError
 from gmpo.ports import Learner
-from gmpo.records.run_folder import CHECKPOINT, LATEST, MODEL, UNFINISHED, Difference, checkpoints, what_remains
+from gmpo.records.run_folder import (
+    CHECKPOINT,
+    LATEST,
+    MODEL,
+    UNFINISHED,
+    Difference,
+    as_others,
+    checkpoints,
+    has_model,
+    what_remains,
+)
 from gmpo.training.state import GATHER, PRODUCER, State, read_state, write_state
 
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
 
 
-EXPORTED = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*chat_template*"),
-)
-"""What an export writes, and an older one left."""
 RESUME_FROM = "trainer.resume_from_path={older} begins with it."
 
 
@@ -132,7 +136,8 @@ class Store:
             unfinished.mkdir(parents=True)
             write(unfinished)
             write_state(unfinished, state, self.data)
-            _exchange(unfinished, target)
+            as_others(unfinished)
+            exchange(unfinished, target)
             latest = self.root / f"{UNFINISHED}{LATEST}"
             latest.write_text(str(state.step))
             os.replace(latest, self.root / LATEST)
@@ -279,39 +284,7 @@ def step_of(folder: Path) -> int:
     return read_state(folder)[0].step
 
 
-def export(learner: Learner, folder: Path) -> Path:
-    """Write the learner's model as the Hugging Face folder `folder/huggingface`, tokenizer included.
-
-    Raises:
-        CheckpointError: it cannot be written; a model that was there stays.
-
-    Files in the folder that no export writes, for example a model card, stay there.
-    """
-    target, unfinished = folder / MODEL, folder / f"{UNFINISHED}export"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        learner.export(unfinished)
-        _keep_foreign(target, unfinished)
-        _exchange(unfinished, target)
-    except WRITE_ERRORS as error:
-        raise CheckpointError(f"cannot write the model {target}: {error}. Make room. {what_remains(folder)}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return target
-
-
-def _keep_foreign(old: Path, new: Path) -> None:
-    """Copy what an export does not write, and so is somebody else's, from the older folder."""
-    for place in old.glob("*"):
-        if (new / place.name).exists() or any(fnmatch(place.name, pattern) for pattern in EXPORTED):
-            continue
-        if place.is_dir():
-            shutil.copytree(place, new / place.name)
-        else:
-            shutil.copy2(place, new / place.name)
-
-
-def _exchange(new: Path, target: Path) -> None:
+def exchange(new: Path, target: Path) -> None:
     """Rename `new` to `target`. An older `target` is put aside first and removed last."""
     old = target.with_name(f"{UNFINISHED}old_{target.name}")
     shutil.rmtree(old, ignore_errors=True)
@@ -334,9 +307,19 @@ def _other_data(folder: Path, then: Mapping[str, object], now: Mapping[str, obje
     return (
         f"{folder} was made with other data or batches, so its position would mean other problems. Then -> now:\n"
         f"{_listed(then, now)}\nUse the same settings to go on, or start a new run in another "
-        "trainer.default_local_dir (the weights can be its model.path: actor/huggingface of a checkpoint with "
-        "'hf_model'). trainer.allow_changed_config=True goes on at the same position of the new stream."
+        f"trainer.default_local_dir{_weights_of(folder)}. trainer.allow_changed_config=True goes on at the same "
+        "position of the new stream."
     )
+
+
+def _weights_of(folder: Path) -> str:
+    """Where a model folder with a checkpoint's weights is, or those of a later step; nothing without one."""
+    own, model = folder / "actor" / "huggingface", folder.parent / MODEL
+    if any(own.glob("*.safetensors")):
+        return f" (its model.path can be {own}, the weights of this checkpoint)"
+    if has_model(folder.parent):
+        return f" (its model.path can be {model}, the run's final model)"
+    return ""
 
 
 def _listed(then: Mapping[str, object], now: Mapping[str, object]) -> str:

@@ -12,6 +12,14 @@ class StepAbandonedError(Exception):
     """The user asked for the end while a step was still looking for problems to learn from."""
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal: `code` is the exit status that the shell expects of it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
 class Stop:
     """Whether the user asked for the end. As a context manager it listens to SIGINT and SIGTERM.
 
@@ -21,6 +29,8 @@ class Stop:
 
     def __init__(self, announce: Callable[[str], None] = lambda line: None) -> None:
         self.requested = False
+        self.code = 0
+        """Exit status of a program that ends by the first signal: 130 by SIGINT, 143 by SIGTERM; 0 before any."""
         self._announce = announce
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -40,6 +50,6 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+            raise StoppedAtOnce(128 + number)
+        self.requested, self.code = True, 128 + number
         self._announce("Stopping after this step. Ctrl-C again stops at once.")
