@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,8 +118,8 @@ def train(
     with opened_run(resolved, data.opening, console=console, store=store) as run:
         if run.done:
             return _finished(run, data.length.total_steps)
-        with build_rewards(c, functions, reward_weights, data.asked) as rewards:
-            _start_graders(rewards, data, run)
+        with _graders_log(run) as log, build_rewards(c, functions, reward_weights, data.asked) as rewards:
+            _start_graders(rewards, data, run, log)
             keep = partial(_keep_validation, run.writer, console, c)
             tracker = _profiled(run, data, console) if profile else run.tracker
             policy, plan, parts = build_training(data, rewards, run, keep, tracker)
@@ -147,9 +147,10 @@ def _validate(
     data = read_validation(resolved, val_rows, functions, reward_weights, label)
     with (
         opened_validation(resolved, data.opening, console=console) as run,
+        _graders_log(run) as log,
         build_rewards(c, functions, reward_weights, data.asked) as rewards,
     ):
-        _start_graders(rewards, data, run)
+        _start_graders(rewards, data, run, log)
         keep = partial(_keep_validation, run.writer, console, c)
         policy, collector, evaluate = build_validator(data, rewards, keep, run.tracker.activity)
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
@@ -194,9 +195,20 @@ def _kept_model(run: OpenRun, learner: Learner, steps: int) -> Path:
     return export_for_good(learner, run.folder, steps, say=run.say, stopping=lambda: run.stop.requested)
 
 
-def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun) -> None:
-    """A wrong setting, and references that no answer can meet, are known before anything is sampled."""
+@contextmanager
+def _graders_log(run: OpenRun) -> Iterator[Path]:
+    """What graders print to; it does not stay where they printed nothing."""
     log = run.records / GRADERS
+    try:
+        yield log
+    finally:
+        with suppress(OSError):
+            if log.stat().st_size == 0:
+                log.unlink()
+
+
+def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun, log: Path) -> None:
+    """A wrong setting, and references that no answer can meet, are known before anything is sampled."""
     with recording(str(log)):
         log.touch()
     rewards.start([problem.data_source for problem in data.asked], log)

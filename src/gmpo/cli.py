@@ -226,8 +226,9 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
 ) -> None:
     """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads."""
-    if _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console()) is None:
-        raise typer.Exit(130)
+    outcome = _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
+    if isinstance(outcome, int):
+        raise typer.Exit(outcome)
 
 
 def _rows_if_known(files: Sequence[str]) -> int | None:

@@ -27,9 +27,9 @@ TRAIN_ROWS, TEST_ROWS, WARMUP_STEPS, WARMUP_BATCH = 4096, 512, 1000, 32
 PROBLEMS, ANSWERS, UPDATES, STEPS, EVALUATE_EVERY = 32, 8, 4, 80, 20
 
 
-def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | None:
-    """Run everything below `out` and return what `out/summary.json` holds; None where it was interrupted, and the same
-    call goes on.
+def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | int:
+    """Run everything below `out` and return what `out/summary.json` holds; where it was interrupted the exit status of
+    the signal, and the same call goes on.
 
     Raises:
         ConfigError: `out` holds something else than an unfinished quickstart of this seed.
@@ -55,7 +55,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | No
     seconds["warm-up"] = time.perf_counter() - start
     if not warm.finished:
         _say_interrupted(console, "the warm-up", warm, "it begins again")
-        return None
+        return warm.stopped_by
 
     console.rule("3  GMPO: only the right answer is rewarded")
     start = time.perf_counter()
@@ -63,7 +63,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | No
     seconds["train"] = time.perf_counter() - start
     if not run.finished:
         _say_interrupted(console, "the training", run, "it goes on from the checkpoint")
-        return None
+        return run.stopped_by
 
     summary = summarise(run.folder, seed, parameters, seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

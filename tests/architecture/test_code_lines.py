@@ -21,7 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
-    ".": (1040, "exit status by signal"),
+    ".": (1050, "exit status by signal"),
     "algo": (1030, "losses bounded by divergence, with a quadratic pull; advantages over the mean"),
     "backends": (2255, "diverged weights; whether the hub answers"),
     "build": (1670, "what a run is doing"),

@@ -312,3 +312,26 @@ def test_records_that_cannot_be_written_stop_the_run_with_their_place(bench: Any
     (bench.folder / "file").touch()
     with pytest.raises(GmpoError, match=r"cannot write .*file/answers/1.jsonl"):
         bench.train({"trainer.rollout_data_dir": str(bench.folder / "file" / "answers")})
+
+
+@pytest.mark.parametrize(
+    ("contents", "finished", "named"),
+    [
+        (["model", "hf_model"], True, "run/global_step_1/actor/huggingface"),
+        (["model"], True, "run/huggingface"),
+        (["model"], False, None),
+    ],
+)
+def test_where_other_data_are_refused_a_model_folder_is_named_only_if_it_has_weights(
+    bench: Any, contents: list[str], finished: bool, named: str | None
+) -> None:
+    run = bench.train({"trainer.save_freq": 1, f"{CHECKPOINT}.save_contents": contents})
+    if not finished:
+        shutil.rmtree(run.model)
+    fork = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(run.folder / "global_step_1")}
+    with pytest.raises(CheckpointError, match="was made with other data or batches") as raised:
+        bench.train(fork, rows=bench.rows[:8], run="fork")
+    assert ("its model.path can be" in str(raised.value)) == (named is not None)
+    if named is not None:
+        assert f"its model.path can be {bench.folder / named}, " in str(raised.value)
+        assert list((bench.folder / named).glob("*.safetensors"))

@@ -186,6 +186,23 @@ def test_a_signal_at_any_moment_ends_the_run_after_a_step_that_is_saved(
     assert (bench.folder / "run" / f"global_step_{reached}").is_dir()
 
 
+def test_after_sigterm_the_exit_status_is_143_and_the_run_goes_on(
+    bench: Any, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = JsonLines.write
+
+    def terminating(self: JsonLines, step: int, metrics: Any) -> None:
+        original(self, step, metrics)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JsonLines, "write", terminating)
+    words = bench.arguments({"trainer.total_training_steps": 3})
+    outcome = command("train", *words)
+    assert outcome.code == 143
+    assert "stopped after 2 of 3 steps; the same command goes on from there" in outcome.out
+
+
 def test_a_signal_in_the_last_step_ends_a_run_that_is_done(
     bench: Any, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ class Process:
 
     def end(self, seconds: float = 600.0) -> int:
         code = self.started.wait(seconds)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while self.workers() and time.monotonic() < deadline:
             time.sleep(0.01)
         return code

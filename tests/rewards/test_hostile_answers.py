@@ -19,7 +19,7 @@ from gmpo.rewards.scorers import SCORERS
 from gmpo.rewards.verdict import Grade, Verdict
 
 TRUTH = "42"
-LIMIT_S, MEMORY_MB = 60.0, 512
+LIMIT_S, MEMORY_MB = 600.0, 512
 
 NUMBERS = {
     "a tower of powers": "9^{9^{9^{9}}}",

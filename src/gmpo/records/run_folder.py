@@ -8,7 +8,7 @@ evaluation or a study reads a run with this module and nothing else.
     pass_rates.jsonl              one line a step: right and judged answers by problem
     samples/<step>.jsonl          answers of a training step
     validation/<step>.jsonl       answers of the validation after a step
-    graders.log                   what reward functions and graders print
+    graders.log                   what reward functions print, if anything; only added to
     val_only/<k>/                 a validation on its own (`trainer.val_only`): its settings, metrics and answers
     tensorboard/                  events
     global_step_<N>/              checkpoints; latest_checkpointed_iteration.txt names the newest
@@ -255,7 +255,7 @@ def as_others(folder: Path) -> None:
 
 def names_of_a_run(folder: Path, further: Iterable[str] = ()) -> list[str]:
     """What lies in a folder under the names that a run replaces or adds to; empty folders do not count."""
-    own = (CONFIG, ENVIRONMENT, METRICS, PASS_RATES, LATEST, GRADERS, *further)
+    own = (CONFIG, ENVIRONMENT, METRICS, PASS_RATES, LATEST, *further)
     folders = (LEGS, SAMPLES, VALIDATION, TENSORBOARD, MODEL, *(p.name for p in folder.glob(f"{CHECKPOINT}*")))
     files = [name for name in own if (folder / name).exists()]
     return files + [f"{name}/" for name in sorted(folders) if any((folder / name).glob("*"))]
