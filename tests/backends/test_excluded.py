@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedM
 
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
-from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, require_weights, what_is_left_out
+from gmpo.backends.model_files import require_weights
+from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, what_is_left_out
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
 from gmpo.build.policy import Policy, decode_answers

@@ -21,7 +21,7 @@ from gmpo.backends.models import (
     check_positions,
     check_vocabulary,
     checkpoint_activations,
-    load_model,
+    load_model_with_notes,
     load_tokenizer,
     pad_token_id,
     stop_token_ids,
@@ -66,14 +66,14 @@ def _policy(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, device: Device, dtype: torch.dtype, recompute: bool
 ) -> Policy:
     """A model to train, of either program, with every check of it."""
-    model = load_model(source, device.torch, dtype)
+    model, beyond = load_model_with_notes(source, device.torch, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     require_family(model, device, source.path)
     stop_ids = stop_token_ids(model.generation_config, tokenizer)
     pad = pad_token_id(tokenizer, stop_ids)
-    return Policy(model, tokenizer, device, stop_ids, pad, tuple(what_is_left_out(model)))
+    return Policy(model, tokenizer, device, stop_ids, pad, (*beyond, *what_is_left_out(model)))
 
 
 def _check_length(config: Config, model: PreTrainedModel, longest_prompt: int) -> None:
