@@ -113,16 +113,10 @@ def test_a_template_without_the_time_has_no_moment(bench: Any) -> None:
 
 
 def test_demonstrations_are_rendered_with_one_moment_too(bench: Any, template: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bench.model)
-    tokenizer.chat_template = template
-    model = bench.folder / "dated"
-    model.mkdir()
-    for file in bench.model.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    tokenizer.save_pretrained(model)
     said = Console(file=io.StringIO(), width=400)
     settings = {
-        "model.path": str(model),
+        "model.path": str(bench.model),
+        "model.custom_chat_template": template,
         "data.train_batch_size": 8,
         "trainer.total_training_steps": 1,
         "trainer.device": "cpu",

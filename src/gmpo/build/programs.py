@@ -8,12 +8,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from gmpo.backends.models import check_positions
 from gmpo.build.identity import describe_run, supervised_content, training_content
 from gmpo.build.moment import moment_of
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
-from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer
+from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer, end_token
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
@@ -225,25 +224,27 @@ class FineTuning:
 
 
 def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
-    """Load the model and encode the demonstrations."""
+    """Encode the demonstrations and load the model."""
     config: SftConfig = demonstrations.config
     tokenizer, data = demonstrations.tokenizer, config.data
-    learner, policy = build_supervised_learner(
-        config, tokenizer, demonstrations.machine.device, demonstrations.length.total_steps
-    )
     encode = partial(
         encode_demonstrations,
         tokenizer=tokenizer,
         encode_answer=partial(tokenizer.encode, add_special_tokens=False),
-        end_id=tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(policy.stop_ids),
+        end_id=end_token(config, tokenizer),
         max_length=data.max_length,
         truncation=data.truncation,
         moment=demonstrations.moment,
     )
     items, held_out = encode(demonstrations.items), demonstrations.held_out
     validation = encode(held_out) if held_out else []
-    longest = max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation))
-    check_positions(policy.model, longest, "the longest prompt and its answer", override="model.override_config")
+    learner, policy = build_supervised_learner(
+        config,
+        tokenizer,
+        demonstrations.machine.device,
+        demonstrations.length.total_steps,
+        longest=max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation)),
+    )
     return FineTuning(
         policy,
         learner,

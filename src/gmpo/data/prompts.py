@@ -81,7 +81,8 @@ def encode_prompts(
     if not tokenizer.chat_template:
         raise DataError(
             "the tokenizer has no chat template, so messages cannot become a prompt: set "
-            "actor_rollout_ref.model.custom_chat_template to a Jinja template, or take an instruction-tuned model"
+            "actor_rollout_ref.model.custom_chat_template (gmpo sft: model.custom_chat_template) to a Jinja template, or "
+            "take an instruction-tuned model"
         )
     kwargs = chat_template_kwargs or {}
     if moment is not None:
@@ -157,7 +158,8 @@ def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str,
             ) from error
         raise DataError(
             f"{problem.id}: the chat template fails on this prompt (roles: {roles}): {error}. Change the row, or "
-            "give a template that takes it in actor_rollout_ref.model.custom_chat_template."
+            "give a template that takes it in actor_rollout_ref.model.custom_chat_template (gmpo sft: "
+            "model.custom_chat_template)."
         ) from error
     if not ids:
         raise DataError(f"{problem.id}: the chat template renders this row as an empty prompt")
