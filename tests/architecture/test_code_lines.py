@@ -23,7 +23,7 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1035, "scripts of verl; recipes in the help; a quickstart that goes on"),
     "algo": (1030, "losses bounded by divergence, with a quadratic pull; advantages over the mean"),
-    "backends": (2280, "what a model folder's files hold beyond the model, and lack"),
+    "backends": (2295, "what a model folder's files hold beyond the model, and lack; the critic is compared too"),
     "build": (1740, "the moment that a chat template writes is the run's; the longest row of both programs"),
     "check": (410, "what is not here"),
     "config": (3260, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),

@@ -81,8 +81,8 @@ def encode_prompts(
     if not tokenizer.chat_template:
         raise DataError(
             "the tokenizer has no chat template, so messages cannot become a prompt: set "
-            "actor_rollout_ref.model.custom_chat_template (gmpo sft: model.custom_chat_template) to a Jinja template, or "
-            "take an instruction-tuned model"
+            "actor_rollout_ref.model.custom_chat_template (gmpo sft: model.custom_chat_template) to a Jinja template, "
+            "or take an instruction-tuned model"
         )
     kwargs = chat_template_kwargs or {}
     if moment is not None:
