@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.stories import demonstration_rows, vocabulary
@@ -458,7 +458,12 @@ def test_a_critic_of_another_path_is_looked_at_as_the_policy_is(bench: Any) -> N
         config = BertConfig(
             vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
         )
-        BertForTokenClassification(config).save_pretrained(bench.folder / name)
-        other = {"algorithm.adv_estimator": "gae", "critic.model.path": str(bench.folder / name)}
+        BertForMaskedLM(config).save_pretrained(bench.folder / name)
+        other = {
+            "recipe": None,
+            "algorithm.adv_estimator": "gae",
+            "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
+            "critic.model.path": str(bench.folder / name),
+        }
         with pytest.raises(BackendError, match=said):
             bench.train(other, run=f"by-{name}")

@@ -118,8 +118,8 @@ def _hidden(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
 
 
 def _answers(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probs of the tokens, each predicted by the logits of its place. Hidden states are narrow: an id stands for its
-    remainder there."""
+    """Log-probs of the tokens, each predicted by the logits of its place. Hidden states are narrow: an id stands for
+    its remainder there."""
     places = ids % logits.shape[-1]
     return torch.log_softmax(logits.float(), -1).gather(-1, places.unsqueeze(-1)).squeeze(-1)
 
