@@ -123,10 +123,12 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         raise ValueError(f"{size:,} parameters with the sizes known here")
     generator = torch.Generator().manual_seed(seed)
     model: PreTrainedModel
-    try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    except ValueError:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # vectors keep what the library begins them with, which some families draw
+        try:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        except ValueError:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

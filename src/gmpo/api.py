@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import describe
+from gmpo.build.identity import MOMENT
 from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
 from gmpo.build.policy import Policy, load_policy, policy_weights
 from gmpo.build.programs import (
@@ -157,6 +158,7 @@ def _validate(
         checkpoint = run.start.checkpoint
         step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
         run.say(f"{_counted(data.problems)} problems; {_where(policy)} -> {run.records}")
+        _say_notes(run, policy)
         with closing(collector.sampler):
             validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
     return Run(run.folder, Path(c.actor_rollout_ref.model.path), step, step, tuple(run.tracker.history))
@@ -221,6 +223,8 @@ def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: O
 def _say_notes(run: OpenRun, policy: Policy) -> None:
     for note in policy.notes:
         run.say(f"note: {note}")
+    if (moment := run.start.record.content.get(MOMENT)) is not None:
+        run.say(f"note: the chat template writes the time: {moment}, of the run's first start, in every prompt of it")
 
 
 def _say_contradictions(run: OpenRun, data: TrainingData) -> None:

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
-from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, require_weights, what_is_left_out
+from gmpo.backends.model_files import require_weights
+from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, what_is_left_out
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
 from gmpo.build.policy import Policy, decode_answers
@@ -64,6 +73,41 @@ def test_sampler_and_learner_leave_them_out_alike(
         assert bool((head.grad[EXCLUDED] == 0).all())
     plain, _ = PolicyModule(model, CPU, temperature=1.0)(batch)
     assert float((logp - plain).max()) > 0.01, "and the others have what these had"
+
+
+def test_a_soft_capped_head_stays_in_tiles_and_gives_the_library_s_values_over_the_others(
+    as_batch: Callable[..., Batch],
+) -> None:
+    """Gemma 2, whose cap bends these logits: sampler, learner and the gradient of its own weights are those of a
+    softmax over the 60 ids that are left."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 8}
+    config = Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0, pad_token_id=0)
+    config._attn_implementation = "eager"
+    model = Gemma2ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(0.0, 0.5)
+    sampler = TorchSampler(device=CPU, seed=0, stop_ids=frozenset(), max_num_seqs=64, excluded=EXCLUDED)
+    sampler.load(LiveWeights(model, 0))
+    prompt = [4, 5, 6]
+    params = SamplingParams(n=8, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=4)
+    (answers,) = sampler.generate([SampleRequest(tuple(prompt), 0)], params)
+    batch = as_batch([(prompt, answers)])
+    module = PolicyModule(model, CPU, temperature=1.0, excluded=EXCLUDED)
+    assert module.takes_hidden
+    logp, _ = module(batch)
+    assert torch.allclose(logp, batch.rollout_logp, atol=1e-5)
+    kept = torch.tensor([v for v in range(64) if v not in EXCLUDED.tolist()])
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
+    logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1, kept]
+    places = torch.searchsorted(kept, batch.response_ids).unsqueeze(-1)
+    expected = logits.log_softmax(-1).gather(-1, places).squeeze(-1)
+    assert torch.allclose(logp, expected, atol=1e-5)
+    (own,) = torch.autograd.grad(expected.sum(), [model.get_input_embeddings().weight])
+    value, _ = module(batch, lambda _rows, lp, _entropy: lp.sum())
+    value.backward()
+    assert torch.allclose(model.get_input_embeddings().weight.grad, own, atol=1e-4)
 
 
 def test_ids_beyond_the_tokenizer_are_found_wherever_they_stand(words: PreTrainedTokenizerFast) -> None:

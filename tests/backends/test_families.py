@@ -14,8 +14,9 @@ import pytest
 import torch
 import transformers
 from packaging import version
-from transformers import PreTrainedModel
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
+from gmpo.backends.critic import value_head
 from gmpo.backends.devices import Device
 from gmpo.backends.family import require_family, unlike
 from gmpo.errors import BackendError
@@ -103,3 +104,29 @@ def test_an_error_of_the_models_code_is_named(qwen: PreTrainedModel) -> None:
     qwen.model.layers[0].mlp.register_forward_pre_hook(fails, with_kwargs=True)
     with pytest.raises(BackendError, match="decoding with a cache ends in an error of its own code \\(KeyError"):
         require_family(qwen, CPU, "folder")
+
+
+def test_a_critic_is_compared_by_its_hidden_states_though_its_head_is_zero() -> None:
+    """A causal backbone passes; one that reads padding, draws, or sees what comes later is refused by that use."""
+
+    def critic(family: str) -> PreTrainedModel:
+        config = families.tiny_model(family).config
+        config.num_labels = 1
+        made: PreTrainedModel = AutoModelForTokenClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in value_head(made).parameters():
+                parameter.zero_()
+        return made
+
+    require_family(critic("qwen2"), CPU, "folder", critic=True)
+    bert = critic("bert")
+    assert "the beginning of a row alone gives other hidden states" in str(unlike(bert, CPU, critic=True))
+    with pytest.raises(BackendError, match=r"\(model_type 'bert'\) cannot be trained here.*Its values would not"):
+        require_family(bert, CPU, "folder", critic=True)
+    reads, draws = critic("qwen2"), critic("qwen2")
+    layer: Any = reads.model.layers[0].mlp
+    layer.register_forward_hook(lambda _module, _inputs, out: out + out.mean(1, keepdim=True))
+    assert "one padded pass gives other hidden states" in str(unlike(reads, CPU, critic=True))
+    layer = draws.model.layers[0].mlp
+    layer.register_forward_hook(lambda _module, _inputs, out: out + 1e-6 * torch.rand(()))
+    assert "draws random numbers" in str(unlike(draws, CPU, critic=True))

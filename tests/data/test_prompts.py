@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from gmpo.data.problems import Problem
-from gmpo.data.prompts import TRUNCATIONS, encode_prompts
+from gmpo.data.prompts import TRUNCATIONS, encode_prompts, writes_the_time
 from gmpo.errors import ConfigError, DataError
 
 WORDS = ["<pad>", "<eos>", "<unk>", "<user>", "<answer>", "<think>", "a", "b", "c", "d", "e"]
@@ -53,6 +54,25 @@ def test_a_prompt_is_the_templated_messages_and_the_opening_of_the_answer() -> N
     assert words(result.items[0].prompt_ids) == "<user> a b <answer>"
     assert all(type(i) is int for i in result.items[0].prompt_ids)
     assert (result.dropped, result.truncated) == (0, 0)
+
+
+def test_a_moment_is_what_the_template_writes_by_every_code_and_leaves_its_layout() -> None:
+    """Against `datetime.strftime`, with flags, doubled and single percent signs, from within a macro, with arguments of
+    the user's; a first line with indentation stays what it was."""
+    moment = datetime(2024, 7, 6, 5, 4, 3)
+    formats = ["%d %b %Y", "%-d|%%d|100% ", "%A %B %j %H:%M:%S %p %y", "%c", "", "%"]
+    body = "".join(f"{{{{ strftime_now('{one}') }}}};" for one in formats)
+    template = (
+        "  {% if strftime_now is defined %}\n" + "{% macro m() %}" + body + "{% endmacro %}{{ x }}{{ m() }}{% endif %}"
+    )
+    seen = tokenizer(template)
+    seen.backend_tokenizer.pre_tokenizer = None  # one word, looked up whole
+    expected = "x" + "".join(f"{moment.strftime(one)};" for one in formats)
+    seen.add_tokens([expected])
+    (item,) = encode([problem("a")], 4, tokenizer=seen, moment=moment, chat_template_kwargs={"x": "x"}).items
+    assert seen.convert_ids_to_tokens(item.prompt_ids) == [expected]
+    assert writes_the_time(seen)
+    assert not writes_the_time(tokenizer())
 
 
 def test_template_arguments_reach_the_template() -> None:

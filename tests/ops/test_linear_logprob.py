@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -57,6 +57,8 @@ class Case:
     temperature: float = 1.0
     softcap: float | None = None
     made_of: type[Blocks] = TorchBlocks
+    excluded: Tensor | None = None
+    """No target is among them."""
 
     @property
     def factors(self) -> Tensor:
@@ -73,6 +75,7 @@ class Case:
             self.temperature,
             self.softcap,
             self.made_of(),
+            excluded=self.excluded,
         )
         edges = torch.tensor([0, *self.lengths]).cumsum(0).tolist()
 
@@ -95,7 +98,11 @@ class Case:
             logits = logits + parameters[-1]
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        logp = token_logprobs(logits, self.targets, temperature=self.temperature)
+        targets = self.targets
+        if self.excluded is not None:
+            kept = torch.tensor([v for v in range(logits.shape[1]) if v not in self.excluded.tolist()])
+            logits, targets = logits[:, kept], torch.searchsorted(kept, targets)
+        logp = token_logprobs(logits, targets, temperature=self.temperature)
         ent = Categorical(logits=logits / self.temperature, validate_args=False).entropy()
         a, b, c = self.factors.to(dtype)
         loss = (a * logp**2 + b * logp).sum()
@@ -168,6 +175,26 @@ def check_against_the_whole_logits(
         patch.setattr(blocks, "CACHED_ELEMENTS", 2 * columns)
         found = c.tiled(mode, tile_bytes)
     assert_close(found, c.whole(mode), 1e-10)
+
+
+@pytest.mark.parametrize("made_of", KINDS.values(), ids=KINDS)
+@settings(deadline=None, max_examples=40)
+@given(CASES, st.sampled_from([None, 1.5]), MODES, st.integers(2, 5), st.integers(1, 40))
+def test_ids_of_probability_0_are_as_if_they_were_not_there_under_a_softcap_too(
+    made_of: type[Blocks], sizes: dict[str, Any], softcap: float | None, mode: Entropies, every: int, columns: int
+) -> None:
+    """Every second to fifth id is excluded: values and gradients of the logits over the others, and a gradient of 0 for
+    the excluded rows."""
+    c = case(**sizes, softcap=softcap, made_of=made_of)
+    kept = torch.tensor([v for v in range(sizes["vocabulary"]) if v % every])
+    excluded = torch.arange(0, sizes["vocabulary"], every)
+    c = replace(c, targets=kept[c.targets % len(kept)], excluded=excluded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_logprob, "BLOCK_COLUMNS", columns)
+        patch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
+        found = c.tiled(mode, 3000)
+    assert_close(found, c.whole(mode), 1e-10)
+    assert not bool(found[1][excluded].any())
 
 
 @settings(deadline=None, max_examples=150)

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.stories import demonstration_rows, vocabulary
+from gmpo.errors import BackendError
 
 A, R, M = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 CONFIG, OTHER = 2, 1
@@ -449,3 +450,20 @@ def test_a_prompt_longer_than_the_limit_names_a_setting_that_sft_has(bench: Any,
         assert outcome.code == OTHER
         assert "data.max_length=10" in outcome.err
         assert "max_prompt_length" not in outcome.err
+
+
+def test_a_critic_of_another_path_is_looked_at_as_the_policy_is(bench: Any) -> None:
+    """One that sees later tokens, and one with fewer ids than the tokenizer has."""
+    for name, size, said in (("bert", 64, "model_type 'bert'"), ("small", 8, "the model embeds only 8")):
+        config = BertConfig(
+            vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        BertForMaskedLM(config).save_pretrained(bench.folder / name)
+        other = {
+            "recipe": None,
+            "algorithm.adv_estimator": "gae",
+            "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
+            "critic.model.path": str(bench.folder / name),
+        }
+        with pytest.raises(BackendError, match=said):
+            bench.train(other, run=f"by-{name}")

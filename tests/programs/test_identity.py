@@ -31,7 +31,7 @@ def test_equal_starts_differ_in_nothing() -> None:
 
 
 def test_a_template_that_writes_the_date_goes_on_and_is_not_bit_exact() -> None:
-    """The text of the template is the same, what it renders is not."""
+    """As in runs of versions that let it: the text of the template is the same, what it renders is not."""
     changes = _compare(_record(), content={**CONTENT, RENDERED: "of another day"})
     assert changes.identity == ()
     assert changes.inexact == (Difference(RENDERED, "r", "of another day"),)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gmpo
 from gmpo.data.stories import demonstration_rows
-from gmpo.errors import DataError
+from gmpo.errors import BackendError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -156,3 +156,48 @@ def test_ctrl_c_keeps_the_model_so_far_and_says_that_the_command_begins_again(
     assert f"stopped after 2 of 6 steps; the model so far: {bench.folder / 'sft' / 'huggingface'}" in outcome.out
     assert "the same command begins again at step 1" in outcome.out
     AutoModelForCausalLM.from_pretrained(bench.folder / "sft" / "huggingface")
+
+
+def test_rows_beyond_the_models_positions_are_refused_and_the_last_that_fits_is_learned(
+    bench: Any, settings: dict[str, Any]
+) -> None:
+    """The longest row takes exactly the positions there are, or one more; a held-out row counts."""
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+
+    def tokens(row: dict[str, Any]) -> int:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        return len(prompt) + len(tokenizer.encode(row["extra_info"]["answer"], add_special_tokens=False)) + 1
+
+    short, *_, long = sorted(demonstration_rows(9, seed=0), key=tokens)
+    longest = tokens(long)
+    assert tokens(short) < longest - 1
+    one = {**settings, "data.train_batch_size": 1, "trainer.total_training_steps": 1}
+    enough = {"model.override_config": {"max_position_embeddings": longest}}
+    short_of = {"model.override_config": {"max_position_embeddings": longest - 1}}
+    named = rf"make {longest} tokens, .* {longest - 1} positions.*model\.override_config"
+    held_out = {"data.val_files": bench.write_rows([long], "val.parquet")}
+    for number, (rows, changes) in enumerate((([long], {}), ([short], held_out))):
+        place = {**one, **changes, "trainer.default_local_dir": str(bench.folder / f"positions-{number}")}
+        with pytest.raises(BackendError, match=named):
+            gmpo.sft({**place, **short_of}, rows=rows, console=QUIET)
+        assert gmpo.sft({**place, **enough, "trainer.allow_changed_config": True}, rows=rows, console=QUIET).finished
+
+
+def test_a_chat_template_can_be_given(bench: Any, settings: dict[str, Any]) -> None:
+    """The first loss is that of prompts which the given template renders; the run keeps it, and another one is another
+    run."""
+    (row,) = demonstration_rows(1, seed=0)
+    template = "{{ messages[0]['content'] }}"
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+    model = AutoModelForCausalLM.from_pretrained(bench.model)
+    prompt = tokenizer.encode(row["prompt"][0]["content"], add_special_tokens=False)
+    answer = [*tokenizer.encode(row["extra_info"]["answer"], add_special_tokens=False), tokenizer.eos_token_id]
+    with torch.no_grad():
+        logp = model(torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+    expected = -sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
+    given = {"model.custom_chat_template": template, "data.train_batch_size": 1, "trainer.total_training_steps": 1}
+    run = gmpo.sft({**settings, **given}, rows=[row], console=QUIET)
+    assert run.history[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
+    assert AutoTokenizer.from_pretrained(run.model).chat_template == template
+    with pytest.raises(ConfigError, match="chat template: "):
+        gmpo.sft({**settings, **given, "model.custom_chat_template": None}, rows=[row], console=QUIET)

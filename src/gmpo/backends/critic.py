@@ -18,7 +18,8 @@ from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends import passes
 from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import MiniBatch, every_row
-from gmpo.backends.models import ModelSource, load_config, quiet, require_weights, resolve
+from gmpo.backends.model_files import require_weights, without_place
+from gmpo.backends.models import ModelSource, load_config, quiet, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
 from gmpo.backends.trainable import MicroBatching, Trainable
@@ -52,10 +53,13 @@ def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedMod
         raise BackendError(f"cannot make a critic from {source.path!r}: {error}") from error
     model: PreTrainedModel
     model, info = loaded
+    # What stands beside the backbone, the language model's head above all, is no part of a critic.
+    where = f"critic {source.path!r}"
+    without_place(model, model.base_model, info["unexpected_keys"], where, shortened=source.changes_layers)
     head = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
     missing = sorted(set(info["missing_keys"]) - set(head))
     if missing:
-        raise BackendError(f"critic {source.path!r}: {len(missing)} parameters are missing, for example {missing[0]!r}")
+        raise BackendError(f"{where}: {len(missing)} parameters are missing, for example {missing[0]!r}")
     with torch.no_grad():
         for parameter in value_head(model).parameters():
             parameter.zero_()

@@ -29,39 +29,46 @@ EXACT, ROUNDED = 2e-3, 0.1
 router may send a token elsewhere."""
 
 
-def require_family(model: PreTrainedModel, device: Device, name: str) -> None:
-    """Compare padded, cached and plain passes over a few short rows, and two passes in training mode.
+def require_family(model: PreTrainedModel, device: Device, name: str, *, critic: bool = False) -> None:
+    """Compare padded, cached and plain passes over a few short rows, and two passes in training mode. A critic's head
+    may be zero, so its hidden states are compared; nobody decodes with it, but a value must not know what comes later.
 
     Raises:
         BackendError: they differ, or one of them fails; it names the model's type and the use.
     """
-    if (reason := unlike(model, device)) is not None:
+    if (reason := unlike(model, device, critic=critic)) is not None:
         raise BackendError(
             f"model {name!r} (model_type {model.config.model_type!r}) cannot be trained here: {reason}. Its "
-            "log-probs would "
-            "not be those of the answers that were sampled. Take a model of another family, or another version of "
-            "transformers, whose code of this family may differ."
+            f"{'values' if critic else 'log-probs'} would not be those of the answers that were sampled. Take a model "
+            "of another family, or another version of transformers, whose code of this family may differ."
         )
 
 
-def unlike(model: PreTrainedModel, device: Device) -> str | None:
-    """In which use the model computes something else than one plain pass a row, and by how much; None where in none."""
-    rows = _rows(model)
+def unlike(model: PreTrainedModel, device: Device, *, critic: bool = False) -> str | None:
+    """In which use the model computes something else than one plain pass a row, and by how much; None where in none.
+
+    Of a critic the final hidden states are read as if they were logits.
+    """
+    rows, read = _rows(model), _hidden if critic else _logits
+    kind = "hidden states" if critic else "log-probs"
     training = model.training
     try:
         with device.autocast():
             model.eval()
             with torch.no_grad():
-                plain = _named("one plain pass over a row", lambda: _plain(model, device, rows))
-                uses = (
-                    ("rows of several lengths in one padded pass", lambda: _padded(model, device, rows)),
-                    ("decoding with a cache", lambda: _cached(model, device, rows)),
-                )
+                plain = _named("one plain pass over a row", lambda: _plain(read, model, device, rows))
+                uses: list[tuple[str, Callable[[], list[Tensor]]]] = [
+                    ("rows of several lengths in one padded pass", lambda: _padded(read, model, device, rows))
+                ]
+                if critic:
+                    uses.append(("the beginning of a row alone", lambda: _beginnings(read, model, device, rows)))
+                else:
+                    uses.append(("decoding with a cache", lambda: _cached(model, device, rows)))
                 for use, compute in uses:
                     if (apart := _apart(plain, _named(use, compute), device)) is not None:
-                        return f"{use} gives other log-probs than one pass over each row, {apart}"
+                        return f"{use} gives other {kind} than one pass over each row, {apart}"
                 training_mode(model)
-                return _named("a pass in training mode", lambda: _draws(model, device, rows))
+                return _named("a pass in training mode", lambda: _draws(read, model, device, rows))
     except _FailedError as error:
         return str(error)
     finally:
@@ -69,6 +76,8 @@ def unlike(model: PreTrainedModel, device: Device) -> str | None:
 
 
 Row = tuple[Sequence[int], Sequence[int]]
+Read = Callable[..., Tensor]
+"""Model and inputs by name -> `[B, S, ..]` of every place."""
 Found = TypeVar("Found")
 
 
@@ -98,30 +107,53 @@ def _rows(model: PreTrainedModel) -> list[Row]:
     return rows
 
 
+def _logits(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    found: Tensor = model(**inputs, use_cache=False).logits
+    return found
+
+
+def _hidden(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    found: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return found
+
+
 def _answers(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probs of the tokens, each predicted by the logits of its place."""
-    return torch.log_softmax(logits.float(), -1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    """Log-probs of the tokens, each predicted by the logits of its place. Hidden states are narrow: an id stands for
+    its remainder there."""
+    places = ids % logits.shape[-1]
+    return torch.log_softmax(logits.float(), -1).gather(-1, places.unsqueeze(-1)).squeeze(-1)
 
 
-def _plain(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
+def _plain(read: Read, model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
     found = []
     for prompt, answer in rows:
         ids = torch.tensor([[*prompt, *answer]], device=device.torch)
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logits = read(model, input_ids=ids)[0, len(prompt) - 1 : -1]
         found.append(_answers(logits, ids[0, len(prompt) :]))
     return found
 
 
-def _padded(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
+def _padded(read: Read, model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
     prompts, prompt_mask = pad_left([prompt for prompt, _ in rows], 0)
     answers, answer_mask = pad_right([answer for _, answer in rows], 0)
     ids = torch.cat([prompts, answers], 1).to(device.torch)
     real = torch.cat([prompt_mask, answer_mask], 1).to(device.torch).long()
     positions = (real.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=False).logits
+    logits = read(model, input_ids=ids, attention_mask=real, position_ids=positions)
     width = prompts.shape[1]
     found = _answers(logits[:, width - 1 : -1], ids[:, width:])
     return [values[: len(answer)] for values, (_, answer) in zip(found, rows, strict=True)]
+
+
+def _beginnings(read: Read, model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
+    """Every answer token predicted from what stands before it, with nothing behind: a value knows no more."""
+    found = []
+    for prompt, answer in rows:
+        ids = torch.tensor([[*prompt, *answer]], device=device.torch)
+        ends = range(len(prompt), len(prompt) + len(answer))
+        last = torch.stack([read(model, input_ids=ids[:, :end])[0, -1] for end in ends])
+        found.append(_answers(last, ids[0, len(prompt) :]))
+    return found
 
 
 def _cached(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list[Tensor]:
@@ -146,10 +178,10 @@ def _cached(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> list
     return [torch.stack(values) for values in found]
 
 
-def _draws(model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> str | None:
+def _draws(read: Read, model: PreTrainedModel, device: Device, rows: Sequence[Row]) -> str | None:
     """What a pass in training mode has of chance."""
     ids = torch.tensor([rows[0][0]], device=device.torch)
-    first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    first, second = (read(model, input_ids=ids) for _ in range(2))
     if not torch.equal(first, second):
         return "two passes in training mode differ: it draws random numbers (noise in a router, dropout of its own)"
     return None

@@ -48,8 +48,7 @@ class PolicyModule(BatchModule):
         head = find_head(model, device, temperature, blocks)
         excluded = None if excluded is None else excluded.to(device.torch)
         if head is not None and excluded is not None:
-            # A soft bound of the logits would give an excluded id a probability again.
-            head = None if head.softcap is not None else replace(head, excluded=excluded)
+            head = replace(head, excluded=excluded)
         separate = "its head is not one of the usual kinds" if head is None else share_prefixes(model, device)
         super().__init__(model, device, separate)
         self.excluded = excluded

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from gmpo.backends.hub import require_hub
+from gmpo.backends.model_files import require_weights, without_place
 from gmpo.errors import BackendError
 
 # Its progress bars would tear ours apart.
@@ -38,6 +39,11 @@ class ModelSource:
     trust_remote_code: bool = False
     override_config: Mapping[str, Any] | None = None
     """Fields of the model's configuration to replace; `attn_implementation` is taken out and passed on."""
+
+    @property
+    def changes_layers(self) -> bool:
+        """The number of layers is one of those fields."""
+        return any(name in (self.override_config or {}) for name in ("num_hidden_layers", "n_layer", "num_layers"))
 
 
 def resolve(path: str) -> str:
@@ -113,34 +119,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def adapters_in(folder: Path) -> list[str]:
-    """Names of the adapter's files in a model folder."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-    return [name for name in names if (folder / name).is_file()]
-
-
-def require_weights(folder: Path) -> None:
-    """Raise BackendError for a local model folder without weights, or with some that would be left out."""
-    if adapters := adapters_in(folder):
-        raise BackendError(
-            f"model folder {folder} holds an adapter ({', '.join(adapters)}), which would be left out: only whole "
-            "models are trained. Merge it into its base model first (peft: "
-            "model.merge_and_unload().save_pretrained(FOLDER)), or "
-            "move the adapter's files elsewhere to train the base model alone."
-        )
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise BackendError(
-            f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "
-            "of a checkpoint that was saved without 'hf_model' in save_contents."
-        )
-
-
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model on `device`, its weights in `dtype`.
+    """As `load_model_with_notes`, without the notes."""
+    return load_model_with_notes(source, device, dtype)[0]
+
+
+def load_model_with_notes(
+    source: ModelSource, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, list[str]]:
+    """The causal language model on `device`, its weights in `dtype`; and what its files hold beyond it, in sentences.
 
     Raises:
         BackendError: no weights, weights missing for some parameters (the library would fill them with random numbers),
-            or an architecture that cannot be loaded.
+            weights that the model has no place for, or an architecture that cannot be loaded.
     """
     path = resolve(source.path)
     require_weights(Path(path))
@@ -149,14 +140,16 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype = t
         model, info = _pretrained(source, path, dtype, asked or "sdpa")
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BackendError(f"cannot load model {source.path!r}: {error}") from error
+    where = f"model {source.path!r}"
+    notes = without_place(model, model.base_model, info["unexpected_keys"], where, shortened=source.changes_layers)
     missing = sorted(info["missing_keys"])
     if missing:
         raise BackendError(
-            f"model {source.path!r}: {len(missing)} parameters are not in its weight files, for example "
+            f"{where}: {len(missing)} parameters are not in its weight files, for example "
             f"{missing[0]!r}. They would be random; the folder is incomplete or belongs to another architecture."
         )
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
-    return model
+    return model, notes
 
 
 def _pretrained(source: ModelSource, path: str, dtype: torch.dtype, attention: str) -> tuple[PreTrainedModel, Any]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from gmpo.records.run_folder import PASS_RATES, Difference, Program, RunRecord
 CONTENT_OF = "content of "
 VALIDATION = f"{CONTENT_OF}data.val_files"
 RENDERED = "prompts as token ids"
-"""Differs with equal template and tokenizer where a template writes the date, or the library renders it differently."""
+"""Differs with equal template and tokenizer where the library renders them differently, or an earlier version of gmpo
+let the template write the clock's time."""
+MOMENT = "moment that the chat template writes"
+"""Where it writes one, see `gmpo.build.moment`. Not compared: what it makes of the prompts is."""
 RENDERED_DEMONSTRATIONS = 64
 """So many prompts are rendered to see whether the template still renders them alike."""
 MODEL_PATH = f"{CONTENT_OF}actor_rollout_ref.model.path"
@@ -90,15 +94,17 @@ def training_content(
     validation: EncodedProblems | None,
     functions: Sequence[RewardFunction],
     weights: Sequence[float] | None,
+    moment: datetime | None,
 ) -> dict[str, Any]:
     """What the paths of `gmpo train` lead to, as fingerprints.
 
     Args:
         functions, weights: rewards that were handed over in Python, see `gmpo.build.rewards.build_rewards`.
+        moment: that the prompts are rendered with.
     """
     model, custom = config.actor_rollout_ref.model, config.custom_reward_function
     source = ModelSource(model.path, model.trust_remote_code, model.override_config)
-    content: dict[str, Any] = _text(source, tokenizer, key="actor_rollout_ref.model.path")
+    content: dict[str, Any] = _text(source, tokenizer, "actor_rollout_ref.model.path", moment)
     if config.uses_reference:
         source = ModelSource(config.actor_rollout_ref.ref.model.path, model.trust_remote_code)
         content[f"{CONTENT_OF}actor_rollout_ref.ref.model.path"] = _model(source)
@@ -130,20 +136,23 @@ def supervised_content(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Problem],
     held_out: Sequence[Problem],
+    moment: datetime | None,
 ) -> dict[str, Any]:
     """What the paths of `gmpo sft` lead to, as fingerprints."""
     model = config.model
     source = ModelSource(model.path, model.trust_remote_code, model.override_config)
-    content = _text(source, tokenizer, key="model.path")
+    content = _text(source, tokenizer, "model.path", moment)
     content[f"{CONTENT_OF}data.train_files"] = _problems(items)
-    some = encode_prompts(items[:RENDERED_DEMONSTRATIONS], tokenizer, max_prompt_length=sys.maxsize)
+    some = encode_prompts(items[:RENDERED_DEMONSTRATIONS], tokenizer, max_prompt_length=sys.maxsize, moment=moment)
     content[RENDERED] = fingerprint.of_json([item.prompt_ids for item in some.items])
     return {**content, VALIDATION: _problems(held_out)} if held_out else content
 
 
-def _text(source: ModelSource, tokenizer: PreTrainedTokenizerBase, key: str) -> dict[str, Any]:
+def _text(source: ModelSource, tokenizer: PreTrainedTokenizerBase, key: str, moment: datetime | None) -> dict[str, Any]:
     model = _model(source)
+    written = {} if moment is None else {MOMENT: moment.isoformat()}
     return {
+        **written,
         BASE: model,
         f"{CONTENT_OF}{key}": model,
         "tokenizer": _tokenizer(tokenizer),
@@ -235,7 +244,7 @@ def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes
 def _differing_content(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
     for key in {**then, **now}:
         before, after = then.get(key), now.get(key)
-        if key in (BASE, UNSEEN) or before == after:
+        if key in (BASE, MOMENT, UNSEEN) or before == after:
             continue
         if key.startswith(FUNCTION) and before and after and same_function(before, after):
             continue

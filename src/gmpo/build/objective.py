@@ -13,7 +13,8 @@ from gmpo.algo.schedule import learning_rate, linear
 from gmpo.backends.critic import Critic as CriticModel
 from gmpo.backends.critic import CriticSettings, load_value_model
 from gmpo.backends.devices import Device
-from gmpo.backends.models import ModelSource, checkpoint_activations
+from gmpo.backends.family import require_family
+from gmpo.backends.models import ModelSource, check_vocabulary, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.config import Config
 from gmpo.config.corrections import rejections
@@ -121,6 +122,10 @@ def build_critic(
         return None
     source = ModelSource(critic.model.path, critic.model.trust_remote_code, critic.model.override_config)
     model = load_value_model(source, device.torch)
+    policy = config.actor_rollout_ref.model
+    if source != ModelSource(policy.path, policy.trust_remote_code, policy.override_config):
+        check_vocabulary(model, tokenizer)
+        require_family(model, device, source.path, critic=True)
     if critic.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
     settings = build_optimizer(

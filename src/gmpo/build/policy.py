@@ -21,7 +21,8 @@ from gmpo.backends.models import (
     check_positions,
     check_vocabulary,
     checkpoint_activations,
-    load_model,
+    load_generation,
+    load_model_with_notes,
     load_tokenizer,
     pad_token_id,
     stop_token_ids,
@@ -57,29 +58,48 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
     source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
-    policy = _policy(source, tokenizer, device, DTYPES[precision.model_dtype], settings.enable_gradient_checkpointing)
-    _check_length(config, policy.model, longest_prompt)
-    return policy
+    response = config.data.max_response_length
+    return _policy(
+        source,
+        tokenizer,
+        device,
+        DTYPES[precision.model_dtype],
+        settings.enable_gradient_checkpointing,
+        _Longest(
+            longest_prompt + response,
+            f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}",
+            "actor_rollout_ref.model.override_config",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Longest:
+    """The longest row of a run: its tokens, what makes so many, and the key that may give the model more positions."""
+
+    tokens: int
+    what: str
+    override: str
 
 
 def _policy(
-    source: ModelSource, tokenizer: PreTrainedTokenizerBase, device: Device, dtype: torch.dtype, recompute: bool
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    dtype: torch.dtype,
+    recompute: bool,
+    longest: _Longest,
 ) -> Policy:
     """A model to train, of either program, with every check of it."""
-    model = load_model(source, device.torch, dtype)
+    model, beyond = load_model_with_notes(source, device.torch, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
+    check_positions(model, longest.tokens, longest.what, override=longest.override)
     require_family(model, device, source.path)
     stop_ids = stop_token_ids(model.generation_config, tokenizer)
     pad = pad_token_id(tokenizer, stop_ids)
-    return Policy(model, tokenizer, device, stop_ids, pad, tuple(what_is_left_out(model)))
-
-
-def _check_length(config: Config, model: PreTrainedModel, longest_prompt: int) -> None:
-    response = config.data.max_response_length
-    what = f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}"
-    check_positions(model, longest_prompt + response, what, override="actor_rollout_ref.model.override_config")
+    return Policy(model, tokenizer, device, stop_ids, pad, (*beyond, *what_is_left_out(model)))
 
 
 def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
@@ -111,16 +131,39 @@ def decode_answers(policy: Policy, skip_special_tokens: bool, answers: list[list
 
 def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that is fine-tuned."""
-    return load_tokenizer(ModelSource(config.model.path, config.model.trust_remote_code))
+    model = config.model
+    source = ModelSource(model.path, model.trust_remote_code)
+    return load_tokenizer(source, chat_template=model.custom_chat_template)
+
+
+def end_token(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What ends a demonstration's answer: the tokenizer's end token, else one of the model's."""
+    if tokenizer.eos_token_id is not None:
+        return int(tokenizer.eos_token_id)
+    return min(stop_token_ids(load_generation(_supervised_source(config)), tokenizer))
+
+
+def _supervised_source(config: SftConfig) -> ModelSource:
+    return ModelSource(config.model.path, config.model.trust_remote_code, config.model.override_config)
 
 
 def build_supervised_learner(
-    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int, *, longest: int
 ) -> tuple[LocalLearner, Policy]:
-    """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective."""
-    settings, optim = config.model, config.optim
-    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
-    policy = _policy(source, tokenizer, device, torch.float32, settings.enable_gradient_checkpointing)
+    """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective.
+
+    Args:
+        longest: tokens of the longest demonstration, prompt and answer.
+    """
+    optim = config.optim
+    policy = _policy(
+        _supervised_source(config),
+        tokenizer,
+        device,
+        torch.float32,
+        config.model.enable_gradient_checkpointing,
+        _Longest(longest, "the longest prompt and its answer", "model.override_config"),
+    )
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
     learner = LocalLearner(
         policy.model,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
-from gmpo.backends.models import check_positions
 from gmpo.build.identity import describe_run, supervised_content, training_content
+from gmpo.build.moment import moment_of
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
-from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer
+from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer, end_token
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
@@ -81,11 +82,12 @@ def read_training(
     """Tokenizer, problems and what the run would be."""
     config, machine = resolved.config, build_machine(resolved.config)
     tokenizer = build_tokenizer(config)
-    problems = build_problems(config, tokenizer, rows)
-    validation = build_validation(config, tokenizer, val_rows)
+    moment = moment_of(resolved, tokenizer, "train")
+    problems = build_problems(config, tokenizer, rows, moment)
+    validation = build_validation(config, tokenizer, val_rows, moment)
     counts = numbers(config, len(problems.items), len(validation.items) if validation else 0)
     length = _length(counts)
-    content = training_content(config, tokenizer, problems, validation, functions, reward_weights)
+    content = training_content(config, tokenizer, problems, validation, functions, reward_weights, moment)
     record = describe_run(resolved, "train", content, length.total_steps)
     opening = Opening(record, length.steps_per_epoch, str(machine), label)
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
@@ -156,9 +158,10 @@ def read_validation(
     """Tokenizer, validation problems and the run that would be validated."""
     config, machine = resolved.config, build_machine(resolved.config)
     tokenizer = build_tokenizer(config)
-    problems = build_validation(config, tokenizer, val_rows)
+    moment = moment_of(resolved, tokenizer, "train")
+    problems = build_validation(config, tokenizer, val_rows, moment)
     assert problems is not None, "a rule asks for them"
-    content = training_content(config, tokenizer, None, problems, functions, reward_weights)
+    content = training_content(config, tokenizer, None, problems, functions, reward_weights, moment)
     opening = Opening(describe_run(resolved, "train", content, 0), 1, str(machine), label)
     return ValidationData(config, machine, tokenizer, problems, opening)
 
@@ -182,6 +185,7 @@ class Demonstrations:
     tokenizer: Any
     items: Sequence[Problem]
     held_out: Sequence[Problem]
+    moment: datetime | None
     length: Length
     opening: Opening
 
@@ -204,10 +208,11 @@ def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label:
         key="data.train_batch_size",
     )
     tokenizer = build_supervised_tokenizer(config)
-    content = supervised_content(config, tokenizer, items, held_out)
+    moment = moment_of(resolved, tokenizer, "sft")
+    content = supervised_content(config, tokenizer, items, held_out, moment)
     record = describe_run(resolved, "sft", content, length.total_steps)
     opening = Opening(record, length.steps_per_epoch, str(machine), label)
-    return Demonstrations(config, machine, tokenizer, items, held_out, length, opening)
+    return Demonstrations(config, machine, tokenizer, items, held_out, moment, length, opening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,24 +227,27 @@ class FineTuning:
 
 
 def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
-    """Load the model and encode the demonstrations."""
+    """Encode the demonstrations and load the model."""
     config: SftConfig = demonstrations.config
     tokenizer, data = demonstrations.tokenizer, config.data
-    learner, policy = build_supervised_learner(
-        config, tokenizer, demonstrations.machine.device, demonstrations.length.total_steps
-    )
     encode = partial(
         encode_demonstrations,
         tokenizer=tokenizer,
         encode_answer=partial(tokenizer.encode, add_special_tokens=False),
-        end_id=tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(policy.stop_ids),
+        end_id=end_token(config, tokenizer),
         max_length=data.max_length,
         truncation=data.truncation,
+        moment=demonstrations.moment,
     )
     items, held_out = encode(demonstrations.items), demonstrations.held_out
     validation = encode(held_out) if held_out else []
-    longest = max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation))
-    check_positions(policy.model, longest, "the longest prompt and its answer", override="model.override_config")
+    learner, policy = build_supervised_learner(
+        config,
+        tokenizer,
+        demonstrations.machine.device,
+        demonstrations.length.total_steps,
+        longest=max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation)),
+    )
     return FineTuning(
         policy,
         learner,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,23 @@ def build_machine(config: Config | SftConfig) -> Machine:
     return Machine(device, use_product(config.trainer.matmul_precision, device.torch))
 
 
-def build_problems(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None) -> EncodedProblems:
-    """Training problems with their prompt ids; rows given in Python take the place of files."""
+def build_problems(
+    config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, moment: datetime | None
+) -> EncodedProblems:
+    """Training problems with their prompt ids; rows given in Python take the place of files. `moment` is what the chat
+    template writes."""
     data = config.data
-    return _problems(config, tokenizer, data.train_files, rows, "rows", data.train_max_samples)
+    return _problems(config, tokenizer, data.train_files, rows, "rows", data.train_max_samples, moment)
 
 
-def build_validation(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None) -> EncodedProblems | None:
+def build_validation(
+    config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None, moment: datetime | None
+) -> EncodedProblems | None:
     """Validation problems with their prompt ids, or None without any; rows take the place of files."""
     data = config.data
     if rows is None and not data.val_files:
         return None
-    return _problems(config, tokenizer, data.val_files, rows, "val_rows", data.val_max_samples)
+    return _problems(config, tokenizer, data.val_files, rows, "val_rows", data.val_max_samples, moment)
 
 
 def _problems(
@@ -99,6 +105,7 @@ def _problems(
     rows: Rows | None,
     name: str,
     limit: int,
+    moment: datetime | None,
 ) -> EncodedProblems:
     data = config.data
     keys = {"prompt_key": data.prompt_key, "data_source_key": data.reward_fn_key}
@@ -113,6 +120,7 @@ def _problems(
         truncation=data.truncation,
         filter_overlong=data.filter_overlong_prompts,
         chat_template_kwargs=data.apply_chat_template_kwargs,
+        moment=moment,
     )
 
 

@@ -59,6 +59,9 @@ class SftModel(Section):
     enable_gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
     )
+    custom_chat_template: str | None = setting(
+        None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
+    )
 
 
 class SftOptim(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def encode_demonstrations(
     end_id: int,
     max_length: int,
     truncation: str,
+    moment: datetime | None = None,
 ) -> list[EncodedDemonstration]:
     """Prompts through the chat template, answers as plain text followed by the end token.
 
@@ -90,12 +92,13 @@ def encode_demonstrations(
         max_length: most tokens of prompt and answer together.
         truncation: `error` refuses a longer row; `right` cuts the end of the answer off (end token included), `left`
             the beginning of the prompt.
+        moment: as of `encode_prompts`.
 
     Raises: DataError as `encode_prompts` does, and for a row beyond `max_length` under `error`, or whose prompt leaves
         no room for an answer.
     """
     # Prompt and answer have one limit between them, so the prompt has none of its own.
-    prompts = encode_prompts(problems, tokenizer, max_prompt_length=sys.maxsize).items
+    prompts = encode_prompts(problems, tokenizer, max_prompt_length=sys.maxsize, moment=moment).items
     encoded = []
     for item in prompts:
         prompt, answer = item.prompt_ids, (*_answer_ids(item.problem, encode_answer), end_id)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from string import ascii_letters
 from typing import Any, Literal, Protocol
 
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError, DataError
 
+CLOCK = "strftime_now"
+"""The function by which a chat template writes the time."""
 Truncation = Literal["error", "left", "right", "middle"]
 
 
@@ -22,6 +26,10 @@ class ChatTokenizer(Protocol):
     @property
     def apply_chat_template(self) -> Callable[..., Any]:
         """Messages and keyword arguments -> ids."""
+
+    @property
+    def get_chat_template(self) -> Callable[..., str]:
+        """Template or its name, and tools -> the template that `apply_chat_template` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,11 @@ class EncodedProblems:
     """Problems whose prompt was cut to the limit."""
 
 
+def writes_the_time(tokenizer: ChatTokenizer) -> bool:
+    """Whether what the chat template renders depends on the clock. Of several templates, whether any does."""
+    return CLOCK in str(tokenizer.chat_template)
+
+
 def encode_prompts(
     problems: Sequence[Problem],
     tokenizer: ChatTokenizer,
@@ -53,8 +66,11 @@ def encode_prompts(
     truncation: Truncation = "error",
     filter_overlong: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    moment: datetime | None = None,
 ) -> EncodedProblems:
     """Template and tokenize every prompt and apply the length limit of `max_prompt_length` tokens.
+
+    `moment` is what a template's `strftime_now` writes; None leaves it the clock.
 
     A longer prompt is dropped with `filter_overlong`; else `truncation` decides: `left` and `right` cut that end off,
     `middle` keeps both ends, `error` refuses the data set.
@@ -65,9 +81,13 @@ def encode_prompts(
     if not tokenizer.chat_template:
         raise DataError(
             "the tokenizer has no chat template, so messages cannot become a prompt: set "
-            "actor_rollout_ref.model.custom_chat_template to a Jinja template, or take an instruction-tuned model"
+            "actor_rollout_ref.model.custom_chat_template (gmpo sft: model.custom_chat_template) to a Jinja template, "
+            "or take an instruction-tuned model"
         )
-    encoded = [EncodedProblem(p, _prompt_ids(p, tokenizer, chat_template_kwargs or {})) for p in problems]
+    kwargs = chat_template_kwargs or {}
+    if moment is not None:
+        kwargs = _with_moment(tokenizer, kwargs, moment)
+    encoded = [EncodedProblem(p, _prompt_ids(p, tokenizer, kwargs)) for p in problems]
     overlong = [item for item in encoded if len(item.prompt_ids) > max_prompt_length]
     if filter_overlong:
         kept = [item for item in encoded if len(item.prompt_ids) <= max_prompt_length]
@@ -97,6 +117,16 @@ _RESERVED = frozenset(
     {"tokenize", "add_generation_prompt", "return_dict", "return_tensors", "padding", "truncation", "max_length"}
 )
 """Arguments of `apply_chat_template` that gmpo sets itself."""
+
+_WRITTEN = "written_by_strftime"
+_MACRO = f"""\
+{{% macro {CLOCK}(format) %}}{{% set read = namespace(code='') %}}{{% for c in format %}}\
+{{% if read.code %}}{{% set read.code = read.code + c %}}\
+{{% if read.code in {_WRITTEN} %}}{{{{ {_WRITTEN}[read.code] }}}}{{% set read.code = '' %}}{{% endif %}}\
+{{% elif c == '%' %}}{{% set read.code = c %}}{{% else %}}{{{{ c }}}}{{% endif %}}{{% endfor %}}{{{{ read.code }}}}\
+{{% endmacro %}}
+"""
+"""The newline at its end is the macro's own (`trim_blocks`): the template's first line begins a line."""
 
 
 def _check_arguments(max_prompt_length: int, truncation: str, chat_template_kwargs: Mapping[str, Any]) -> None:
@@ -128,11 +158,20 @@ def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str,
             ) from error
         raise DataError(
             f"{problem.id}: the chat template fails on this prompt (roles: {roles}): {error}. Change the row, or "
-            "give a template that takes it in actor_rollout_ref.model.custom_chat_template."
+            "give a template that takes it in actor_rollout_ref.model.custom_chat_template (gmpo sft: "
+            "model.custom_chat_template)."
         ) from error
     if not ids:
         raise DataError(f"{problem.id}: the chat template renders this row as an empty prompt")
     return tuple(ids)
+
+
+def _with_moment(tokenizer: ChatTokenizer, kwargs: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
+    """Arguments under which `strftime_now` writes the moment. A template is given data, no functions, so the function
+    is a macro before the template, and what each of its codes stands for is data."""
+    codes = [f"%{flag}{letter}" for flag in ("", *"-_0^#") for letter in ascii_letters] + ["%%"]
+    template = tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
+    return {**kwargs, "chat_template": _MACRO + template, _WRITTEN: {code: moment.strftime(code) for code in codes}}
 
 
 def _cut(item: EncodedProblem, limit: int, truncation: str) -> EncodedProblem:

@@ -34,7 +34,7 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Curve:
     """From a product x with the head to its logit: `z = softcap(x + bias) / temperature`, where
-    `softcap(y) = s tanh(y / s)`."""
+    `softcap(y) = s tanh(y / s)`. A bias of minus infinity makes a token impossible, under a softcap too."""
 
     bias: Float[Tensor, " c"] | None
     temperature: float
@@ -125,7 +125,10 @@ class TorchBlocks:
     ) -> None:
         """See `Blocks`."""
         z = self._logits(x, curve)
-        bend = None if curve.softcap is None else 1.0 - (z * (curve.temperature / curve.softcap)) ** 2
+        bend = None
+        if curve.softcap is not None:
+            # An impossible token's z is far below the bound; nothing depends on its slope.
+            bend = (1.0 - (z * (curve.temperature / curve.softcap)) ** 2).clamp_(min=0.0)
         d = z.sub_(peak.unsqueeze(1))
         factor = constant.unsqueeze(1) if by_z is None else constant.unsqueeze(1) + by_z.unsqueeze(1) * d
         g = d.exp_().mul_(factor)
@@ -148,6 +151,8 @@ class TorchBlocks:
             z += curve.bias.to(exact)
         if curve.softcap is not None:
             z.div_(curve.softcap).tanh_().mul_(curve.softcap)
+            if curve.bias is not None:
+                z.masked_fill_(curve.bias == -torch.inf, -torch.inf)
         if curve.temperature != 1.0:
             z.div_(curve.temperature)
         return z.clamp_(min=torch.finfo(exact).min / 4) if curve.bounded else z

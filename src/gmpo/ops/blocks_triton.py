@@ -89,10 +89,11 @@ def _logits(  # type: ignore[no-untyped-def]
     bend = tl.full([COLUMNS], 1.0, EXACT)
     if HAS_SOFTCAP:
         # tanh by an exponential that cannot overflow, because not every backend of Triton has tanh.
+        impossible = z == float("-inf")
         e = tl.exp(tl.abs(z) * (-2.0 / softcap))
         size = (1 - e) / (1 + e)
         bend = 1 - size * size
-        z = tl.where(z < 0, -size, size) * softcap
+        z = tl.where(impossible, z, tl.where(z < 0, -size, size) * softcap)
     z = z / temperature
     if BOUNDED:
         z = tl.maximum(z, lowest)

@@ -37,7 +37,7 @@ class Head:
     blocks: Blocks = field(default_factory=TorchBlocks, repr=False, compare=False)
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
     excluded: Int[Tensor, " E"] | None = None
-    """Ids of probability 0, ascending. Without a softcap."""
+    """Ids of probability 0, ascending."""
 
     def size(self, hidden: Tensor) -> int:
         """V."""
@@ -54,7 +54,6 @@ class Head:
             ends = self.excluded.new_tensor([columns.start, columns.stop])
             first, last = torch.searchsorted(self.excluded, ends).tolist()
             if first < last:
-                assert self.softcap is None
                 bias = self._closing(columns) if bias is None else bias.clone()
                 bias[self.excluded[first:last] - columns.start] = -torch.inf
         return Curve(bias, self.temperature, self.softcap, bounded=self.weight is None or bias is not None)
