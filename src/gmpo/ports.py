@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -149,6 +149,9 @@ class Update:
     the entropy: over the rows that were computed)."""
     skipped: bool
     """The gradient was not finite and the weights were left alone."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """Name of a scalar that measures tokens or answers -> how many of them its mean is over. The scalars of several
+    updates are pooled with these; one that is not named counts once for each update."""
 
 
 class Learner(Protocol):

@@ -23,7 +23,7 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1060, "exit status by signal"),
     "algo": (1030, "losses bounded by divergence, with a quadratic pull; advantages over the mean"),
-    "backends": (2360, "what a model folder's files hold beyond the model, and lack; diverged weights; the hub"),
+    "backends": (2370, "what a scalar of an update counts"),
     "build": (1770, "the moment that a chat template writes is the run's; what a run is doing"),
     "check": (410, "what is not here"),
     "config": (3260, "verl 0.9.1: switches that guard keys, settings under several names, other engines"),

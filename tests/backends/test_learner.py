@@ -27,6 +27,7 @@ from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.errors import BackendError, CheckpointError
+from gmpo.metrics.updates import update_metrics
 from gmpo.records.batch import Batch, pad_left, pad_right
 
 OBJECTIVE = Objective(
@@ -351,6 +352,26 @@ def test_the_reference_stays_where_it_was(make: Make, fresh_policy: Callable[[],
     assert torch.equal(after.ref_logp, before.ref_logp)
     assert not torch.equal(after.old_logp, before.old_logp)
     assert not any(p.requires_grad for p in reference.parameters())
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
+def test_the_kl_of_a_step_does_not_depend_on_its_division_into_mini_batches(
+    make: Make, fresh_policy: Callable[[], PreTrainedModel], mode: str
+) -> None:
+    # learning rate 0: every update sees the same policy; mini-batches of 1 and 4 answers, of 1 and 14 tokens
+    still = replace(SETTINGS, learning_rate=lambda step: 0.0)
+    objective = replace(OBJECTIVE, kl_coef=0.1, aggregation=mode)
+    reference = fresh_policy()
+    with torch.no_grad():
+        reference.get_output_embeddings().weight.mul_(1.5)
+    learner = make(objective=objective, settings=still, reference=reference)
+    batch = learner.score(batch_of([1.0, -1.0, 0.5, 0.0, 1.0]), old=True)
+    whole = update_metrics([batch], [learner.update(batch, step=0)])["actor/kl_loss"]
+    minis = [batch.select(torch.tensor(rows)) for rows in ([0], [1, 2, 3, 4])]
+    updates = [learner.update(mini, step=0) for mini in minis]
+    assert update_metrics(minis, updates)["actor/kl_loss"] == pytest.approx(whole, rel=1e-5)
+    plain = (updates[0].scalars["kl_loss"] + updates[1].scalars["kl_loss"]) / 2
+    assert plain != pytest.approx(whole, rel=0.01), "the example must tell the two means apart"
 
 
 def test_only_what_is_asked_for_is_scored(make: Make) -> None:

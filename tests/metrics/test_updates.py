@@ -157,6 +157,16 @@ def test_scalars_are_means_over_updates_and_a_skipped_one_spoils_none() -> None:
     assert got["actor/updates"] == 3.0
 
 
+def test_a_scalar_over_tokens_or_answers_weighs_its_mini_batch_by_what_it_counts() -> None:
+    # 0.1 over 900 tokens and 0.5 over 100: the mean over all tokens is 0.14, that of the two means 0.3
+    batch = batch_of([1], [1.0])
+    many, few = (update_of([0], [[0.0]], kl_loss=kl, pg_loss=kl) for kl in (0.1, 0.5))
+    updates = [replace(many, counted={"kl_loss": 900}), replace(few, counted={"kl_loss": 100})]
+    got = update_metrics([batch] * 2, updates)
+    assert got["actor/kl_loss"] == pytest.approx(0.14)
+    assert got["actor/pg_loss"] == pytest.approx(0.3), "what is minimised counts once for each update"
+
+
 def test_sequence_ratios_and_capped_responses() -> None:
     batch = batch_of([1, 1], [1.0, 1.0])
     update = replace(

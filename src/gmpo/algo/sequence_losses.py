@@ -115,8 +115,8 @@ def gspo(
 ) -> Surrogate:
     """PPO's surrogate on the sequence ratio `s = exp(1/|o| sum_t d_t)`: `l = max(-A s, -A clip(s, 1 - low, 1 + high))`.
 
-    Where the bound holds, the whole response has no gradient. Its published range is 3e-4 and 4e-4, a thousandth of a
-    token's. The exponent is held at 20 as in `geo_mean`.
+    Where the bound holds, the whole response has no gradient: `clipped`, whatever the sign of A. Its published range is
+    3e-4 and 4e-4, a thousandth of a token's. The exponent is held at 20 as in `geo_mean`.
 
     Source: GSPO, arXiv 2507.18071 eq. 5-7.
     """
@@ -127,8 +127,8 @@ def gspo(
     held = ((bounded > plain).unsqueeze(1)) & mask
     return Surrogate(
         values=torch.maximum(plain, bounded),
-        clipped=held & (advantage > 0),
-        clipped_lower=held & (advantage < 0),
+        clipped=held,
+        clipped_lower=torch.zeros_like(held),
         sequence_ratio=ratio.detach(),
         capped=mean.detach() > LOG_RATIO_LIMIT,
     )

@@ -28,7 +28,8 @@ class Surrogate:
     values: Tensor
     """[B, T] per token or [B] per response, to be minimised; zero or meaningless outside the mask."""
     clipped: Bool[Tensor, "B T"]
-    """Tokens whose gradient the clip range cut (for losses with a log clip: those with A > 0)."""
+    """Tokens on which the clip range holds: those whose gradient it cut (for losses with a log clip: those with A > 0),
+    and for `cispo` those whose weight it changed."""
     clipped_lower: Bool[Tensor, "B T"]
     """Tokens cut by the second bound: dual clip for `vanilla`, the lower bound with A < 0 for log clips. Disjoint from
     `clipped`."""

@@ -77,8 +77,7 @@ def gspo_token(
         torch.maximum(plain, bounded),
         d,
         mask,
-        clipped=held & (advantage > 0),
-        clipped_lower=held & (advantage < 0),
+        clipped=held,
         capped=mean > LOG_RATIO_LIMIT,
     )
 
@@ -94,11 +93,15 @@ def cispo(
 ) -> Surrogate:
     """`-sg[clip(rho, 1 - low, 1 + high)] A logp`: the weight is bounded, and no token loses its gradient.
 
-    `clipped` therefore stays empty. Source: CISPO, arXiv 2506.13585 eq. 4.
+    `clipped` are the tokens whose weight the range changed, on either side and whatever the sign of A.
+
+    Source: CISPO, arXiv 2506.13585 eq. 4.
     """
     d = log_ratio(logp, old_logp, mask)
-    weight = bounded_ratio(d).clamp(1.0 - clip_low, 1.0 + clip_high).detach()
-    return token_surrogate(-weight * advantage * logp.masked_fill(~mask, 0.0), d, mask)
+    ratio = bounded_ratio(d).detach()
+    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    values = -weight * advantage * logp.masked_fill(~mask, 0.0)
+    return token_surrogate(values, d, mask, clipped=weight != ratio)
 
 
 def sapo(

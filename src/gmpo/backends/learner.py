@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gmpo.algo.masks import AGGREGATIONS
 from gmpo.algo.objective import LossRecord, Objective, joined
 from gmpo.backends import passes
 from gmpo.backends.critic import Critic
@@ -111,6 +112,10 @@ class LocalLearner:
             capped=found.capped,
             scalars={"grad_norm": stepped.norm, "lr": stepped.rate, **{k: float(x) for k, x in found.scalars.items()}},
             skipped=stepped.skipped,
+            counted={
+                "kl_loss": mini.counts.of(AGGREGATIONS[self.objective.aggregation].unit),
+                "entropy": mini.computed.of("tokens"),
+            },
         )
 
     def prepare(self, batch: Batch, *, step: int) -> MiniBatch:

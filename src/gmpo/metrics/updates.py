@@ -153,13 +153,17 @@ def update_metrics(batches: Sequence[Batch], updates: Sequence[Update]) -> dict[
 
 
 def _scalar_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """Means over the step's updates; `grad_norm` leaves out the skipped ones, whose norm is not finite."""
+    """Means over the step's updates: a scalar over tokens or answers is the mean over all of them (`Update.counted`).
+
+    `grad_norm` leaves out the skipped updates, whose norm is not finite.
+    """
     names = dict.fromkeys(name for update in updates for name in update.scalars)
     metrics = {}
     for name in names:
-        values = [u.scalars[name] for u in updates if name in u.scalars and np.isfinite(u.scalars[name])]
-        if values:
-            metrics[f"actor/{name}"] = float(np.mean(values))
+        found = [u for u in updates if name in u.scalars and np.isfinite(u.scalars[name])]
+        if found:
+            values, weights = [u.scalars[name] for u in found], [u.counted.get(name, 1) for u in found]
+            metrics[f"actor/{name}"] = float(np.average(values, weights=weights))
     norms = [u.scalars["grad_norm"] for u in updates if not u.skipped]
     if norms:
         metrics["actor/grad_norm_max"] = float(max(norms))
