@@ -145,8 +145,8 @@ class Update:
     sequence_ratio: Float[Tensor, " R"]
     capped: Bool[Tensor, " R"]
     scalars: Mapping[str, float]
-    """`pg_loss`, `grad_norm`, `lr`, and `kl_loss`, `entropy` where they were computed; means over the mini-batch (of
-    the entropy: over the rows that were computed)."""
+    """`pg_loss`, `grad_norm`, `lr`, and `weights_moved`, `kl_loss`, `entropy` where they were computed; means over the
+    mini-batch (of the entropy: over the rows that were computed)."""
     skipped: bool
     """The gradient was not finite and the weights were left alone."""
     counted: Mapping[str, int] = field(default_factory=dict)

@@ -23,9 +23,10 @@ from transformers import (
 
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.objective import Objective
+from gmpo.backends import trainable
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
-from gmpo.backends.trainable import MicroBatching, OptimizerSettings
+from gmpo.backends.trainable import MicroBatching, Movement, OptimizerSettings
 from gmpo.errors import BackendError, CheckpointError
 from gmpo.metrics.updates import update_metrics
 from gmpo.records.batch import Batch, pad_left, pad_right
@@ -102,6 +103,32 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 # --- an update
+
+
+def test_of_the_weights_that_a_gradient_asks_to_move_those_are_counted_that_rounding_lets() -> None:
+    # AdamW's first step is the learning rate, 2.5e-3. Half the spacing of bfloat16 is 2^-8 = 3.9e-3 from 1 on, 2^-9 =
+    # 2.0e-3 just below 1, 2^-10 at 0.25: of the five weights with a gradient 1.5 and -1 (which goes away from 0) stay.
+    narrow = torch.nn.Parameter(torch.tensor([1.5, -1.0, 1.0, 0.25, 0.25, 0.25], dtype=torch.bfloat16))
+    wide = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([narrow, wide], lr=2.5e-3, weight_decay=0.0)
+    narrow.grad = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, 0.0], dtype=torch.bfloat16)
+    wide.grad = torch.ones(3)
+    movement = Movement([narrow, wide])
+    movement.begin()
+    optimizer.step()
+    assert movement.share(optimizer) == 3 / 5
+    assert Movement([wide]).share(optimizer) is None, "float32 is not probed"
+
+
+def test_a_large_model_is_probed_on_a_million_weights_of_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainable, "PROBED_WEIGHTS", 64)
+    weight = torch.nn.Parameter(torch.zeros(64, 16, dtype=torch.bfloat16))
+    movement = Movement([weight])
+    movement.begin()
+    (probed,) = movement.before
+    assert 48 <= len(probed) <= 64
+    columns = torch.arange(16).expand(64, 16).flatten()[:: movement.stride]
+    assert columns.unique().numel() == 16
 
 
 def test_an_update_is_a_step_of_adamw_on_the_bounded_gradient(make: Make) -> None:

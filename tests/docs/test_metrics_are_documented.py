@@ -75,7 +75,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         f"{correction}.rollout_rs": "seq_mean_k1",
         f"{correction}.rollout_rs_threshold": "0.5_2.0",
     }
-    one_update = {"actor_rollout_ref.actor.ppo_mini_batch_size": 4}
+    one_update = {
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+        "actor_rollout_ref.actor.fsdp_config.model_dtype": "bf16",
+    }
     buffer = "reward_model.reward_kwargs.overlong_buffer_cfg"
     penalised = {"reward_model.reward_manager": "dapo", f"{buffer}.enable": True, f"{buffer}.len": 4}
     dynamic = {**penalised, "actor_rollout_ref.actor.ppo_mini_batch_size": 2, "algorithm.filter_groups.enable": True}

@@ -110,7 +110,12 @@ class LocalLearner:
             clipped_lower=found.clipped_lower,
             sequence_ratio=found.sequence_ratio,
             capped=found.capped,
-            scalars={"grad_norm": stepped.norm, "lr": stepped.rate, **{k: float(x) for k, x in found.scalars.items()}},
+            scalars={
+                "grad_norm": stepped.norm,
+                "lr": stepped.rate,
+                **({} if stepped.moved is None else {"weights_moved": stepped.moved}),
+                **{k: float(x) for k, x in found.scalars.items()},
+            },
             skipped=stepped.skipped,
             counted={
                 "kl_loss": mini.counts.of(AGGREGATIONS[self.objective.aggregation].unit),

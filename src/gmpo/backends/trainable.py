@@ -21,6 +21,9 @@ from gmpo.backends.storage import (
 )
 from gmpo.errors import BackendError, DivergedError
 
+PROBED_WEIGHTS = 2**20
+"""Weights, about, on which it is seen whether an update moved them."""
+
 
 def training_mode(model: PreTrainedModel) -> None:
     """The passes of an update: the model as it is sampled from, in whose layers activations may be recomputed.
@@ -66,6 +69,38 @@ class OptimizerStep:
     """Learning rate."""
     skipped: bool
     """The norm was not finite and the weights were left alone."""
+    moved: float | None = None
+    """Share of the weights below float32 that changed, of those that the gradients asked to; None where none were."""
+
+
+class Movement:
+    """Which weights of less precision than float32 an update changes, on about a million of them, evenly spaced.
+
+    A weight is asked to move where its first moment is not 0; a step below half of its spacing leaves it where it was.
+    """
+
+    def __init__(self, trained: Sequence[torch.nn.Parameter]) -> None:
+        self.weights = [p for p in trained if p.dtype.itemsize < torch.float32.itemsize]
+        # Odd, so that it meets every column of a matrix whose width is a power of 2.
+        self.stride = (sum(p.numel() for p in self.weights) // PROBED_WEIGHTS) | 1
+        self.before: list[torch.Tensor] = []
+
+    def begin(self) -> None:
+        """Keep the weights as they are."""
+        self.before = [self._probed(p).clone() for p in self.weights]
+
+    def share(self, optimizer: torch.optim.Optimizer) -> float | None:
+        """Of the weights asked to move since `begin`, those that did; None where none were asked."""
+        asked = moved = 0
+        for weight, old in zip(self.weights, self.before, strict=True):
+            wanted = self._probed(optimizer.state[weight]["exp_avg"]) != 0
+            asked += int(wanted.sum())
+            moved += int((wanted & (self._probed(weight) != old)).sum())
+        self.before = []
+        return moved / asked if asked else None
+
+    def _probed(self, values: torch.Tensor) -> torch.Tensor:
+        return values.detach().flatten()[:: self.stride]
 
 
 class Trainable:
@@ -101,6 +136,7 @@ class Trainable:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self.movement = Movement(trained)
         self.nonfinite_in_a_row = 0
 
     def begin(self) -> None:
@@ -130,9 +166,11 @@ class Trainable:
             self.nonfinite_in_a_row = 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            self.movement.begin()
             self.optimizer.step()
             self._require_finite(step, norm, rate)
-            return OptimizerStep(norm, rate, skipped=False)
+            moved = self.movement.share(self.optimizer)
+            return OptimizerStep(norm, rate, skipped=False, moved=moved if rate > 0 else None)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
             raise DivergedError(

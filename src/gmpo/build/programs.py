@@ -45,6 +45,7 @@ from gmpo.ports import Learner, Tracker
 from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
 from gmpo.rewards.combined import Rewards
+from gmpo.tracking.rounding import SwallowedUpdates
 from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.loop import Parts, Plan
@@ -118,6 +119,7 @@ def build_training(
     collector = build_collector(config, policy, rewards, run.tracker.activity)
     history = build_history(config, run.folder, data.problems, run.say)
     run.tracker.add(history)
+    run.tracker.add(SwallowedUpdates(run.say))
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,
