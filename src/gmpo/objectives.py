@@ -22,6 +22,8 @@ class EstimatorTraits:
     """It takes `values`, a critic's estimate per token."""
     needs_greedy: bool = False
     """It takes `greedy_reward`, the reward of a greedy answer to each problem."""
+    needs_components: bool = False
+    """It takes `components`, several rewards of each answer, and not their sum: `algorithm.gdpo_reward_keys`."""
     per_token: bool = False
     """Advantages vary over the tokens of a response, which losses with one weight per response refuse."""
     rewards_to_come: bool = False
@@ -94,6 +96,7 @@ ESTIMATORS: Mapping[str, EstimatorTraits] = {
     "remax": EstimatorTraits(needs_greedy=True, rewards_to_come=True),
     "opo": EstimatorTraits(needs_groups=True),
     "gpg": EstimatorTraits(needs_groups=True),
+    "gdpo": EstimatorTraits(("normalise_by_std", "component_weights"), needs_groups=True, needs_components=True),
     "max_rl": EstimatorTraits(needs_groups=True),
     "grpo_passk": EstimatorTraits(("normalise_by_std",), needs_groups=True),
     "grpo_batch_std": EstimatorTraits(needs_groups=True),

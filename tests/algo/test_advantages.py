@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.algo.advantages import group_moments, grpo
+from gmpo.algo.advantages import grpo
+from gmpo.algo.groups import group_moments, unanimous
 
 
 def advantages(rewards: list[float], group: list[int], *, std: bool = True) -> list[float]:
@@ -102,6 +103,14 @@ def test_an_empty_response_counts_in_its_group_with_reward_zero() -> None:
     token_rewards, mask = torch.tensor([[1.0], [5.0]]), torch.tensor([[True], [False]])
     got = grpo(token_rewards, mask, torch.tensor([0, 0]), normalise_by_std=False)
     assert got.tolist() == [[0.5], [0.0]]
+
+
+def test_a_group_is_unanimous_where_it_is_in_every_reward() -> None:
+    # group 0 differs in one reward alone, and their sum is equal; group 1 has both equal, group 2 one answer
+    one, other = torch.tensor([1.0, 0.0, 2.0, 2.0, 5.0]), torch.tensor([0.0, 1.0, 3.0, 3.0, 5.0])
+    group = torch.tensor([0, 0, 1, 1, 2])
+    assert unanimous([one, other], group).tolist() == [False, False, True, True, True]
+    assert unanimous([one + other], group).all()
 
 
 def test_group_moments_on_paper() -> None:

@@ -18,6 +18,14 @@ from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS
 
 NAN = float("nan")
+NUMBERS: dict[str, Any] = {
+    "normalise_by_std": True,
+    "floor": 1e-8,
+    "offset": 0.0,
+    "gamma": 0.9,
+    "lam": 0.95,
+    "component_weights": (1.0, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ def estimate(name: str, answers: Sequence[Answer], dtype: torch.dtype = torch.fl
         numbers["values"] = values
     if ESTIMATORS[name].needs_greedy:
         numbers["greedy_reward"] = torch.tensor([a.greedy for a in answers], dtype=dtype)
+    if ESTIMATORS[name].needs_components:
+        numbers["components"] = torch.tensor([[a.total, a.greedy] for a in answers], dtype=dtype)
     group = torch.tensor([17 * a.group - 5 for a in answers])
     got = ADVANTAGES[name].fn(rewards, mask, group, **numbers)
     assert got.dtype is dtype
@@ -166,6 +176,37 @@ def test_pass_at_k_equals_its_loop(answers: list[Answer], normalise: bool) -> No
     assert got == pytest.approx(grpo_passk(answers, normalise), rel=1e-12, abs=1e-12)
 
 
+@given(answers=batches, normalise=st.booleans(), weights=st.none() | st.tuples(quarters, quarters))
+def test_gdpo_is_the_whitened_sum_of_an_advantage_for_each_reward(
+    answers: list[Answer], normalise: bool, weights: tuple[float, float] | None
+) -> None:
+    totals = []
+    for a in answers:
+        total = 0.0
+        for weight, reward in zip(weights or (1.0, 1.0), (lambda x: x.total, lambda x: x.greedy), strict=True):
+            own = [reward(b) for b in answers if b.group == a.group]
+            scale = deviation(own) + 1e-6 if normalise else 1.0
+            total += weight * (reward(a) - sum(own) / len(own)) / scale
+        totals.append(total)
+    expected = whitened([total for a, total in zip(answers, totals, strict=True) for _ in a.r])
+    got = estimate("gdpo", answers, normalise_by_std=normalise, component_weights=weights)
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_gdpo_tells_rewards_apart_that_their_sum_does_not_whatever_their_scales() -> None:
+    # rewards (1, 0), (0, 1), (1, 1), (0, 0): the sum calls the first two alike. Each reward is +-0.866 of its group,
+    # and weights 1 and 0.5 give 0.433, -0.433, 1.299, -1.299, whose unbiased variance is 1.25
+    rewards = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+
+    def advantages(scale: float) -> list[float]:
+        answers = [Answer([(one, 0.0)], 0, greedy=scale * two) for one, two in rewards]
+        return estimate("gdpo", answers, normalise_by_std=True, component_weights=(1.0, 0.5))
+
+    halves = [0.433, -0.433, 1.299, -1.299]
+    assert advantages(1.0) == pytest.approx([x / math.sqrt(1.25) for x in halves], abs=1e-3)
+    assert advantages(1000.0) == pytest.approx(advantages(1.0), abs=1e-5)
+
+
 @given(answers=batches, gamma=factors)
 def test_reinforce_plus_plus_is_the_whitened_discounted_return(answers: list[Answer], gamma: float) -> None:
     expected = whitened([g for a in answers for g in returns(a.r, gamma)])
@@ -197,6 +238,7 @@ def test_gae_is_the_whitened_sum_of_discounted_temporal_differences(
         ("grpo", {"normalise_by_std": True}),
         ("grpo_passk", {"normalise_by_std": True}),
         ("geo_mean", {"normalise_by_std": True, "floor": 1e-8, "offset": 2.0}),
+        ("gdpo", {"normalise_by_std": True, "component_weights": None}),
         *[(name, {}) for name in ("rloo", "opo", "gpg", "grpo_batch_std", "reinforce_plus_plus_baseline")],
     ],
 )
@@ -214,7 +256,7 @@ def test_groups_of_equal_rewards_give_exactly_zero(
 
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_no_tokens_at_all_give_no_advantages(name: str) -> None:
-    numbers = {"normalise_by_std": True, "floor": 1e-8, "offset": 0.0, "gamma": 1.0, "lam": 0.95}
+    numbers = {**NUMBERS, "component_weights": None}
     own = {key: numbers[key] for key in ESTIMATORS[name].numbers}
     assert estimate(name, [Answer([None, None], 0), Answer([], 0)], **own) == []
 
@@ -288,7 +330,7 @@ def test_a_single_token_is_whitened_to_zero_and_none_to_nothing() -> None:
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
 @given(answers=batches, order=st.permutations(range(9)))
 def test_the_order_of_the_rows_never_matters(name: str, answers: list[Answer], order: Sequence[int]) -> None:
-    numbers = {"normalise_by_std": True, "floor": 1e-8, "offset": 50.0, "gamma": 0.9, "lam": 0.95}
+    numbers = {**NUMBERS, "offset": 50.0}
     own = {key: numbers[key] for key in ESTIMATORS[name].numbers}
     if name == "max_rl":
         assume(all(a.total >= 0 for a in answers))

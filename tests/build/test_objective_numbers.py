@@ -43,12 +43,18 @@ ESTIMATOR_NUMBERS: dict[str, tuple[str, Any]] = {
     "lam": ("algorithm.lam", 0.92),
     "floor": ("algorithm.geo_mean_eps", 0.21),
     "offset": ("algorithm.geo_mean_offset", 0.22),
+    "component_weights": ("algorithm.gdpo_reward_weights", (0.23, 0.24)),
 }
 
 
 def configured(chosen: str, name: str, numbers: dict[str, tuple[str, Any]]) -> Config:
     """A configuration with every number set, also those that the loss or estimator does not take."""
-    return load([f"{chosen}={name}", *(f"{key}={value}" for key, value in numbers.values())]).config
+    keys = ["algorithm.gdpo_reward_keys=[one,other]"]
+    return load([f"{chosen}={name}", *keys, *(f"{key}={_written(value)}" for key, value in numbers.values())]).config
+
+
+def _written(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def test_the_values_differ_from_each_other_and_from_the_defaults() -> None:

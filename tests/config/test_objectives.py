@@ -38,6 +38,28 @@ def refused(*overrides: str) -> str:
 # --- estimator x loss --------------------------------------------------------------------------------------------
 
 
+def asked(estimator: str) -> tuple[str, ...]:
+    """An estimator, with two rewards where it takes several."""
+    keys = ("algorithm.gdpo_reward_keys=[one,other]",) if ESTIMATORS[estimator].needs_components else ()
+    return (f"{ESTIMATOR}={estimator}", *keys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "must name the rewards that algorithm.adv_estimator=gdpo normalises one by one"),
+        (["algorithm.gdpo_reward_keys=[a,b,a]"], "names a reward twice"),
+        (["algorithm.gdpo_reward_keys=[a,b]", "algorithm.gdpo_reward_weights=[1.0]"], "has 1 numbers, and"),
+    ],
+)
+def test_rewards_of_gdpo_that_cannot_be_meant_are_refused(words: list[str], message: str) -> None:
+    assert message in refused(f"{ESTIMATOR}=gdpo", *words)
+
+
+def test_rewards_by_name_are_inert_for_an_estimator_of_one_number() -> None:
+    assert inert(f"{ESTIMATOR}=grpo", "algorithm.gdpo_reward_keys=[a,b]") == {"algorithm.gdpo_reward_keys"}
+
+
 @pytest.mark.parametrize("kl_in_reward", [False, True])
 @pytest.mark.parametrize(("estimator", "loss"), list(itertools.product(ESTIMATORS, LOSSES)))
 def test_estimator_and_loss_load_together_unless_the_loss_needs_one_advantage_per_answer(
@@ -45,7 +67,10 @@ def test_estimator_and_loss_load_together_unless_the_loss_needs_one_advantage_pe
 ) -> None:
     traits = ESTIMATORS[estimator]
     varies = traits.per_token or (traits.rewards_to_come and kl_in_reward)
-    overrides = (f"{ESTIMATOR}={estimator}", f"{LOSS}={loss}", f"algorithm.use_kl_in_reward={kl_in_reward}")
+    overrides = (*asked(estimator), f"{LOSS}={loss}", f"algorithm.use_kl_in_reward={kl_in_reward}")
+    if traits.needs_components and kl_in_reward:
+        assert "has no place in the advantages" in refused(*overrides)
+        return
     if LOSSES[loss].per_sequence and varies:
         message = refused(*overrides)
         assert f"{LOSS} = {loss!r}" in message
@@ -75,7 +100,7 @@ def test_a_refused_pair_names_the_losses_that_would_do() -> None:
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
 def test_one_answer_per_problem_is_refused_exactly_where_answers_are_compared(estimator: str) -> None:
-    overrides = (f"{ESTIMATOR}={estimator}", f"{R}.n=1")
+    overrides = (*asked(estimator), f"{R}.n=1")
     if ESTIMATORS[estimator].needs_groups:
         assert f"{R}.n = 1 (command line)\n      gives {estimator} nothing to compare" in refused(*overrides)
     else:
@@ -90,6 +115,7 @@ _GIVEN = {
     "algorithm.lam": "0.9",
     "algorithm.geo_mean_eps": "1e-6",
     "algorithm.geo_mean_offset": "1",
+    "algorithm.gdpo_reward_weights": "[1.0,0.5]",
     f"{A}.clip_ratio_low": "0.1",
     f"{A}.clip_ratio_high": "0.1",
     f"{A}.clip_ratio_c": "4",
@@ -114,7 +140,7 @@ _GIVEN = {
 def test_a_number_of_the_estimator_is_inert_exactly_when_it_does_not_take_it(estimator: str) -> None:
     given = [f"{path}={_GIVEN[path]}" for path in ESTIMATOR_KEYS.values()]
     untaken = {path for number, path in ESTIMATOR_KEYS.items() if number not in ESTIMATORS[estimator].numbers}
-    assert inert(f"{ESTIMATOR}={estimator}", *given) == untaken
+    assert inert(*asked(estimator), *given) == untaken
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))

@@ -99,7 +99,6 @@ def test_the_scripts_of_verl_are_accepted_or_refused_for_what_is_missing() -> No
     missing = {
         "tuning_lora_run_qwen3_8b_fsdp.sh": "LoRA is not available",
         "grpo_trainer_run_qwen3_5_2b_openr1_fsdp.sh": ".log",
-        "gdpo_trainer_run_qwen3_8b_fsdp.sh": "gdpo",
     }
     for name, overrides in json.loads(source.read_text()).items():
         if name in missing:

@@ -25,6 +25,7 @@ Weights = Callable[[Path], dict[str, Tensor]]
 CRITIC = {"critic.model.enable_gradient_checkpointing": False, "critic.optim.lr": 1e-2}
 # rewards of the bench lie in [0, 1]; a geometric mean wants them away from 0
 POSITIVE = {"algorithm.geo_mean_offset": 0.1}
+COMPONENTS = {"algorithm.gdpo_reward_keys": ["score", "acc"], "algorithm.gdpo_reward_weights": [1.0, 0.5]}
 
 
 def run(bench: Any, estimator: str, loss: str, **changes: Any) -> gmpo.Run:
@@ -33,6 +34,7 @@ def run(bench: Any, estimator: str, loss: str, **changes: Any) -> gmpo.Run:
         "algorithm.adv_estimator": estimator,
         f"{A}.policy_loss.loss_mode": loss,
         **(CRITIC if ESTIMATORS[estimator].needs_critic else {}),
+        **(COMPONENTS if ESTIMATORS[estimator].needs_components else {}),
         **(POSITIVE if estimator == "geo_mean" else {}),
         **changes,
     }
@@ -48,6 +50,7 @@ PAIRS = {
     "remax": "sapo",
     "opo": "gpg",
     "gpg": "gspo_token",
+    "gdpo": "geo_mean",
     "max_rl": "dppo_tv",
     "grpo_passk": "clip_cov",
     "grpo_batch_std": "kl_cov",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gmpo.algo.masks import Counts
 from gmpo.data.problems import Problem
+from gmpo.errors import DataError
 from gmpo.records.batch import Batch, collate, micro_batches, pad_left, pad_right
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
@@ -135,6 +136,27 @@ def test_padding_and_masking_give_the_sequences_back(sequences: list[list[int]])
 
 
 # --- select
+
+
+def test_collate_takes_several_rewards_by_name_whatever_the_lengths_are() -> None:
+    def judged(ids: tuple[int, ...], form: float, reason: str | None = None) -> Graded:
+        extra = {"acc": 0} if reason else {"form": form, "acc": 1}
+        grade = Grade(Verdict.GRADER_ERROR if reason else Verdict.CORRECT, 0.5, extra=extra, reason=reason)
+        return Graded(Completion(ids, [0.0] * len(ids), "stop", (0, 0)), "", grade, 7.0, {"length": -form})
+
+    names = ("form", "acc", "score", "length", "seq_reward")
+    groups = [group((1,), judged((4,), 0.25), judged((5, 6, 7), 2.0)), group((2,), judged((8, 9), 0.0, "out of time"))]
+    batch = collate(groups, pad_id=PAD, components=names)
+    rewards = [[0.25, 1, 0.5, -0.25, 7], [2, 1, 0.5, -2, 7], [0, 0, 0, 0, 0]]
+    assert batch.components is not None
+    assert batch.components.tolist() == rewards, "nothing is known of an answer without a judgement"
+    short = batch.select(torch.tensor([2, 0]))
+    assert short.response_ids.shape[1] == 2, "narrower than there are rewards"
+    assert short.components is not None
+    assert short.components.tolist() == [rewards[2], rewards[0]]
+    assert collate(groups, pad_id=PAD).components is None
+    with pytest.raises(DataError, match=r"names format, .* There are acc, score, seq_reward, length, form"):
+        collate(groups, pad_id=PAD, components=("format",))
 
 
 def test_select_takes_rows_in_the_given_order_and_cuts_padding_that_none_of_them_needs() -> None:

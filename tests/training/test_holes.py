@@ -29,6 +29,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "gae": {"gamma": 0.9, "lam": 0.8},
     "reinforce_plus_plus": {"gamma": 0.9},
     "grpo_passk": {"normalise_by_std": False},
+    "gdpo": {"normalise_by_std": True, "component_weights": (1.0, 0.5)},
     "geo_mean": {"normalise_by_std": False, "floor": 1e-2, "offset": 9.0},
 }
 CORRECTIONS = [
@@ -143,6 +144,8 @@ def test_closing_the_holes_changes_no_credit_weight_mask_or_metric(
     batch = with_holes(cells, seed)
     if estimator == "max_rl":
         batch = batch.replace(rewards=batch.rewards.abs())  # it refuses negative ones
+    if estimator == "gdpo":
+        batch = batch.replace(components=torch.stack([batch.rewards, batch.rewards.sin()], dim=1))
     logp = 0.3 * torch.randn(batch.sampled_mask.shape, generator=torch.Generator().manual_seed(seed)).double()
     got = credited(batch, estimator, correction, loss_mask)
     wanted = credited(without_holes(batch), estimator, correction, loss_mask)

@@ -18,35 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gmpo.algo.groups import group_moments
 from gmpo.algo.masks import sequence_sum
 from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS, EstimatorTraits
-
-
-@dataclass(frozen=True, slots=True)
-class GroupMoments:
-    """Mean, unbiased standard deviation, size and equality of rewards, gathered back to each response `[B]`."""
-
-    mean: Float[Tensor, " B"]
-    std: Float[Tensor, " B"]
-    size: Int[Tensor, " B"]
-    constant: Bool[Tensor, " B"]
-    """All rewards of the group are equal bit for bit (also true for a group of one)."""
-
-
-def group_moments(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> GroupMoments:
-    """Statistics of `rewards` within each group, in float64. A group of one has standard deviation 0."""
-    _, index = torch.unique(group, return_inverse=True)
-    groups = int(index.max()) + 1 if index.numel() else 0
-    r = rewards.double()
-    zeros = torch.zeros(groups, dtype=torch.float64, device=r.device)
-    size = zeros.index_add(0, index, torch.ones_like(r))
-    mean = zeros.index_add(0, index, r) / size
-    deviation = r - mean[index]
-    variance = zeros.index_add(0, index, deviation**2) / (size - 1).clamp(min=1)
-    highest = zeros.scatter_reduce(0, index, r, "amax", include_self=False)
-    lowest = zeros.scatter_reduce(0, index, r, "amin", include_self=False)
-    return GroupMoments(mean[index], variance.sqrt()[index], size.long()[index], (highest == lowest)[index])
 
 
 def grpo(
@@ -232,6 +207,38 @@ def grpo_batch_std(
     return _spread(advantage, mask, token_rewards)
 
 
+def gdpo(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    components: Float[Tensor, "B K"],
+    component_weights: tuple[float, ...] | None,
+    normalise_by_std: bool,
+    epsilon: float = 1e-6,
+) -> Float[Tensor, "B T"]:
+    """Every reward is made an advantage of its own within the group; their weighted sum is whitened over the tokens:
+
+        A_i = whiten( sum_k w_k (r_ik - mean_g r_k) / (std_g r_k + epsilon) ).
+
+    A sum of rewards that is normalised once gives [1, 0] and [0, 1] one advantage whatever their scales are; here a
+    reward's scale plays no part, and its weight is what is said. Of `token_rewards` nothing is taken.
+
+    Args:
+        components: r, the rewards of each response.
+        component_weights: w, one for each of them; None weighs all alike.
+
+    Source: GDPO, arXiv 2601.05242; as in verl.
+    """
+    weights = (1.0,) * components.shape[1] if component_weights is None else component_weights
+    total = torch.zeros(mask.shape[0], dtype=torch.float64, device=mask.device)
+    for rewards, weight in zip(components.double().unbind(1), weights, strict=True):
+        moments = group_moments(rewards, group)
+        centred = (rewards - moments.mean) / (moments.std + epsilon if normalise_by_std else 1.0)
+        total += weight * centred.masked_fill(moments.constant, 0.0)
+    return whiten(_spread(total, mask, token_rewards), mask)
+
+
 def max_rl(
     token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"]
 ) -> Float[Tensor, "B T"]:
@@ -359,6 +366,7 @@ _FUNCTIONS = (
     remax,
     opo,
     gpg,
+    gdpo,
     max_rl,
     grpo_passk,
     grpo_batch_std,

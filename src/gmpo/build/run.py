@@ -304,6 +304,9 @@ def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
         test_freq=trainer.test_freq,
         save_freq=trainer.save_freq,
         validate_first=trainer.val_before_train,
+        components=config.algorithm.gdpo_reward_keys
+        if ESTIMATORS[config.algorithm.adv_estimator].needs_components
+        else (),
         critic_warmup=trainer.critic_warmup if config.critic.enable else 0,
     )
 

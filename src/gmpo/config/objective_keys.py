@@ -15,6 +15,7 @@ ESTIMATOR_KEYS: Mapping[str, str] = {
     "lam": "algorithm.lam",
     "floor": "algorithm.geo_mean_eps",
     "offset": "algorithm.geo_mean_offset",
+    "component_weights": "algorithm.gdpo_reward_weights",
 }
 """Keyword argument of an estimator -> the key that gives it."""
 

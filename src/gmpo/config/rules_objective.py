@@ -15,6 +15,7 @@ from gmpo.objectives import ESTIMATORS, LOSSES, LossTraits
 
 LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
 CLIP_KEYS = tuple(f"{ACTOR}.{name}" for name in ("clip_ratio", "clip_ratio_low", "clip_ratio_high"))
+REWARD_KEYS = "algorithm.gdpo_reward_keys"
 ALIKE_FROM_THE_START = "seq-mean-token-mean"
 """The aggregation of `vanilla` that has the gradient of a loss per response while every ratio is 1."""
 
@@ -43,6 +44,34 @@ def estimator(config: Config, given: Given) -> Iterator[Issue]:
             f"algorithm.adv_estimator={name} vary over its tokens. {ACTOR}.use_kl_loss does not"
         )
         yield error(LOSS_MODE, f"{reason}. {takes_them}", "algorithm.adv_estimator", "algorithm.use_kl_in_reward")
+
+
+def components(config: Config, given: Given) -> Iterator[Issue]:
+    """Which rewards an estimator of several takes."""
+    algorithm, (keys, weights) = config.algorithm, (REWARD_KEYS, ESTIMATOR_KEYS["component_weights"])
+    name, traits = algorithm.adv_estimator, ESTIMATORS[algorithm.adv_estimator]
+    if not traits.needs_components:
+        users = [other for other, entry in ESTIMATORS.items() if entry.needs_components]
+        yield from inert(f"only algorithm.adv_estimator={_either(users)} uses it", keys)
+        return
+    named = algorithm.gdpo_reward_keys
+    if not named:
+        reason = (
+            f"must name the rewards that algorithm.adv_estimator={name} normalises one by one, for example "
+            "[accuracy_reward,format_reward]: numbers that the reward function returns, or extra_rewards"
+        )
+        yield error(keys, reason, "algorithm.adv_estimator")
+    if len(set(named)) < len(named):
+        yield error(keys, f"names a reward twice: {', '.join(named)}. {weights} gives it more weight")
+    if algorithm.gdpo_reward_weights is not None and len(algorithm.gdpo_reward_weights) != len(named):
+        found = f"has {len(algorithm.gdpo_reward_weights)} numbers, and {keys} names {len(named)} rewards"
+        yield error(weights, f"{found}; give one for each, or none", keys)
+    if algorithm.use_kl_in_reward:
+        reason = (
+            f"has no place in the advantages of algorithm.adv_estimator={name}, which are made of the rewards that "
+            f"{keys} names and not of their sum. {ACTOR}.use_kl_loss puts the KL term into the loss"
+        )
+        yield error("algorithm.use_kl_in_reward", reason, "algorithm.adv_estimator")
 
 
 def loss(config: Config, given: Given) -> Iterator[Issue]:
@@ -131,5 +160,5 @@ def _either(names: list[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-RULES = (estimator, loss, clip_bounds, one_update, truncated_sampling)
+RULES = (estimator, components, loss, clip_bounds, one_update, truncated_sampling)
 """In the order in which they are reported."""

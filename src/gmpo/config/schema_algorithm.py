@@ -108,8 +108,8 @@ class Algorithm(Section):
         "grpo",
         "Advantage estimator. verl's default is gae, PPO with a critic. Relative to the answers to the same problem: "
         "grpo, rloo, opo (weighs lengths), gpg, grpo_passk (the best answer alone), reinforce_plus_plus_baseline, "
-        "grpo_batch_std (Lite-PPO), geo_mean (log rewards; not the loss of that name). Without a group: gae, "
-        "reinforce_plus_plus, remax (relative to a greedy answer).",
+        "gdpo (several rewards, each normalised by itself), grpo_batch_std (Lite-PPO), geo_mean (log rewards; not the "
+        "loss of that name). Without a group: gae, reinforce_plus_plus, remax (relative to a greedy answer).",
     )
     norm_adv_by_std_in_grpo: bool = setting(
         True, "Divide the group-relative reward by the group's standard deviation. False is Dr. GRPO's advantage."
@@ -123,6 +123,14 @@ class Algorithm(Section):
         gt=0,
     )
     geo_mean_offset: float = setting(0.0, "Added to every reward before that log.", own=True)
+    gdpo_reward_keys: tuple[str, ...] = setting(
+        (),
+        "The rewards of adv_estimator=gdpo: numbers that the reward function returns beside its score, score, acc, or "
+        "names of reward_model.extra_rewards.",
+    )
+    gdpo_reward_weights: tuple[float, ...] | None = setting(
+        None, "Weight of each of them, in their order. null weighs all alike."
+    )
     use_kl_in_reward: bool = setting(
         False, "Subtract kl_ctrl.kl_coef times the KL to the reference model from each token's reward."
     )

@@ -42,10 +42,10 @@ class ExtraReward(Section):
 class RewardModel(Section):
     """Rule-based rewards and the worker processes that compute them."""
 
-    reward_manager: Literal["naive", "dapo"] = setting(
+    reward_manager: Literal["naive", "dapo", "gdpo"] = setting(
         "naive",
         "naive: the scorer's number is the reward. dapo: less a penalty for long answers, see "
-        "reward_kwargs.overlong_buffer_cfg.",
+        "reward_kwargs.overlong_buffer_cfg. gdpo: as naive; its name for adv_estimator=gdpo in verl.",
     )
     reward_kwargs: RewardKwargs = Field(default_factory=RewardKwargs)
     weight: float = setting(1.0, "Factor of the main score, where extra_rewards are added to it.", own=True)

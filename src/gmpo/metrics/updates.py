@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmpo.algo.advantages import group_moments
 from gmpo.metrics.mismatch import mismatch
 from gmpo.ports import Update
 from gmpo.records.batch import Batch
@@ -107,8 +106,7 @@ def staleness_metrics(batch: Batch, *, step: int) -> dict[str, float]:
 def batch_metrics(batch: Batch) -> dict[str, float]:
     """Rewards, advantages and entropy."""
     mask = batch.sampled_mask
-    constant = group_moments(batch.rewards, batch.group).constant
-    metrics = {"rollout/zero_variance_groups": float(constant.double().mean())}
+    metrics = {"rollout/zero_variance_groups": float(batch.unanimous.double().mean())}
     if batch.token_rewards is not None:
         metrics |= _summary("critic/rewards", (batch.token_rewards * mask).sum(1))
     if batch.advantage is not None:

@@ -22,12 +22,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gmpo.algo.groups import unanimous
 from gmpo.algo.masks import Counts, count
-from gmpo.records.rollout import Group
+from gmpo.errors import DataError
+from gmpo.records.rollout import Group, number_of, numbers_of
 from gmpo.streams import permutation
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids of one sequence."""
+
+
+PER_RESPONSE = ("weight_versions", "components")
+"""Fields of two dimensions whose second one is no position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class Batch:
     """What the critic is fitted to."""
     greedy_reward: Float[Tensor, " B"] | None = None
     """Reward of the greedy answer to the same problem; None where none was asked for."""
+    components: Float[Tensor, "B K"] | None = None
+    """Several rewards of each response, where advantages are made of them; None where they are made of `rewards`."""
     selected: Bool[Tensor, "B T"] | None = None
     """Tokens that the loss treats differently, chosen from the whole mini-batch."""
     token_rewards: Float[Tensor, "B T"] | None = None
@@ -94,6 +102,11 @@ class Batch:
             raise ValueError("sampled_mask has tokens outside response_mask: padding cannot have been sampled")
         if bool((self.loss_mask & ~self.sampled_mask).any()):
             raise ValueError("loss_mask has tokens outside sampled_mask: only what was sampled can be in the loss")
+
+    @property
+    def unanimous(self) -> Bool[Tensor, " B"]:
+        """The answers to the same problem have equal rewards, bit for bit: each of several where there are such."""
+        return unanimous([self.rewards] if self.components is None else self.components.unbind(1), self.group)
 
     @property
     def rows(self) -> int:
@@ -130,7 +143,7 @@ class Batch:
         response = int(self.response_mask[rows].sum(1).max()) if len(rows) else 0
         start = self.prompt_mask.shape[1] - prompt
         for name, value in picked.items():
-            if isinstance(value, Tensor) and value.dim() == 2 and name != "weight_versions":
+            if isinstance(value, Tensor) and value.dim() == 2 and name not in PER_RESPONSE:
                 picked[name] = value[:, start:] if name.startswith("prompt_") else value[:, :response]
         return Batch(**picked)
 
@@ -218,11 +231,15 @@ def pad_right(sequences: Sequence[Ids], pad_id: int) -> tuple[Int[Tensor, "B T"]
     return ids, mask
 
 
-def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
+def collate(groups: Sequence[Group], *, pad_id: int, components: Sequence[str] = ()) -> Batch:
     """The tensors of a rollout phase, on the CPU in float32.
 
     Args:
         pad_id: any id of the vocabulary; padded positions never reach a loss.
+        components: names of the rewards of which advantages are made; none where the reward is one number.
+
+    Raises:
+        DataError: the grading of an answer gives no number of such a name.
     """
     answers = [(index, group, graded) for index, group in enumerate(groups) for graded in group.graded]
     prompt_ids, prompt_mask = pad_left([group.prompt_ids for _, group, _ in answers], pad_id)
@@ -247,7 +264,27 @@ def collate(groups: Sequence[Group], *, pad_id: int) -> Batch:
         finished=torch.tensor([g.completion.finish_reason == "stop" for _, _, g in answers]),
         greedy_reward=_greedy_rewards(groups),
         rollout_logp=rollout_logp,
+        components=_components(groups, components),
     )
+
+
+def _components(groups: Sequence[Group], names: Sequence[str]) -> Float[Tensor, "B K"] | None:
+    """Each answer's rewards by name; all 0 for an answer without a judgement, as its reward is."""
+    if not names:
+        return None
+    rows = []
+    for group in groups:
+        for graded in group.graded:
+            found = {name: number_of(graded, name) for name in names}
+            missing = [name for name, value in found.items() if value is None]
+            if missing and graded.grade.reason is None:
+                raise DataError(
+                    f"algorithm.gdpo_reward_keys names {', '.join(missing)}, and the grading of an answer to "
+                    f"{group.problem.id} gives no such number. There are {', '.join(numbers_of(graded))}: have the "
+                    "reward function return it, or name one of these."
+                )
+            rows.append([0.0 if graded.grade.reason is not None else value for value in found.values()])
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names))
 
 
 def _greedy_rewards(groups: Sequence[Group]) -> Float[Tensor, " B"] | None:

@@ -111,6 +111,22 @@ class Graded:
     """Parts of the reward by name, before their weights; empty where the score is the reward."""
 
 
+def number_of(graded: Graded, name: str) -> float | None:
+    """A number of an answer by its name; None where there is none: `score` (the scorer's), `seq_reward` (after
+    shaping), a part of its reward, `acc` (right or wrong), or any number that the reward function returned."""
+    grade = graded.grade
+    known = {**graded.parts, "score": grade.score, "seq_reward": graded.reward, "seq_final_reward": graded.reward}
+    right = float(grade.verdict == Verdict.CORRECT)
+    value = known.get(name, grade.extra.get(name, right if name == "acc" else None))
+    return float(value) if isinstance(value, bool | int | float) else None
+
+
+def numbers_of(graded: Graded) -> list[str]:
+    """The names of which `number_of` gives a number."""
+    returned = [name for name, value in graded.grade.extra.items() if isinstance(value, bool | int | float)]
+    return list(dict.fromkeys(["acc", "score", "seq_reward", *graded.parts, *returned]))
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The n answers to one problem."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmpo.algo.advantages import Estimator, group_moments
+from gmpo.algo.advantages import Estimator
 from gmpo.algo.corrections import accepted, geometric_weights, icepop_weights, importance_weights
 from gmpo.algo.kl import adapted_coefficient, kl_penalty
 from gmpo.algo.masks import last_token, quantile, sequence_mean
@@ -122,6 +122,8 @@ class Credit:
             tensors["values"] = batch.values
         if traits.needs_greedy:
             tensors["greedy_reward"] = batch.greedy_reward
+        if traits.needs_components:
+            tensors["components"] = batch.components
         advantage = self.estimator.fn(token_rewards, batch.sampled_mask, batch.group, **tensors, **self.numbers)
         batch = batch.replace(token_rewards=token_rewards, advantage=advantage)
         batch, correction_metrics = self._corrected(self._masked(batch))
@@ -151,7 +153,7 @@ class Credit:
     def _masked(self, batch: Batch) -> Batch:
         mask = batch.sampled_mask
         if self.loss_mask.zero_variance:
-            mask = mask & ~group_moments(batch.rewards, batch.group).constant.unsqueeze(1)
+            mask = mask & ~batch.unanimous.unsqueeze(1)
         if self.loss_mask.truncated and batch.finished is not None:
             mask = mask & batch.finished.unsqueeze(1)
         if self.loss_mask.entropy_quantile is not None and mask.any():

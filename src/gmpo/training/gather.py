@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError, DataError
 from gmpo.ports import Step
-from gmpo.records.rollout import Graded, Group, group_records, groups_from_records
+from gmpo.records.rollout import Graded, Group, group_records, groups_from_records, number_of, numbers_of
 from gmpo.rewards.verdict import Verdict
 from gmpo.training.interrupt import StepAbandonedError
 from gmpo.training.pass_rates import PassRates
@@ -21,7 +21,7 @@ class GroupFilter:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): only groups whose answers differ fill the batch."""
 
     metric: str
-    """What must differ: `acc`, `score` (the scorer's), `seq_reward` (after shaping), or a number in `Grade.extra`."""
+    """What must differ: `acc`, `score` (the scorer's), `seq_reward` (after shaping), or any other of `number_of`."""
     max_rounds: int
     """Rounds of sampling within a step, after which the run stops; 0 or less sets no limit."""
     max_staleness: int
@@ -139,27 +139,14 @@ def varies(group: Group, metric: str) -> bool:
     return len(group.graded) == 1 or len({_value(graded, metric, group) for graded in group.graded}) > 1
 
 
-_OF_ANSWER: Mapping[str, Callable[[Graded], float]] = {
-    "score": lambda graded: graded.grade.score,
-    "seq_reward": lambda graded: graded.reward,
-    "seq_final_reward": lambda graded: graded.reward,
-}
-"""verl's names of metrics -> value. No KL penalty is in the rewards here, so the last two are one."""
-
-
 def _value(graded: Graded, metric: str, group: Group) -> float:
-    if metric in _OF_ANSWER:
-        return _OF_ANSWER[metric](graded)
-    if metric == "acc" and metric not in graded.grade.extra:
-        return float(graded.grade.verdict == Verdict.CORRECT)
-    value = graded.grade.extra.get(metric)
-    if isinstance(value, bool | int | float):
-        return float(value)
-    numbers = [name for name, extra in graded.grade.extra.items() if isinstance(extra, bool | int | float)]
-    raise DataError(
-        f"algorithm.filter_groups.metric={metric}: the grading of an answer to {group.problem.id} gives no such "
-        f"number. There are {', '.join(dict.fromkeys(['acc', 'score', 'seq_reward', *numbers]))}."
-    )
+    value = number_of(graded, metric)
+    if value is None:
+        raise DataError(
+            f"algorithm.filter_groups.metric={metric}: the grading of an answer to {group.problem.id} gives no such "
+            f"number. There are {', '.join(numbers_of(graded))}."
+        )
+    return value
 
 
 def pass_rate(group: Group) -> float:

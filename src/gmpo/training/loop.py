@@ -37,6 +37,8 @@ class Plan:
     save_freq: int
     """Save after every so many steps and after the last; 0 or less never."""
     validate_first: bool
+    components: tuple[str, ...] = ()
+    """Names of the rewards of which advantages are made, where they are several."""
     critic_warmup: int = 0
     """Steps at the start in which only the critic learns."""
 
@@ -112,7 +114,7 @@ def train(plan: Plan, run: Parts) -> int:
             with run.keeping(step, rec):
                 gathered = run.gather(step, rec)
             with rec.time("old_log_prob"):
-                scored = run.score(collate(gathered.groups, pad_id=plan.pad_id), step=step)
+                scored = run.score(collate(gathered.groups, pad_id=plan.pad_id, components=plan.components), step=step)
             with rec.time("adv"):
                 credited = run.credit(scored.batch)
             with rec.time("update_critic"):
