@@ -24,6 +24,8 @@ class EstimatorTraits:
     """It takes `greedy_reward`, the reward of a greedy answer to each problem."""
     needs_components: bool = False
     """It takes `components`, several rewards of each answer, and not their sum: `algorithm.gdpo_reward_keys`."""
+    needs_score_norms: bool = False
+    """It takes `score_norm`, how far each token's log-prob moves with the logits, and the tokens' `weights`."""
     per_token: bool = False
     """Advantages vary over the tokens of a response, which losses with one weight per response refuse."""
     rewards_to_come: bool = False
@@ -95,6 +97,7 @@ ESTIMATORS: Mapping[str, EstimatorTraits] = {
     "reinforce_plus_plus_baseline": EstimatorTraits(needs_groups=True),
     "remax": EstimatorTraits(needs_greedy=True, rewards_to_come=True),
     "opo": EstimatorTraits(needs_groups=True),
+    "optimal_token_baseline": EstimatorTraits(needs_groups=True, needs_score_norms=True, per_token=True),
     "gpg": EstimatorTraits(needs_groups=True),
     "gdpo": EstimatorTraits(("normalise_by_std", "component_weights"), needs_groups=True, needs_components=True),
     "max_rl": EstimatorTraits(needs_groups=True),

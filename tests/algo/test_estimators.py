@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.algo.advantages import ADVANTAGES, whiten
+from gmpo.algo.advantages import ADVANTAGES
+from gmpo.algo.returns import whiten
 from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS
 
@@ -67,6 +68,8 @@ def estimate(name: str, answers: Sequence[Answer], dtype: torch.dtype = torch.fl
         numbers["values"] = values
     if ESTIMATORS[name].needs_greedy:
         numbers["greedy_reward"] = torch.tensor([a.greedy for a in answers], dtype=dtype)
+    if ESTIMATORS[name].needs_score_norms:
+        numbers["score_norm"] = values.abs()
     if ESTIMATORS[name].needs_components:
         numbers["components"] = torch.tensor([[a.total, a.greedy] for a in answers], dtype=dtype)
     group = torch.tensor([17 * a.group - 5 for a in answers])
@@ -174,6 +177,44 @@ def test_an_estimator_without_numbers_equals_its_loop(name: str, answers: list[A
 def test_pass_at_k_equals_its_loop(answers: list[Answer], normalise: bool) -> None:
     got = estimate("grpo_passk", answers, normalise_by_std=normalise)
     assert got == pytest.approx(grpo_passk(answers, normalise), rel=1e-12, abs=1e-12)
+
+
+@given(answers=batches)
+def test_the_baseline_of_a_token_is_the_energy_weighted_mean_over_the_group_at_its_place(answers: list[Answer]) -> None:
+    expected = []
+    for a in answers:
+        for t, own in enumerate(returns(a.r, 1.0)):
+            there = [b for b in answers if b.group == a.group and len(b.r) > t]
+            energy = [sum(abs(v) for v in b.v[: t + 1]) for b in there]
+            still = [returns(b.r, 1.0)[t] for b in there]
+            if len(there) == 1:
+                baseline = 0.0
+            elif sum(energy) == 0:
+                baseline = mean(still)
+            else:
+                baseline = sum(w * g for w, g in zip(energy, still, strict=True)) / sum(energy)
+            expected.append(own - baseline)
+    assert estimate("optimal_token_baseline", answers) == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+def test_the_baseline_of_a_token_has_the_least_variance_and_its_weights_count_squared() -> None:
+    # One token each: rewards 1 and 0, energies 0.3 and 0.1, so B = 0.75. Weight 2 on the second: 0.4, so B = 3/7. In
+    # between, sum w^2 ||s||^2 (R - b)^2, the second moment of the gradient, is larger for any other b.
+    rewards, energy = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.3], [0.1]])
+    mask, group = torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, dtype=torch.long)
+    for weights, baseline in ((None, 0.75), (torch.tensor([[1.0], [2.0]]), 3 / 7)):
+        fn = ADVANTAGES["optimal_token_baseline"].fn
+        got = fn(rewards, mask, group, score_norm=energy, weights=weights)
+        assert got.flatten().tolist() == pytest.approx([1 - baseline, -baseline])
+        scale = energy * (1.0 if weights is None else weights**2)
+        moments = [float((scale * (rewards - b) ** 2).sum()) for b in (baseline - 0.01, baseline, baseline + 0.01)]
+        assert moments[1] == min(moments)
+
+
+def test_equal_rewards_give_exactly_zero_where_several_answers_have_a_token() -> None:
+    # energies of 1e-12, whose quotient an addition to the denominator would spoil; the last two tokens stand alone
+    answers = [Answer([(0.0, 1e-12)] * (n - 1) + [(0.1, 1e-12)], 0) for n in (2, 3, 5)]
+    assert estimate("optimal_token_baseline", answers) == [0.0] * 8 + [0.1, 0.1]
 
 
 @given(answers=batches, normalise=st.booleans(), weights=st.none() | st.tuples(quarters, quarters))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmpo.algo.advantages import gae, lambda_returns, whiten
+from gmpo.algo.advantages import gae
+from gmpo.algo.returns import lambda_returns, whiten
 
 NAN = float("nan")
 ALL = torch.ones(1, 3, dtype=torch.bool)

@@ -18,7 +18,7 @@ from gmpo.algo.masks import AGGREGATIONS
 from gmpo.objectives import ESTIMATORS, LOSSES, REJECTIONS
 
 MiniBatch = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-TENSORS = {"values", "greedy_reward", "selected"}
+TENSORS = {"values", "greedy_reward", "components", "score_norm", "weights", "selected"}
 """Keyword arguments that are made of the batch, not read from the configuration."""
 
 
@@ -60,10 +60,13 @@ def test_the_numbers_are_the_keywords_of_the_function(fn: Callable[..., Any], nu
     assert not TENSORS & set(numbers)
 
 
-def test_an_estimator_needs_a_critic_or_a_greedy_answer_exactly_where_it_takes_one() -> None:
+def test_an_estimator_needs_what_it_takes_of_the_batch_and_takes_what_it_needs() -> None:
     for name, entry in ADVANTAGES.items():
         assert entry.traits.needs_critic == ("values" in keywords(entry.fn)), name
         assert entry.traits.needs_greedy == ("greedy_reward" in keywords(entry.fn)), name
+        assert entry.traits.needs_components == ("components" in keywords(entry.fn)), name
+        assert entry.traits.needs_score_norms == ("score_norm" in keywords(entry.fn)), name
+        assert entry.traits.needs_score_norms == ("weights" in keywords(entry.fn)), name
 
 
 def test_a_loss_names_a_selection_exactly_where_it_takes_one() -> None:
@@ -98,7 +101,14 @@ def test_bounds_are_log_ratios_exactly_where_the_table_says_so(losses: Any, resp
     assert (bounded == free) == LOSSES[name].log_clip
 
 
-NUMBERS = {"normalise_by_std": True, "floor": 1e-8, "offset": 0.0, "gamma": 0.9, "lam": 0.95}
+NUMBERS = {
+    "normalise_by_std": True,
+    "floor": 1e-8,
+    "offset": 0.0,
+    "gamma": 0.9,
+    "lam": 0.95,
+    "component_weights": (1.0, 0.5),
+}
 
 
 def estimate(name: str, group: list[int], rewards: list[float], penalty: float = 0.0) -> Tensor:
@@ -110,6 +120,10 @@ def estimate(name: str, group: list[int], rewards: list[float], penalty: float =
         numbers["values"] = torch.linspace(0.0, 1.0, 3 * rows, dtype=torch.float64).reshape(rows, 3)
     if traits.needs_greedy:
         numbers["greedy_reward"] = torch.full((rows,), 0.25, dtype=torch.float64)
+    if traits.needs_score_norms:
+        numbers["score_norm"] = torch.linspace(0.1, 1.0, 3 * rows, dtype=torch.float64).reshape(rows, 3)
+    if traits.needs_components:
+        numbers["components"] = torch.tensor([rewards, rewards[::-1]], dtype=torch.float64).T
     token_rewards = torch.full((rows, 3), -penalty, dtype=torch.float64)
     token_rewards[:, -1] += torch.tensor(rewards, dtype=torch.float64)
     return ADVANTAGES[name].fn(token_rewards, torch.ones(rows, 3, dtype=torch.bool), torch.tensor(group), **numbers)

@@ -355,6 +355,28 @@ def test_scores_are_log_probs_and_entropies_under_the_temperature_and_zero_elsew
     assert not scored.entropy[~batch.response_mask].any()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("old", [True, False])
+def test_score_norms_are_those_of_the_derivative_by_the_logits(make: Make, temperature: float, old: bool) -> None:
+    learner = make(objective=replace(OBJECTIVE, temperature=temperature))
+    batch = batch_of([1.0, -1.0, 0.5])
+    assert learner.score(batch, old=old).score_norm is None
+    learner.score_norms = True
+    scored = learner.score(batch, old=old)
+    assert (scored.learner_logp is None) == (not old)
+    assert scored.score_norm is not None
+    for row in range(batch.rows):
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row]]
+        answer = batch.response_ids[row][batch.response_mask[row]]
+        z = learner.model(torch.cat([prompt, answer]).unsqueeze(0)).logits[0, len(prompt) - 1 : -1]
+        z = (z.detach() / temperature).requires_grad_()
+        logp = z.log_softmax(-1)[torch.arange(len(answer)), answer]
+        (slope,) = torch.autograd.grad(logp.sum(), z)
+        expected = slope.square().sum(-1)
+        assert torch.allclose(scored.score_norm[row, : len(answer)], expected, rtol=1e-4, atol=1e-6)
+        assert not scored.score_norm[row, len(answer) :].any()
+
+
 def test_scores_do_not_depend_on_the_split(make: Make) -> None:
     batch = batch_of([1.0] * 6)
     splits = [MicroBatching(rows=1), MicroBatching(rows=4), MicroBatching(tokens=12), MicroBatching(rows=99)]

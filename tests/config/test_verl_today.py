@@ -107,6 +107,13 @@ def test_the_scripts_of_verl_are_accepted_or_refused_for_what_is_missing() -> No
             load(overrides)
 
 
+def test_the_switch_of_verl_for_the_token_baseline_is_accepted_with_any_value() -> None:
+    key = "actor_rollout_ref.actor.calculate_sum_pi_squared"
+    for value in (True, False):
+        assert load(["algorithm.adv_estimator=optimal_token_baseline", f"{key}={value}"])
+    assert "write optimal_token_baseline" in refusal("algorithm.adv_estimator=tir_optimal_token_baseline")
+
+
 @pytest.mark.parametrize(
     ("switch", "key"),
     [

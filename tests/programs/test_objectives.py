@@ -51,6 +51,7 @@ PAIRS = {
     "opo": "gpg",
     "gpg": "gspo_token",
     "gdpo": "geo_mean",
+    "optimal_token_baseline": "vanilla",
     "max_rl": "dppo_tv",
     "grpo_passk": "clip_cov",
     "grpo_batch_std": "kl_cov",
@@ -74,7 +75,8 @@ class Recorded:
         self.numbers: dict[str, Any] = {}
 
     def __call__(self, *tensors: Any, **keywords: Any) -> Any:
-        self.numbers = {name: value for name, value in keywords.items() if not isinstance(value, Tensor)}
+        of_batch = {"weights"}  # None without a correction, so not told from a number by its type
+        self.numbers = {n: v for n, v in keywords.items() if n not in of_batch and not isinstance(v, Tensor)}
         return self.fn(*tensors, **keywords)
 
 

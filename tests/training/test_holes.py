@@ -43,8 +43,8 @@ CORRECTIONS = [
 ]
 LOSS_MASKS = [LossMask(), LossMask(zero_variance=True, truncated=True), LossMask(entropy_quantile=0.6)]
 PER_TOKEN = (
-    "rollout_logp", "learner_logp", "ref_logp", "entropy", "values", "token_rewards", "advantage", "weights",
-    "loss_mask",
+    "rollout_logp", "learner_logp", "ref_logp", "entropy", "score_norm", "values", "token_rewards", "advantage",
+    "weights", "loss_mask",
 )  # fmt: skip
 
 
@@ -76,6 +76,7 @@ def with_holes(rows: list[list[bool]], seed: int) -> Batch:
         ref_logp=draw(),
         entropy=draw().abs(),
         values=draw(),
+        score_norm=draw().abs(),
     )
 
 

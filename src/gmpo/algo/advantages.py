@@ -3,8 +3,8 @@
 Contract. An estimator takes `token_rewards [B, T]`, `mask [B, T]`, `group [B]` (which problem a response answers, any
 integers) and keyword arguments that its entry names, and returns advantages `[B, T]`, zero outside the mask. The mask
 is true on the sampled tokens and may have holes. What stands in them plays no part: a response has the advantages that
-it has with its holes closed. An estimator may not see log-probs or the policy. To add one, write the function here and
-its traits, what it needs from the run, in `gmpo.objectives`.
+it has with its holes closed. An estimator may not see log-probs or the policy, but for the `score_norm` that one may
+ask for. To add one, write the function here and its traits, what it needs from the run, in `gmpo.objectives`.
 
 Notation: R_i = sum_t r_it the response's reward, g its group, n the group's size, T_i its number of sampled tokens.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gmpo.algo.groups import group_moments
 from gmpo.algo.masks import sequence_sum
+from gmpo.algo.returns import discounted, lambda_returns, whiten
 from gmpo.errors import ConfigError
 from gmpo.objectives import ESTIMATORS, EstimatorTraits
 
@@ -67,19 +68,6 @@ def rloo(
     return _spread(torch.where(moments.size == 1, rewards, advantage), mask, token_rewards)
 
 
-def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """`(x - mean) / sqrt(var + 1e-8)` over all tokens of the mask, var unbiased; zero outside it.
-
-    A single token has no variance and becomes 0.
-    """
-    x = values[mask].double()
-    if x.numel() == 0:
-        return torch.zeros_like(values)
-    variance = x.var(correction=1) if x.numel() > 1 else torch.zeros((), dtype=torch.float64)
-    whitened = (values.double() - x.mean()) * torch.rsqrt(variance + 1e-8)
-    return whitened.to(values.dtype).masked_fill(~mask, 0.0)
-
-
 def reinforce_plus_plus(
     token_rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"], *, gamma: float
 ) -> Float[Tensor, "B T"]:
@@ -87,17 +75,7 @@ def reinforce_plus_plus(
 
     Source: REINFORCE++, arXiv 2501.03262 section 3; as in verl.
     """
-    return whiten(_discounted(token_rewards, mask, gamma), mask)
-
-
-def _discounted(rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float) -> Float[Tensor, "B T"]:
-    """`G_t = r_t + gamma G_{t+1}` along the response; positions outside the mask are passed over."""
-    returns = torch.zeros_like(rewards)
-    following = torch.zeros(rewards.shape[0], dtype=rewards.dtype, device=rewards.device)
-    for t in reversed(range(rewards.shape[1])):
-        following = torch.where(mask[:, t], rewards[:, t] + gamma * following, following)
-        returns[:, t] = following
-    return returns.masked_fill(~mask, 0.0)
+    return whiten(discounted(token_rewards, mask, gamma), mask)
 
 
 def reinforce_plus_plus_baseline(
@@ -128,7 +106,7 @@ def remax(
 
     Source: ReMax, arXiv 2310.10505 algorithm 1.
     """
-    return _discounted(token_rewards, mask, 1.0) - _spread(greedy_reward, mask, token_rewards)
+    return discounted(token_rewards, mask, 1.0) - _spread(greedy_reward, mask, token_rewards)
 
 
 def opo(
@@ -146,6 +124,43 @@ def opo(
     # In a group of equal rewards the quotient may miss the reward by rounding.
     advantage = (rewards - baseline).masked_fill(group_moments(rewards, group).constant & (total > 0), 0.0)
     return _spread(advantage, mask, token_rewards)
+
+
+def optimal_token_baseline(
+    token_rewards: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group: Int[Tensor, " B"],
+    *,
+    score_norm: Float[Tensor, "B T"],
+    weights: Float[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """Reward still to come, less the baseline of least variance at this place of the group's responses:
+
+        A_it = G_it - B_t,   B_t = sum_j W_jt G_jt / sum_j W_jt,   W_it = sum_{k <= t} w_ik^2 ||d log pi(o_ik) / d z||^2
+
+    over the group's responses that have a t-th sampled token. Of a response that is alone there B_t is 0, else it would
+    be compared with itself. Where no token can move (W = 0) B_t is the plain mean.
+
+    Args:
+        score_norm: `||d log pi(o_t) / d z||^2 = 1 - 2 pi(o_t) + sum_v pi(v)^2`, z the logits; without meaning outside
+            the mask.
+        weights: w, factors of the tokens' gradients; None for 1.
+
+    Source: OTB, arXiv 2602.07078; as in verl, which adds 1e-8 to the denominator.
+    """
+    energy = score_norm.double().masked_fill(~mask, 0.0)
+    if weights is not None:
+        energy = energy * weights.double().masked_fill(~mask, 0.0) ** 2
+    returns = discounted(token_rewards.double(), mask, 1.0)[mask]
+    energy = energy.cumsum(dim=1)[mask]
+    place = mask.cumsum(dim=1) - 1
+    cell = torch.unique(group.unsqueeze(1) * mask.shape[1] + place, return_inverse=True)[1][mask]
+    at = group_moments(returns, cell)
+    total = group_moments(energy, cell).mean
+    weighted = group_moments(energy * returns, cell).mean / total
+    baseline = torch.where(total > 0, weighted, at.mean)
+    advantage = torch.where(at.size > 1, (returns - baseline).masked_fill(at.constant, 0.0), returns)
+    return torch.zeros_like(token_rewards).masked_scatter(mask, advantage.to(token_rewards.dtype))
 
 
 def gpg(
@@ -304,34 +319,6 @@ def geo_mean(
     return _spread(advantage.masked_fill(moments.constant, 0.0), mask, token_rewards)
 
 
-def lambda_returns(
-    token_rewards: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    values: Float[Tensor, "B T"],
-    *,
-    gamma: float,
-    lam: float,
-) -> Float[Tensor, "B T"]:
-    """Targets of the value function: `returns_t = V_t + A_t` with the generalised advantage
-
-        delta_t = r_t + gamma V_{t+1} - V_t,     A_t = delta_t + gamma lam A_{t+1},
-
-    V = A = 0 behind the last token. t counts the tokens of the mask and passes over the others: an action is a token
-    that the policy sampled, its state is all that stands before it, and what a tool or an environment says in between
-    belongs to the transition from one state to the next. So the value after an action is the value before the next
-    action, and gamma and lambda discount actions. Source: GAE, arXiv 1506.02438 eq. 16; holes as in verl.
-    """
-    advantage = torch.zeros_like(values)
-    next_value = torch.zeros(values.shape[0], dtype=values.dtype, device=values.device)
-    following = torch.zeros_like(next_value)
-    for t in reversed(range(values.shape[1])):
-        here = token_rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
-        following = torch.where(mask[:, t], here, following)
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-        advantage[:, t] = following
-    return (advantage + values).masked_fill(~mask, 0.0)
-
-
 def gae(
     token_rewards: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
@@ -365,6 +352,7 @@ _FUNCTIONS = (
     reinforce_plus_plus_baseline,
     remax,
     opo,
+    optimal_token_baseline,
     gpg,
     gdpo,
     max_rl,

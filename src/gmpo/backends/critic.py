@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
-from gmpo.algo.advantages import lambda_returns
 from gmpo.algo.masks import aggregate
 from gmpo.algo.objective import added
+from gmpo.algo.returns import lambda_returns
 from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends import passes
 from gmpo.backends.devices import Device

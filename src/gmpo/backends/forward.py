@@ -17,7 +17,7 @@ from gmpo.backends.passes import BatchModule
 from gmpo.backends.structure import additions
 from gmpo.ops.blocks import Blocks
 from gmpo.ops.kernels import blocks_for
-from gmpo.ops.linear_logprob import Head, token_values
+from gmpo.ops.linear_logprob import Head, token_score_norms, token_values
 from gmpo.ops.linear_loss import Entropies, linear_loss
 from gmpo.ops.logprob import token_logprobs
 from gmpo.records.batch import Batch
@@ -59,8 +59,13 @@ class PolicyModule(BatchModule):
         )
 
     def forward(
-        self, batch: Batch, loss: LossOfRows | None = None, *, entropy: Entropies = "none"
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        batch: Batch,
+        loss: LossOfRows | None = None,
+        *,
+        entropy: Entropies = "none",
+        score_norms: bool = False,
+    ) -> tuple[Tensor | None, ...]:
         """Without a loss: log-probs of the sampled tokens `[B, T]` on the device, 0 elsewhere, without gradient.
         With one: the loss over all rows, a scalar with gradient. And the entropies `[B, T]` if asked for.
 
@@ -70,6 +75,7 @@ class PolicyModule(BatchModule):
         Args:
             loss: is called for runs of neighbouring rows, each row once; the loss is the sum of what it returns.
             entropy: as in `gmpo.ops.linear_loss.linear_loss`.
+            score_norms: without a loss, a third result: `gmpo.ops.linear_logprob.token_score_norms`.
         """
         mask = batch.sampled_mask
         targets = batch.response_ids[mask].to(self.device.torch)
@@ -77,7 +83,8 @@ class PolicyModule(BatchModule):
             with torch.no_grad():
                 outputs, head = self._outputs(batch)
                 logp, entropies = token_values(head, outputs, targets, with_entropy=entropy != "none")
-            return scatter_tokens(logp, mask), None if entropies is None else scatter_tokens(entropies, mask)
+                norms = token_score_norms(head, outputs, targets, logp) if score_norms else None
+            return tuple(None if one is None else scatter_tokens(one, mask) for one in (logp, entropies, norms))
 
         def of_tokens(rows: slice, logp: Tensor, ent: Tensor | None) -> Tensor:
             where = mask[rows]

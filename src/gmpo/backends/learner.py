@@ -33,6 +33,7 @@ class LocalLearner:
         update_split: micro-batches with gradient; score_split: without.
         reference: frozen model for KL terms, None without one; reference_split: its micro-batches.
         critic: estimates values for advantages that need them.
+        score_norms: every scored batch gets `score_norm`, also where its log-probs are not asked for.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LocalLearner:
         reference: PreTrainedModel | None = None,
         reference_split: MicroBatching | None = None,
         critic: Critic | None = None,
+        score_norms: bool = False,
     ) -> None:
         self.model = model
         self.policy = Trainable(model, tokenizer, optimizer, lr_key="actor_rollout_ref.actor.optim.lr")
@@ -66,6 +68,7 @@ class LocalLearner:
                 reference.requires_grad_(False), device, temperature=temperature, excluded=excluded
             )
         self.critic = critic
+        self.score_norms = score_norms
 
     def weights(self, version: int) -> LiveWeights:
         """The live model: a sampler in this process reads it directly."""
@@ -78,9 +81,15 @@ class LocalLearner:
         """Log-probs and entropies of the current policy (if `old`), log-probs of the reference and the critic's values
         (where there are such)."""
         filled = batch
-        if old:
-            logp, entropy = passes.score(self.module, batch, self.score_split, LOGPROBS, outputs=2, entropy="value")
-            filled = filled.replace(learner_logp=logp, entropy=entropy)
+        if old or self.score_norms:
+            more = {"score_norms": True} if self.score_norms else {}
+            found = passes.score(
+                self.module, batch, self.score_split, LOGPROBS, outputs=2 + len(more), entropy="value", **more
+            )
+            if old:
+                filled = filled.replace(learner_logp=found[0], entropy=found[1])
+            if self.score_norms:
+                filled = filled.replace(score_norm=found[2])
         if self.reference is not None:
             filled = filled.replace(ref_logp=passes.score(self.reference, batch, self.reference_split, LOGPROBS)[0])
         if self.critic is not None:

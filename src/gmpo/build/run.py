@@ -186,6 +186,7 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
             tree.ref.log_prob_max_token_len_per_gpu,
         ),
         critic=build_critic(config, policy.tokenizer, policy.device, total_steps),
+        score_norms=ESTIMATORS[config.algorithm.adv_estimator].needs_score_norms,
     )
 
 

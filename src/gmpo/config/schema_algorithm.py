@@ -107,9 +107,10 @@ class Algorithm(Section):
     adv_estimator: Annotated[str, one_of(ESTIMATORS)] = setting(
         "grpo",
         "Advantage estimator. verl's default is gae, PPO with a critic. Relative to the answers to the same problem: "
-        "grpo, rloo, opo (weighs lengths), gpg, grpo_passk (the best answer alone), reinforce_plus_plus_baseline, "
-        "gdpo (several rewards, each normalised by itself), grpo_batch_std (Lite-PPO), geo_mean (log rewards; not the "
-        "loss of that name). Without a group: gae, reinforce_plus_plus, remax (relative to a greedy answer).",
+        "grpo, rloo, opo (weighs lengths), optimal_token_baseline (a baseline for each place of an answer), gpg, "
+        "grpo_passk (the best answer alone), reinforce_plus_plus_baseline, gdpo (several rewards, each normalised by "
+        "itself), grpo_batch_std (Lite-PPO), geo_mean (log rewards; not the loss of that name). Without a group: gae, "
+        "reinforce_plus_plus, remax (relative to a greedy answer).",
     )
     norm_adv_by_std_in_grpo: bool = setting(
         True, "Divide the group-relative reward by the group's standard deviation. False is Dr. GRPO's advantage."

@@ -9,7 +9,7 @@ Shapes: N tokens, H hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -77,6 +77,22 @@ def token_values(
     """Natural log-probs of `targets`, and entropies in nats if asked for. Without gradient."""
     values = values_of(head, hidden.detach(), targets, with_entropy=with_entropy)
     return values.logp, values.entropy
+
+
+@torch.no_grad()
+def token_score_norms(
+    head: Head, hidden: Float[Tensor, "N H"], targets: Int[Tensor, " N"], logp: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """`||d log p(target) / d z||^2 = 1 - 2 p(target) + sum_v p_v^2`, z the logits divided by the temperature.
+
+    With the log-probs p' at half the temperature `sum_v p_v^2 = p(target)^2 / p'(target)`: both have the same factor
+    exp(2 z), and the sum over the vocabulary is that of p'.
+
+    Args:
+        logp: log-probs of the targets, as of `token_values`.
+    """
+    sharper, _ = token_values(replace(head, temperature=head.temperature / 2), hidden, targets)
+    return (1.0 - 2.0 * logp.exp() + (2.0 * logp - sharper).exp()).clamp(min=0.0)
 
 
 def values_of(head: Head, hidden: Tensor, targets: Tensor, *, with_entropy: bool) -> Values:

@@ -72,6 +72,9 @@ class Batch:
     """The reference model's log-probs; None without a KL term."""
     entropy: Float[Tensor, "B T"] | None = None
     """Entropy of the learner's distribution at the start of the step, in nats; None when it was not computed."""
+    score_norm: Float[Tensor, "B T"] | None = None
+    """Squared norm of the derivative of each token's log-prob by the logits, at the start of the step; None where no
+    estimator asks for it."""
     loss_mask: Bool[Tensor, "B T"] = None  # type: ignore[assignment]  # filled in by __post_init__
     """The sampled tokens that take part in the loss: all of them where no mask is given. Rejected and masked ones leave
     it, and so the loss's denominators, while the policy still reads them."""

@@ -116,6 +116,7 @@ class Credit:
         the last one that is. A response without any sampled token has no place for a reward, and counts with 0.
         """
         token_rewards, metrics = self._token_rewards(batch)
+        batch, correction_metrics = self._corrected(self._masked(batch))
         traits = self.estimator.traits
         tensors: dict[str, Tensor | None] = {}
         if traits.needs_critic:
@@ -124,10 +125,11 @@ class Credit:
             tensors["greedy_reward"] = batch.greedy_reward
         if traits.needs_components:
             tensors["components"] = batch.components
+        if traits.needs_score_norms:
+            tensors |= {"score_norm": batch.score_norm, "weights": batch.weights}
         advantage = self.estimator.fn(token_rewards, batch.sampled_mask, batch.group, **tensors, **self.numbers)
-        batch = batch.replace(token_rewards=token_rewards, advantage=advantage)
-        batch, correction_metrics = self._corrected(self._masked(batch))
-        return CreditedBatch(batch, {**metrics, **correction_metrics})
+        credited = batch.replace(token_rewards=token_rewards, advantage=advantage)
+        return CreditedBatch(credited, {**metrics, **correction_metrics})
 
     def _token_rewards(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         mask = batch.sampled_mask
