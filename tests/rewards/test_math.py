@@ -4,14 +4,60 @@ from __future__ import annotations
 
 import pytest
 
-from gmpo.rewards.math import normalize_hendrycks, normalize_minerva, same_hendrycks, same_minerva, same_number
+from gmpo.rewards.math import (
+    normalize_hendrycks,
+    normalize_minerva,
+    same_as_written,
+    same_hendrycks,
+    same_minerva,
+    same_number,
+)
 from gmpo.rewards.reading.judge import Judgement, judge
 
 
-def test_numbers_are_compared_as_written_without_commas_and_dollars() -> None:
-    assert same_number("1,000", "$1000")
-    assert not same_number("42.0", "42")
-    assert not same_number("４２", "42")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1,000", "$1000"),
+        ("4.00", "4"),
+        ("$1,000", "1000.0"),
+        ("-3.50", "-3.5"),
+        (".5", "0.50"),
+        ("-0.0", "0"),
+        ("007", "7"),
+        ("0." + "3" * 60 + "0", "0." + "3" * 60),
+    ],
+)
+def test_plain_decimal_numbers_are_compared_by_value(one: str, other: str) -> None:
+    assert same_number(one, other)
+    assert same_number(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("4.01", "4"),
+        ("4.", "4"),
+        ("4.0.0", "4"),
+        ("1e1", "10"),
+        ("４２", "42"),
+        ("-4", "4"),
+        ("", "0"),
+        ("nan", "NaN"),
+        # Neighbours that are one number in float64.
+        ("0.3", "0.30000000000000001"),
+        ("9007199254740993", "9007199254740992.0"),
+    ],
+)
+def test_what_is_no_plain_decimal_number_is_compared_as_a_string(one: str, other: str) -> None:
+    assert not same_number(one, other)
+    assert not same_number(other, one)
+
+
+def test_as_written_commas_stay_in_a_number() -> None:
+    assert same_as_written("6250.0", "6250")
+    assert not same_as_written("6,250", "6250")
+    assert same_as_written("6,250", "6,250")
 
 
 @pytest.mark.parametrize(

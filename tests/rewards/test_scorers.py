@@ -19,6 +19,11 @@ CORRECT, WRONG, UNPARSED = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED
     [
         ("openai/gsm8k", "#### 1,000", "1000", {}, CORRECT, 1.0, "1000"),
         ("openai/gsm8k", "#### 42.", "42", {}, WRONG, 0.0, "42."),
+        ("openai/gsm8k", "#### 4", "4.00", {}, CORRECT, 1.0, "4"),
+        ("openai/gsm8k", "#### 4.00", "4", {}, CORRECT, 1.0, "4.00"),
+        ("openai/gsm8k", "#### 1,000.50", "1000.5", {}, CORRECT, 1.0, "1000.50"),
+        ("openai/gsm8k", "it is 4.00", "4", {"method": "flexible"}, CORRECT, 1.0, "4.00"),
+        ("openai/gsm8k", "it is 4.00.", "4", {"method": "flexible_no_commas"}, CORRECT, 1.0, "4.00"),
         ("openai/gsm8k", "it is 42", "42", {}, UNPARSED, 0.0, None),
         ("openai/gsm8k", "it is 1,000", "1000", {"method": "flexible"}, WRONG, 0.0, "1,000"),
         ("openai/gsm8k", "it is 1,000.", "1000", {"method": "flexible_no_commas"}, CORRECT, 1.0, "1000"),

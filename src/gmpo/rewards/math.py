@@ -1,6 +1,6 @@
 r"""Decide whether two answers are equal, as strings under three conventions. By algebra: `rewards.algebra`.
 
-- `same_number`: GSM8K, two strings without commas and dollar signs.
+- `same_number`: GSM8K, two numbers by their value, without commas and dollar signs; `same_as_written` leaves both in.
 - `same_hendrycks`: MATH, two LaTeX strings after the normalisation of Hendrycks et al. 2021 (arXiv 2103.03874).
 - `same_minerva`: DAPO and AIME, two strings after the normalisation of Lewkowycz et al. 2022 (arXiv 2206.14858),
   appendix D.
@@ -9,14 +9,25 @@ r"""Decide whether two answers are equal, as strings under three conventions. By
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
+_DECIMAL = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"
 _SIMPLE_FRACTION = re.compile(rf"({_INTEGER})/({_INTEGER})")
 
 
 def same_number(answer: str, gold: str) -> bool:
-    """Whether two numbers are written alike once commas and dollar signs are removed: `"1,000"` is `"1000"`."""
-    return _bare_number(answer) == _bare_number(gold)
+    """Whether two numbers are the same once commas and dollar signs are removed: `"1,000"` is `"1000.0"`."""
+    return same_as_written(_bare_number(answer), _bare_number(gold))
+
+
+def same_as_written(answer: str, gold: str) -> bool:
+    """Whether two texts are one string or, both being plain decimal numbers, exactly one value: `"4.00"` is `"4"`.
+
+    A number with a comma, a sign of money, an exponent or a full stop at its end is not plain: `"4."` is not `"4"`.
+    """
+    plain = _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold)
+    return answer == gold or (plain is not None and Decimal(answer) == Decimal(gold))
 
 
 def _bare_number(text: str) -> str:

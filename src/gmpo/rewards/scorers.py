@@ -24,7 +24,7 @@ from gmpo.rewards.finding import (
     candidates,
     without_thinking,
 )
-from gmpo.rewards.math import same_hendrycks, same_minerva, same_number
+from gmpo.rewards.math import same_as_written, same_hendrycks, same_minerva, same_number
 from gmpo.rewards.reading.judge import Judgement, judge, readable, reference_text
 from gmpo.rewards.reading.limits import MAX_CHARS, TooLarge
 from gmpo.rewards.verdict import Grade, Verdict
@@ -82,7 +82,7 @@ def _after_thinking(score: Callable[..., Grade]) -> Callable[..., Grade]:
 
 _GSM8K_METHODS: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, str], bool]]] = {
     "strict": (answers.hash_number, same_number),
-    "flexible": (answers.last_number_as_written, str.__eq__),
+    "flexible": (answers.last_number_as_written, same_as_written),
     "flexible_no_commas": (answers.last_number, same_number),
 }
 
@@ -91,8 +91,9 @@ _GSM8K_METHODS: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, s
 def score_gsm8k(text: str, ground_truth: str, extra_info: Mapping[str, Any], *, method: str = "strict") -> Grade:
     """GSM8K, 0 or 1: the number after the last `####` (`strict`, verl's default) or the last number of the response.
 
-    `flexible` is verl's rule, for which `6,250` is not `6250`; `flexible_no_commas` removes commas and a full stop at
-    the end.
+    Places and spellings are verl's; two plain decimal numbers are compared by value, where verl compares strings and
+    refuses `4.00` for `4`. `flexible` is verl's rule, for which `6,250` is not `6250`; `flexible_no_commas` removes
+    commas and a full stop at the end.
     """
     find, same = _GSM8K_METHODS[method]
     pred = find(text)
