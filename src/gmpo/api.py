@@ -32,7 +32,7 @@ from gmpo.build.run import Rows, build_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
-from gmpo.data.problems import contradictory
+from gmpo.data.problems import contradictions
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
 from gmpo.metrics.conclusion import conclusion
@@ -228,15 +228,8 @@ def _say_notes(run: OpenRun, policy: Policy) -> None:
 
 
 def _say_contradictions(run: OpenRun, data: TrainingData) -> None:
-    found = contradictory(data_sources(data.problems))
-    if found:
-        one, other = found[0]
-        count = "1 question stands" if len(found) == 1 else f"{len(found)} questions stand"
-        run.say(
-            f"warning: {count} in the training rows with different answers, for example {one.id} "
-            f"({one.ground_truth}) and "
-            f"{other.id} ({other.ground_truth}): whichever is wrong is rewarded"
-        )
+    if lines := contradictions(data_sources(data.problems), "the training rows", shown=3):
+        run.say("\n".join([f"warning: {lines[0]}", *lines[1:]]))
 
 
 def _finished(run: OpenRun, total_steps: int) -> Run:

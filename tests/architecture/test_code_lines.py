@@ -27,7 +27,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "build": (1775, "the moment that a chat template writes is the run's; what a run is doing"),
     "check": (410, "what is not here"),
     "config": (3295, "which rewards an estimator of several takes"),
-    "data": (1435, "a template's clock that stands still"),
+    "data": (1455, "a template's clock that stands still; contradictory rows are listed"),
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (640, "ids of probability 0; how far log-probs move with logits"),
     "records": (745, "an answer's numbers by name, several rewards of it"),

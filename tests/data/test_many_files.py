@@ -11,7 +11,8 @@ import pytest
 
 from gmpo.data.files import find_files, row_count, write_parquet
 from gmpo.data.prepare import prepare
-from gmpo.data.problems import contradictory, load_problems, problems_from_rows
+from gmpo.data.problems import contradictions, contradictory, load_problems, problems_from_rows
+from gmpo.data.report import prepared
 from gmpo.errors import DataError
 
 
@@ -87,6 +88,33 @@ def test_an_integer_that_cannot_be_written_out_is_named() -> None:
 def test_questions_with_two_answers_are_found_whatever_their_spaces() -> None:
     rows = [row("a  b", "1"), row("c", "2"), row("a b", "1"), row("a b ", "3"), row("a b", "4")]
     assert [(one.id, other.id) for one, other in contradictory(problems_from_rows(rows))] == [("rows:1", "rows:4")]
+
+
+def test_of_many_contradictory_rows_the_first_are_shown_and_the_others_counted() -> None:
+    rows = [row(str(i // 2), str(i)) for i in range(10)]
+    head, first, second, rest = contradictions(problems_from_rows(rows), "the rows", 2)
+    assert head.startswith("5 questions stand in the rows with different answers")
+    assert first == "    rows:1 (0) and rows:2 (1)"
+    assert second == "    rows:3 (2) and rows:4 (3)"
+    assert rest == "    and 3 more"
+    assert len(contradictions(problems_from_rows(rows), "the rows", 5)) == 6
+    assert contradictions(problems_from_rows(rows[::2]), "the rows", 5) == []
+    assert contradictions(problems_from_rows(rows[:2]), "the rows", 5)[0].startswith("1 question stands in the rows")
+
+
+def test_gmpo_data_lists_contradictory_rows_of_what_it_wrote_where_they_stand(tmp_path: Path) -> None:
+    """The rows are those of the written file, in which one that was left out has no number."""
+    asked = [("What is 2+2?", "4"), ("held out " * 9, "1"), ("What is 3+3?", "6"), ("What is  2+2?", "5")]
+    file = write_parquet([{**row(*one), "data_source": "lighteval/MATH"} for one in asked], tmp_path / "train.parquet")
+    held = write_parquet([row("held out " * 9, "1")], tmp_path / "eval.parquet")
+    (written,) = prepare("math", tmp_path / "out", file, against=[held], drop=True)
+    assert written.rows == 3
+    lines = list(prepared([written]))
+    (head,) = [i for i, line in enumerate(lines) if "with different answers" in line]
+    assert lines[head].startswith("    1 question stands in this file with different answers")
+    assert lines[head + 1].strip() == "train.parquet:1 (4) and train.parquet:3 (5)"
+    assert [p.ground_truth for p in contradictory(load_problems(written.path))[0]] == ["4", "5"]
+    assert not any("different" in line for line in prepared(prepare("stories", tmp_path / "own", size=50)))
 
 
 def test_leaving_out_what_nothing_was_compared_with_is_refused(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from gmpo.data.catalogue import PUBLISHED, Published
 from gmpo.data.files import FORMATS, Row, find_file, find_files, read_rows, write_parquet
 from gmpo.data.instructions import bare_question
 from gmpo.data.overlap import Overlap, duplicates, most_alike, overlaps
-from gmpo.data.problems import sample
+from gmpo.data.problems import contradictions, problems_from_rows, sample
 from gmpo.errors import DataError
 
 EXAMPLES = 3
 """Overlapping problems that the report shows."""
+CONTRADICTIONS = 20
+"""Pairs of contradictory rows that the report shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Written:
     """Rows of the source that repeat a problem by its number, and were left out."""
     duplicates: int = 0
     """Rows that repeat an earlier question word for word. They stay."""
+    contradictions: tuple[str, ...] = ()
+    """What to say of rows with one question and different answers, see `problems.contradictions`. They stay."""
     note: str = ""
     """What to know before using it."""
     against: tuple[Contamination, ...] = ()
@@ -283,14 +287,18 @@ def _write(table: Table, out: Path, evaluation: Mapping[str, Sequence[str]], dro
         tainted |= mine
         against.append(_contamination(file, asked, most_alike(found), len(mine)))
     kept = [row for i, row in enumerate(rows) if i not in tainted]
+    path = out / f"{table.name}.parquet"
+    read = table.source != "generated"
+    problems = problems_from_rows(kept, path.name) if read and kept else []
     return Written(
-        write_parquet(kept, out / f"{table.name}.parquet"),
+        write_parquet(kept, path),
         len(kept),
         table.source,
         table.source_rows,
         table.published,
         table.repeats,
-        duplicates(questions) if table.source != "generated" else 0,
+        duplicates(questions) if read else 0,
+        tuple(contradictions(problems, "this file", CONTRADICTIONS)),
         table.note,
         tuple(against),
     )

@@ -273,6 +273,29 @@ def contradictory(problems: Sequence[Problem]) -> list[tuple[Problem, Problem]]:
     return list(found.values())
 
 
+def contradictions(problems: Sequence[Problem], where: str, shown: int) -> list[str]:
+    """What there is to say of the contradictory rows: a sentence, and a line for each of the first `shown` pairs.
+
+    Args:
+        where: names the rows, for example `the training rows`.
+    """
+    found = contradictory(problems)
+    if not found:
+        return []
+    count = "1 question stands" if len(found) == 1 else f"{len(found):,} questions stand"
+    lines = [f"{count} in {where} with different answers: whichever is wrong is rewarded"]
+    lines += [
+        f"    {one.id} ({_short(one.ground_truth)}) and {other.id} ({_short(other.ground_truth)})"
+        for one, other in found[:shown]
+    ]
+    return [*lines, f"    and {len(found) - shown:,} more"] if len(found) > shown else lines
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
 def _message(value: Any, place: str) -> Message:
     """A message whose fields are strings. Null fields are what parquet fills gaps with, and are left out."""
     _expect(isinstance(value, Mapping), place, "an object with role and content", value)

@@ -8,13 +8,14 @@ from gmpo.data.prepare import Contamination, Written
 
 
 def prepared(files: Sequence[Written]) -> Iterator[str]:
-    """Lines: files, rows and published counts; repetitions, notes, and overlap with evaluation sets."""
+    """Lines: files, rows and published counts; repetitions, contradictions, notes, and overlap with evaluation sets."""
     for file in files:
         yield f"{file.path}: {file.rows} rows{_published(file)}"
         if file.repeats:
             yield f"    {file.repeats:,} repetitions of the same problems were left out"
         if file.duplicates:
             yield f"    {file.duplicates:,} rows repeat an earlier question word for word; they stay"
+        yield from (f"    {line}" for line in file.contradictions)
         for found in file.against:
             yield from _shared(found)
     for note in dict.fromkeys(file.note for file in files if file.note):
