@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from gmpo.ports import Learner
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import GRADERS, MODEL, read_metrics
 from gmpo.rewards.combined import Rewards
+from gmpo.rewards.printed import PrintedLog
 from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
 from gmpo.tracking.tracker import SampleWriter, recording
@@ -197,25 +198,18 @@ def _kept_model(run: OpenRun, learner: Learner, steps: int) -> Path:
     return export_for_good(learner, run.folder, steps, say=run.say, stopping=lambda: run.stop.requested)
 
 
-@contextmanager
-def _graders_log(run: OpenRun) -> Iterator[Path]:
-    """What graders print to; it does not stay where they printed nothing."""
-    log = run.records / GRADERS
-    try:
-        yield log
-    finally:
-        with suppress(OSError):
-            if log.stat().st_size == 0:
-                log.unlink()
+def _graders_log(run: OpenRun) -> PrintedLog:
+    """What graders print to."""
+    path = run.records / GRADERS
+    with recording(str(path)):
+        return PrintedLog(path)
 
 
-def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun, log: Path) -> None:
+def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: OpenRun, log: PrintedLog) -> None:
     """A wrong setting, and references that no answer can meet, are known before anything is sampled."""
-    with recording(str(log)):
-        log.touch()
     rewards.start([problem.data_source for problem in data.asked], log)
     if rewards.main.grader.scoring is None:
-        run.say(f"what reward functions print: {log}")
+        run.say(f"what reward functions print: {log.path}")
     if (unmet := check_run_references(data.config, rewards, data.asked)) is not None:
         run.say(unmet)
 

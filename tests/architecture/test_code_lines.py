@@ -31,7 +31,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (640, "ids of probability 0; how far log-probs move with logits"),
     "records": (745, "an answer's numbers by name, several rewards of it"),
-    "rewards": (5610, "what workers print; values in the place of lists"),
+    "rewards": (5665, "what workers print; values in the place of lists; what graders print is bounded"),
     "tracking": (665, "updates that rounding swallows are said"),
     "training": (1355, "a model that cannot be written in its place"),
 }

@@ -8,7 +8,7 @@ evaluation or a study reads a run with this module and nothing else.
     pass_rates.jsonl              one line a step: right and judged answers by problem
     samples/<step>.jsonl          answers of a training step
     validation/<step>.jsonl       answers of the validation after a step
-    graders.log                   what reward functions print, if anything; only added to
+    graders.log                   what reward functions print, if anything; only added to, up to 10 MiB
     val_only/<k>/                 a validation on its own (`trainer.val_only`): its settings, metrics and answers
     tensorboard/                  events
     global_step_<N>/              checkpoints; latest_checkpointed_iteration.txt names the newest

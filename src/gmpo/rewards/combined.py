@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gmpo.rewards.failures import check_failed_share
 from gmpo.rewards.grader import Grader, GradeRequest
+from gmpo.rewards.printed import PrintedLog
 from gmpo.rewards.shaping import OverlongPenalty
 from gmpo.rewards.verdict import Grade
 
@@ -70,11 +70,11 @@ class Rewards:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def start(self, data_sources: Sequence[str], log: Path | None = None) -> None:
+    def start(self, data_sources: Sequence[str], log: PrintedLog | None = None) -> None:
         """Start all workers, so that a wrong setting is known before anything is sampled. Raises as `Grader.start`.
 
         Args:
-            log: file that they print to; None for standard error.
+            log: what they print to; None for standard error.
         """
         for component in (self.main, *self.extra):
             component.grader.log = log

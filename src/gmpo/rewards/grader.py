@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ from gmpo.errors import BackendError, ConfigError
 from gmpo.rewards.custom import Signature, failed
 from gmpo.rewards.open_batch import GradeRequest, OpenBatch
 from gmpo.rewards.portable import FunctionFile, portable
+from gmpo.rewards.printed import PrintedLog
 from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess, decode
 from gmpo.rewards.scorers import Scoring, check_options
 from gmpo.rewards.verdict import Grade, Verdict
@@ -89,8 +89,8 @@ class Grader:
         self._workers: list[WorkerProcess] = []
         self._sources: tuple[str, ...] = ()
         self._runs: str | None = None
-        self.log: Path | None = None
-        """File that workers started from now on print to; None for standard error."""
+        self.log: PrintedLog | None = None
+        """What workers started from now on print to; None for standard error."""
         self._open: dict[int, OpenBatch] = {}
         """Number -> batch, the one whose turn it is first."""
         self._numbers = itertools.count()
@@ -166,7 +166,8 @@ class Grader:
     def _staff(self) -> None:
         """Start the workers that are missing. Returns at once; they say when they are ready."""
         while len(self._workers) < self._spec.workers:
-            worker = _SPAWNER.submit(WorkerProcess, self._setup, self.log).result()
+            printed = None if self.log is None else self.log.descriptor
+            worker = _SPAWNER.submit(WorkerProcess, self._setup, printed).result()
             self._workers.append(worker)
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
             worker.assign([self._preparation(self._sources)])
@@ -252,10 +253,10 @@ class Grader:
             return
         limit = f"no result within {blamed.allowance_s:g} s"
         if isinstance(blamed.request, Prepare):
+            where = "standard error" if self.log is None else self.log.path
             raise BackendError(
-                f"A grading worker did not start: {cause or limit}. What it printed is in "
-                f"{self.log or 'standard error'}; check what custom_reward_function.path imports, or raise the "
-                f"grader's start_timeout_s."
+                f"A grading worker did not start: {cause or limit}. What it printed is in {where}; check what "
+                f"custom_reward_function.path imports, or raise the grader's start_timeout_s."
             )
         if cause is None:
             grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=limit)

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gmpo.rewards.worker import MAX_REPLY_BYTES, Prepare, Task
@@ -46,10 +45,10 @@ class Assignment:
 
 
 class WorkerProcess:
-    """One worker, which prints to the end of `log`, or to standard error. It works through `owed` in order; the first
-    entry is the one in progress."""
+    """One worker, which prints to the descriptor `printed`, or to standard error. It works through `owed` in order; the
+    first entry is the one in progress."""
 
-    def __init__(self, setup: bytes, log: Path | None = None) -> None:
+    def __init__(self, setup: bytes, printed: int | None = None) -> None:
         self.owed: deque[Assignment] = deque()
         self.runs: str | None = None
         """What the worker said it runs (`scorers`, `verl`, `trl`) once it has started."""
@@ -57,14 +56,14 @@ class WorkerProcess:
         self._outbox = bytearray(setup)
         self._inbox = bytearray()
         self.socket, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as stack:
+        with theirs:
             # A session of its own: Ctrl-C in the terminal does not reach it, and its children die with its group.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None if log is None else stack.enter_context(log.open("ab")),
+                stderr=printed,
                 start_new_session=True,
             )
         self.socket.setblocking(False)
