@@ -83,8 +83,8 @@ class PolicyModule(BatchModule):
             with torch.no_grad():
                 outputs, head = self._outputs(batch)
                 logp, entropies = token_values(head, outputs, targets, with_entropy=entropy != "none")
-                norms = token_score_norms(head, outputs, targets, logp) if score_norms else None
-            return tuple(None if one is None else scatter_tokens(one, mask) for one in (logp, entropies, norms))
+                found = [logp, entropies, *([token_score_norms(head, outputs, targets, logp)] if score_norms else [])]
+            return tuple(None if one is None else scatter_tokens(one, mask) for one in found)
 
         def of_tokens(rows: slice, logp: Tensor, ent: Tensor | None) -> Tensor:
             where = mask[rows]
