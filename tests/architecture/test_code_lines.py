@@ -23,8 +23,14 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1060, "exit status by signal"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (2405, "which weights of little precision an update moves; what a scalar of an update counts"),
-    "build": (1775, "the moment that a chat template writes is the run's; what a run is doing"),
+    "backends": (
+        2425,
+        "which weights an update moves; what a scalar of an update counts; what stands beside a critic",
+    ),
+    "build": (
+        1790,
+        "a chat template's moment; what a run is doing; positions of every model",
+    ),
     "check": (410, "what is not here"),
     "config": (3295, "which rewards an estimator of several takes"),
     "data": (1455, "a template's clock that stands still; contradictory rows are listed"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gmpo.backends.critic import load_value_model
+from gmpo.backends.critic import load_value_model, load_value_model_with_notes, value_head
 from gmpo.backends.models import ModelSource, load_model, load_model_with_notes
 from gmpo.errors import BackendError
 
@@ -84,7 +84,25 @@ def test_parts_beside_the_model_are_left_out_and_named(folder: Path) -> None:
     _, (said,) = _load(folder)
     assert said.startswith("4 weights of the model's files are left out, for Qwen3ForCausalLM has no such part: ")
     assert said.endswith("mtp.fc.weight, v_head.summary.bias, v_head.summary.weight, ..")
-    load_value_model(ModelSource(str(folder)), CPU)
+    (of_critic,) = load_value_model_with_notes(ModelSource(str(folder)), CPU)[1]
+    assert of_critic == said.replace("ForCausalLM", "ForTokenClassification")
+
+
+def test_a_critic_lacks_a_language_models_head_and_that_is_not_worth_a_word(folder: Path) -> None:
+    """A head in the files that is not the embedding; a value head among them is not used, and that is said."""
+    size = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].shape
+    saved = {**load_file(folder / "model.safetensors"), "lm_head.weight": torch.ones(size)}
+    save_file(saved, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_value_model_with_notes(ModelSource(str(folder)), CPU)[1] == []
+    saved["score.weight"] = torch.ones(1, size[1])
+    save_file(saved, folder / "model.safetensors", metadata={"format": "pt"})
+    model, notes = load_value_model_with_notes(ModelSource(str(folder)), CPU)
+    assert notes == ["the value head in the model's files (score.weight) is not used: every value begins at 0"]
+    assert not value_head(model).weight.any()
+    _add(folder, "mtp.fc.weight")
+    left_out = load_value_model_with_notes(ModelSource(str(folder)), CPU)[1][0]
+    assert left_out.startswith("1 weights of the model's files are left out")
+    assert left_out.endswith("mtp.fc.weight")
 
 
 def test_saved_buffers_that_the_model_computes_are_no_weights(folder: Path) -> None:

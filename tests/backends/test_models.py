@@ -252,9 +252,11 @@ def test_the_fresh_policies_of_these_tests_are_alike(fresh_policy: Callable[[], 
 def test_a_row_longer_than_the_models_positions_is_refused_with_the_numbers(tiny_folder: Path) -> None:
     model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
     limit = model.config.max_position_embeddings
-    check_positions(model, limit, "all", override="model.override_config")
-    with pytest.raises(BackendError, match=rf"make {limit + 1} tokens, but the model is made for {limit} positions"):
-        check_positions(model, limit + 1, "all", override="model.override_config")
+    source = ModelSource("any", key="critic.model.path", override_key="critic.model.override_config")
+    check_positions(model, limit, "all", source)
+    said = rf"make {limit + 1} tokens, but the model of critic\.model\.path is made for {limit} positions"
+    with pytest.raises(BackendError, match=rf"{said}.*critic\.model\.override_config\.max_pos.*={limit + 1}"):
+        check_positions(model, limit + 1, "all", source)
 
 
 @pytest.mark.parametrize("generation", [{"eos_token_id": [1, 5]}, None, {}])

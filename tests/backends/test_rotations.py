@@ -8,7 +8,7 @@ from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from gmpo.backends.devices import Device
 from gmpo.backends.family import unlike
-from gmpo.backends.models import check_positions, length_of_rotations
+from gmpo.backends.models import ModelSource, check_positions, length_of_rotations
 from gmpo.errors import BackendError
 
 BORDER = 30
@@ -50,8 +50,10 @@ def test_within_the_border_the_model_agrees_with_itself_and_beyond_it_a_row_depe
 
 def test_longer_rows_are_refused_with_the_border_and_the_remedy() -> None:
     model = phi3("longrope")
-    check_positions(model, BORDER, "all", override="model.override_config")
-    with pytest.raises(BackendError, match=f"\\(longrope\\) are others for rows beyond {BORDER} tokens"):
-        check_positions(model, BORDER + 1, "all", override="model.override_config")
+    check_positions(model, BORDER, "all", ModelSource("any"))
+    with pytest.raises(
+        BackendError, match=f"actor_rollout_ref.model.path \\(longrope\\) are others for rows beyond {BORDER} tokens"
+    ):
+        check_positions(model, BORDER + 1, "all", ModelSource("any"))
     with pytest.raises(BackendError, match="made for 120 positions"):
-        check_positions(model, 121, "all", override="model.override_config")
+        check_positions(model, 121, "all", ModelSource("any"))

@@ -6,16 +6,20 @@ Every case is a command line. The fixture `command` fails on a traceback.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from gmpo.backends.tiny_model import make_model, word_tokenizer
@@ -456,8 +460,10 @@ def test_a_critic_of_another_path_is_looked_at_as_the_policy_is(bench: Any) -> N
     """One that sees later tokens, and one with fewer ids than the tokenizer has."""
     for name, size, said in (("bert", 64, "model_type 'bert'"), ("small", 8, "the model embeds only 8")):
         config = BertConfig(
-            vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        )
+            vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            initializer_range=0.5,
+        )  # fmt: skip
+        torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(bench.folder / name)
         other = {
             "recipe": None,
@@ -467,3 +473,54 @@ def test_a_critic_of_another_path_is_looked_at_as_the_policy_is(bench: Any) -> N
         }
         with pytest.raises(BackendError, match=said):
             bench.train(other, run=f"by-{name}")
+
+
+REFERENCE = {"actor_rollout_ref.actor.use_kl_loss": True}
+CRITIC = {
+    "recipe": None,
+    "algorithm.adv_estimator": "gae",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
+}
+OTHER_MODELS = [
+    (REFERENCE, "actor_rollout_ref.ref.model.path", "actor_rollout_ref.model.override_config"),
+    (CRITIC, "critic.model.path", "critic.model.override_config"),
+]
+
+
+@pytest.mark.parametrize(("needs_it", "key", "override"), OTHER_MODELS)
+def test_another_model_that_has_too_few_positions_for_a_row_is_named_by_its_key(
+    bench: Any, needs_it: dict[str, Any], key: str, override: str
+) -> None:
+    """As many positions as the longest row has tokens are enough; one less is not."""
+    other = bench.folder / "other"
+    shape: dict[str, Any] = {"hidden": 32, "layers": 1, "heads": 2, "head_dim": 16, "intermediate": 64}
+    make_model(other, word_tokenizer(vocabulary()), seed=1, max_positions=8, **shape)
+    settings = {**needs_it, key: str(other), "trainer.total_training_steps": 1}
+    with pytest.raises(BackendError, match=f"the model of {key} is made for 8 positions") as caught:
+        bench.train(settings)
+    (tokens,) = re.findall(r"make ([0-9]+) tokens", str(caught.value))
+    assert f"{override}.max_position_embeddings={tokens}." in str(caught.value)
+    make_model(other, word_tokenizer(vocabulary()), seed=1, max_positions=int(tokens) - 1, **shape)
+    with pytest.raises(BackendError, match=f"the model of {key} is made for {int(tokens) - 1} positions"):
+        bench.train(settings)
+    make_model(other, word_tokenizer(vocabulary()), seed=1, max_positions=int(tokens), **shape)
+    assert bench.train(settings).finished
+
+
+@pytest.mark.parametrize(("needs_it", "key", "override"), OTHER_MODELS)
+def test_what_another_models_files_hold_beyond_it_is_said_or_refused_with_its_key(
+    bench: Any, needs_it: dict[str, Any], key: str, override: str
+) -> None:
+    """A copy of the policy holds nothing to speak of; a tower beside it is named; a layer inside it would be lost."""
+    other = Path(shutil.copytree(bench.model, bench.folder / "other"))
+    console = Console(file=StringIO(), width=1000)
+    settings = {**needs_it, key: str(other), "trainer.total_training_steps": 1}
+    bench.train(settings, run="copy", console=console)
+    assert "left out" not in console.file.getvalue()
+    saved = {**load_file(other / "model.safetensors"), "tower.weight": torch.ones(3)}
+    save_file(saved, other / "model.safetensors", metadata={"format": "pt"})
+    bench.train(settings, run="tower", console=console)
+    assert f"note: {key}: 1 weights of the model's files are left out" in console.file.getvalue()
+    save_file({**saved, "model.layers.9.w": torch.ones(3)}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackendError, match=rf"{other}' \({key}\): .* has no place for 1 weights"):
+        bench.train(settings, run="lost")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
 from gmpo.algo.masks import aggregate
 from gmpo.algo.objective import added
@@ -28,7 +29,13 @@ from gmpo.records.batch import Batch
 
 
 def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedModel:
-    """The backbone of a model folder with one output per token; the head starts at zero, so every value is 0.
+    """As `load_value_model_with_notes`, without the notes."""
+    return load_value_model_with_notes(source, device)[0]
+
+
+def load_value_model_with_notes(source: ModelSource, device: torch.device) -> tuple[PreTrainedModel, list[str]]:
+    """The backbone of a model folder with one output per token; the head starts at zero, so every value is 0. And what
+    its files hold beyond that, in sentences: a language model's head, which no critic has, is not worth one.
 
     Raises:
         BackendError: the folder cannot be loaded, its architecture has no token-classification form, or weights of the
@@ -50,12 +57,13 @@ def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedMod
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise BackendError(f"cannot make a critic from {source.path!r}: {error}") from error
+        raise BackendError(f"cannot make a critic from {source.named}: {error}") from error
     model: PreTrainedModel
     model, info = loaded
-    # What stands beside the backbone, the language model's head above all, is no part of a critic.
-    where = f"critic {source.path!r}"
-    without_place(model, model.base_model, info["unexpected_keys"], where, shortened=source.changes_layers)
+    where = source.named
+    beyond = set(info["unexpected_keys"])
+    beyond -= _language_model_names(config, source.trust_remote_code) if beyond else frozenset()
+    notes = without_place(model, model.base_model, beyond, where, shortened=source.changes_layers)
     head = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
     missing = sorted(set(info["missing_keys"]) - set(head))
     if missing:
@@ -63,8 +71,25 @@ def load_value_model(source: ModelSource, device: torch.device) -> PreTrainedMod
     with torch.no_grad():
         for parameter in value_head(model).parameters():
             parameter.zero_()
+    own = {id(parameter) for parameter in value_head(model).parameters()}
+    if read := [name for name, parameter in model.named_parameters() if id(parameter) in own and name not in head]:
+        notes.append(f"the value head in the model's files ({', '.join(read)}) is not used: every value begins at 0")
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
-    return model
+    return model, notes
+
+
+def _language_model_names(config: PretrainedConfig, trust_remote_code: bool) -> frozenset[str]:
+    """The weights of the language model that a backbone may have been saved in; none where it has no such form."""
+    try:
+        with quiet(), torch.device("meta"):
+            # A copy, for some families make a decoder of the configuration.
+            whole = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+    except (ValueError, RuntimeError, ImportError, NotImplementedError):
+        return frozenset()
+    if whole.base_model is whole:
+        return frozenset()
+    inside = {f"{whole.base_model_prefix}.{name}" for name in whole.base_model.state_dict()}
+    return frozenset(whole.state_dict()) - inside
 
 
 def value_head(model: PreTrainedModel) -> torch.nn.Module:

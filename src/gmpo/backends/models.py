@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ class ModelSource:
     trust_remote_code: bool = False
     override_config: Mapping[str, Any] | None = None
     """Fields of the model's configuration to replace; `attn_implementation` is taken out and passed on."""
+    key: str = field(default="actor_rollout_ref.model.path", compare=False)
+    """The setting that names it, for messages."""
+    override_key: str = field(default="actor_rollout_ref.model.override_config", compare=False)
+    """The setting of `override_config`, for messages."""
+
+    @property
+    def named(self) -> str:
+        """The model in messages."""
+        return f"model {self.path!r} ({self.key})"
 
     @property
     def changes_layers(self) -> bool:
@@ -87,9 +96,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         if key == "attn_implementation":
             continue
         if not hasattr(config, key):
-            raise BackendError(
-                f"actor_rollout_ref.model.override_config.{key}: {type(config).__name__} has no field of this name."
-            )
+            raise BackendError(f"{source.override_key}.{key}: {type(config).__name__} has no field of this name.")
         setattr(config, key, value)
     leave_out_chance(config)
     for part in (config, config.get_text_config()):
@@ -140,7 +147,7 @@ def load_model_with_notes(
         model, info = _pretrained(source, path, dtype, asked or "sdpa")
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BackendError(f"cannot load model {source.path!r}: {error}") from error
-    where = f"model {source.path!r}"
+    where = source.named
     notes = without_place(model, model.base_model, info["unexpected_keys"], where, shortened=source.changes_layers)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -255,30 +262,27 @@ def beyond_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     return missing if len(missing) else None
 
 
-def check_positions(model: PreTrainedModel, tokens: int, what: str, *, override: str) -> None:
+def check_positions(model: PreTrainedModel, tokens: int, what: str, source: ModelSource) -> None:
     """Raise BackendError if rows of so many tokens have positions the model was not made for, or rotations that depend
     on how long the row beside them is.
 
     Args:
-        what: makes so many tokens, in words; override: the key of `override_config`.
+        what: makes so many tokens, in words; source: where the model is from.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise BackendError(
-            f"{what} make {tokens} tokens, but the model is made for {limit} positions. Lower the response "
-            "length, filter "
-            "or cut prompts, or raise the model's limit where its position encoding allows it with "
-            f"{override}.max_position_embeddings={tokens}."
+            f"{what} make {tokens} tokens, but the model of {source.key} is made for {limit} positions. Lower the "
+            "response length, filter or cut prompts, or raise the model's limit where its position encoding allows it "
+            f"with {source.override_key}.max_position_embeddings={tokens}."
         )
     kind, border = length_of_rotations(model.config)
     if border is not None and tokens > border:
         raise BackendError(
-            f"{what} make {tokens} tokens, but the rotations of this model ({kind}) are others for rows beyond "
-            f"{border} "
-            "tokens: the log-prob of a token would change with the length of what follows it, and of the rows "
-            "beside it. "
-            f"Stay within {border} tokens, or give {override}.rope_parameters with a rope_type that does not depend on "
-            "the length (linear, yarn, llama3)."
+            f"{what} make {tokens} tokens, but the rotations of the model of {source.key} ({kind}) are others for rows "
+            f"beyond {border} tokens: what a token gets would change with the length of what follows it, and of the "
+            f"rows beside it. Stay within {border} tokens, or give {source.override_key}.rope_parameters with a "
+            "rope_type that does not depend on the length (linear, yarn, llama3)."
         )
 
 

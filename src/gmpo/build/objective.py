@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import PreTrainedTokenizerBase
-
 from gmpo.algo.advantages import ADVANTAGES
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate, linear
 from gmpo.backends.critic import Critic as CriticModel
-from gmpo.backends.critic import CriticSettings, load_value_model
-from gmpo.backends.devices import Device
+from gmpo.backends.critic import CriticSettings, load_value_model_with_notes
 from gmpo.backends.family import require_family
-from gmpo.backends.models import ModelSource, check_vocabulary, checkpoint_activations
+from gmpo.backends.models import ModelSource, check_positions, check_vocabulary, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.build.policy import Policy
 from gmpo.config import Config
 from gmpo.config.corrections import rejections
 from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS, configured_numbers
@@ -113,18 +111,22 @@ def split_by(dynamic: bool, rows: int | None, tokens: int) -> MicroBatching:
     return MicroBatching(tokens=tokens) if dynamic else MicroBatching(rows=rows)
 
 
-def build_critic(
-    config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int
-) -> CriticModel | None:
-    """The critic, where the advantages need one."""
+def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[CriticModel | None, list[str]]:
+    """The critic, where the advantages need one, and what the files of a backbone of its own hold beyond it."""
     critic = config.critic
     if not critic.enable:
-        return None
-    source = ModelSource(critic.model.path, critic.model.trust_remote_code, critic.model.override_config)
-    model = load_value_model(source, device.torch)
-    policy = config.actor_rollout_ref.model
-    if source != ModelSource(policy.path, policy.trust_remote_code, policy.override_config):
-        check_vocabulary(model, tokenizer)
+        return None, []
+    own, device = critic.model, policy.device
+    source = ModelSource(
+        own.path, own.trust_remote_code, own.override_config, "critic.model.path", "critic.model.override_config"
+    )
+    model, notes = load_value_model_with_notes(source, device.torch)
+    actor = config.actor_rollout_ref.model
+    if source == ModelSource(actor.path, actor.trust_remote_code, actor.override_config):
+        notes = []  # the policy's own
+    else:
+        check_vocabulary(model, policy.tokenizer)
+        check_positions(model, policy.longest.tokens, policy.longest.what, source)
         require_family(model, device, source.path, critic=True)
     if critic.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
@@ -134,8 +136,8 @@ def build_critic(
         max_nonfinite=config.actor_rollout_ref.actor.max_nonfinite_updates,
         total_steps=total_steps,
     )
-    return CriticModel(
-        Trainable(model, tokenizer, settings, lr_key="critic.optim.lr"),
+    made = CriticModel(
+        Trainable(model, policy.tokenizer, settings, lr_key="critic.optim.lr"),
         device=device,
         settings=CriticSettings(
             gamma=config.algorithm.gamma,
@@ -154,3 +156,4 @@ def build_critic(
             critic.use_dynamic_bsz, critic.forward_micro_batch_size_per_gpu, critic.forward_max_token_len_per_gpu
         ),
     )
+    return made, [f"critic.model.path: {note}" for note in notes]

@@ -37,6 +37,15 @@ from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
 
 
 @dataclass(frozen=True, slots=True)
+class Longest:
+    """The longest row of a run."""
+
+    tokens: int
+    what: str
+    """What makes so many, in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A model with its tokenizer and the ids that matter for sampling."""
 
@@ -45,8 +54,10 @@ class Policy:
     device: Device
     stop_ids: frozenset[int]
     pad_id: int
+    longest: Longest
+    """Its longest row, which every other model of the run reads too."""
     notes: tuple[str, ...] = ()
-    """What the model folder asks for and training leaves out."""
+    """What the model folders of the run hold or ask for and training leaves out."""
 
 
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
@@ -65,21 +76,11 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
         device,
         DTYPES[precision.model_dtype],
         settings.enable_gradient_checkpointing,
-        _Longest(
+        Longest(
             longest_prompt + response,
             f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}",
-            "actor_rollout_ref.model.override_config",
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Longest:
-    """The longest row of a run: its tokens, what makes so many, and the key that may give the model more positions."""
-
-    tokens: int
-    what: str
-    override: str
 
 
 def _policy(
@@ -88,18 +89,18 @@ def _policy(
     device: Device,
     dtype: torch.dtype,
     recompute: bool,
-    longest: _Longest,
+    longest: Longest,
 ) -> Policy:
     """A model to train, of either program, with every check of it."""
     model, beyond = load_model_with_notes(source, device.torch, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
-    check_positions(model, longest.tokens, longest.what, override=longest.override)
+    check_positions(model, longest.tokens, longest.what, source)
     require_family(model, device, source.path)
     stop_ids = stop_token_ids(model.generation_config, tokenizer)
     pad = pad_token_id(tokenizer, stop_ids)
-    return Policy(model, tokenizer, device, stop_ids, pad, (*beyond, *what_is_left_out(model)))
+    return Policy(model, tokenizer, device, stop_ids, pad, longest, (*beyond, *what_is_left_out(model)))
 
 
 def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
@@ -144,7 +145,10 @@ def end_token(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _supervised_source(config: SftConfig) -> ModelSource:
-    return ModelSource(config.model.path, config.model.trust_remote_code, config.model.override_config)
+    model = config.model
+    return ModelSource(
+        model.path, model.trust_remote_code, model.override_config, "model.path", "model.override_config"
+    )
 
 
 def build_supervised_learner(
@@ -162,7 +166,7 @@ def build_supervised_learner(
         device,
         torch.float32,
         config.model.enable_gradient_checkpointing,
-        _Longest(longest, "the longest prompt and its answer", "model.override_config"),
+        Longest(longest, "the longest prompt and its answer"),
     )
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
     learner = LocalLearner(

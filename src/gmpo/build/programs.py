@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -115,7 +115,8 @@ def build_training(
     config = data.config
     longest = longest_prompt(data.problems, data.validation)
     policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
-    learner = build_learner(config, policy, data.length.total_steps)
+    learner, beyond = build_learner(config, policy, data.length.total_steps)
+    policy = replace(policy, notes=(*policy.notes, *beyond))
     collector = build_collector(config, policy, rewards, run.tracker.activity)
     history = build_history(config, run.folder, data.problems, run.say)
     run.tracker.add(history)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.backends.devices import Device, describe, pick_device
 from gmpo.backends.family import require_family
@@ -17,8 +17,9 @@ from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
     ModelSource,
     beyond_tokenizer,
+    check_positions,
     check_vocabulary,
-    load_model,
+    load_model_with_notes,
     load_tokenizer,
 )
 from gmpo.backends.products import Product, use_product
@@ -149,18 +150,14 @@ def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingP
     )
 
 
-def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLearner:
-    """Policy, optimizer and, where they are asked for, the reference model and the critic."""
+def build_learner(config: Config, policy: Policy, total_steps: int) -> tuple[LocalLearner, list[str]]:
+    """Policy, optimizer and, where they are asked for, the reference model and the critic; and what the files of these
+    two hold beyond them, in sentences."""
     tree = config.actor_rollout_ref
-    reference = None
-    if config.uses_reference:
-        source = ModelSource(tree.ref.model.path, tree.model.trust_remote_code, tree.model.override_config)
-        reference = load_model(source, policy.device.torch)
-        if source.path != tree.model.path:
-            check_vocabulary(reference, policy.tokenizer)
-            require_family(reference, policy.device, source.path)
+    reference, notes = _reference(config, policy) if config.uses_reference else (None, [])
+    critic, beyond = build_critic(config, policy, total_steps)
     actor, rollout = tree.actor, tree.rollout
-    return LocalLearner(
+    learner = LocalLearner(
         policy.model,
         policy.tokenizer,
         device=policy.device,
@@ -185,9 +182,24 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> LocalLear
             tree.ref.log_prob_micro_batch_size_per_gpu,
             tree.ref.log_prob_max_token_len_per_gpu,
         ),
-        critic=build_critic(config, policy.tokenizer, policy.device, total_steps),
+        critic=critic,
         score_norms=ESTIMATORS[config.algorithm.adv_estimator].needs_score_norms,
     )
+    return learner, [*notes, *beyond]
+
+
+def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
+    """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
+    tree = config.actor_rollout_ref
+    path, key = tree.ref.model.path, "actor_rollout_ref.ref.model.path"
+    source = ModelSource(path, tree.model.trust_remote_code, tree.model.override_config, key)
+    model, notes = load_model_with_notes(source, policy.device.torch)
+    if path == tree.model.path:
+        return model, []
+    check_vocabulary(model, policy.tokenizer)
+    check_positions(model, policy.longest.tokens, policy.longest.what, source)
+    require_family(model, policy.device, path)
+    return model, [f"{key}: {note}" for note in notes]
 
 
 def build_collector(config: Config, policy: Policy, rewards: Rewards, activity: Activity) -> Collector:
