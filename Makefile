@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-oldest lint types clean
+.PHONY: quickstart test test-oldest test-cuda bench-cuda lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,13 @@ $(OLDEST)/.installed: pyproject.toml src/gmpo/version.py
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -n auto tests/backends tests/programs tests/examples
+
+# On a machine with a CUDA device. Triton's kernels run on it here; in `make test` they are interpreted.
+test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m cuda tests/cuda tests/programs/test_cuda.py
+
+bench-cuda: $(VENV)/.installed  ## head, sampler and step on a CUDA device, beside their floors: about 4 minutes
+	$(BIN)/python benchmarks/cuda.py --json benchmarks/results/cuda.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

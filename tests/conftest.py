@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# Kernels run on the CPU. Triton reads it when it is imported, and torch may import it.
-os.environ["TRITON_INTERPRET"] = "1"
+# Kernels run on the CPU, unless `make test-cuda` says otherwise. Triton reads it when it is imported, as torch may do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -23,8 +23,22 @@ from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
 
 torch.set_num_threads(1)
+NO_CUDA = (
+    "torch sees no CUDA device here"
+    if not torch.cuda.is_available()
+    else "Triton's kernels are interpreted in this process: make test-cuda"
+    if os.environ["TRITON_INTERPRET"] != "0"
+    else None
+)
 settings.register_profile("gmpo", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("gmpo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests of a GPU out where there is none."""
+    for item in items if NO_CUDA else ():
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason=NO_CUDA))
 
 
 @pytest.fixture(scope="session")

@@ -23,19 +23,13 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1060, "exit status by signal"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (
-        2425,
-        "which weights an update moves; what a scalar of an update counts; what stands beside a critic",
-    ),
-    "build": (
-        1790,
-        "a chat template's moment; what a run is doing; positions of every model",
-    ),
+    "backends": (2440, "what stands beside a critic; attention of any length on a GPU; bfloat16 weights"),
+    "build": (1790, "a chat template's moment; what a run is doing; positions of every model"),
     "check": (410, "what is not here"),
     "config": (3295, "which rewards an estimator of several takes"),
     "data": (1455, "a template's clock that stands still; contradictory rows are listed"),
     "metrics": (460, "what a run came to, in sentences"),
-    "ops": (640, "ids of probability 0; how far log-probs move with logits"),
+    "ops": (650, "sizes of a GPU, which waits for no excluded ids"),
     "records": (745, "an answer's numbers by name, several rewards of it"),
     "rewards": (5665, "what workers print; values in the place of lists; what graders print is bounded"),
     "tracking": (665, "updates that rounding swallows are said"),

@@ -170,6 +170,16 @@ def plain_logp(model: PreTrainedModel, prompt: Sequence[int], answer: Completion
     return logp.gather(1, torch.tensor(answer.token_ids).unsqueeze(1)).squeeze(1).tolist()
 
 
+def test_weights_of_bfloat16_have_it_where_the_products_are_theirs(policy: PreTrainedModel) -> None:
+    policy.to(torch.bfloat16)
+    assert FastDecoder.supports(policy, torch.bfloat16)
+    assert not FastDecoder.supports(policy), "float32 products round less than the model's own"
+    with torch.no_grad():
+        policy.model.layers[0].self_attn.k_norm.weight.fill_(2.0)
+    policy.model.layers[0].self_attn.k_norm.variance_epsilon = 100.0  # not the configuration's, which we read
+    assert not FastDecoder.supports(policy, torch.bfloat16)
+
+
 def test_the_common_families_have_a_fast_decoder_and_others_the_librarys() -> None:
     fast = {name: FastDecoder.supports(AutoModelForCausalLM.from_config(c)) for name, c in FAMILIES.items()}
     assert fast == {name: name not in ("gpt2", "qwen3 with a sliding window") for name in FAMILIES}

@@ -41,6 +41,13 @@ def pick_device(name: str, compute: str | None) -> Device:
     return Device(torch.device(kind), dtype)
 
 
+def use_any_length(device: torch.device) -> None:
+    """Leave cuDNN's attention out for this process, which plans anew for each shape that it meets: in decoding that is
+    every token, in training every micro-batch. torch's other kernels take any length as it comes."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def describe(device: Device) -> str:
     """For people: `cpu, 2 threads, float32`."""
     dtype = str(device.compute).removeprefix("torch.")

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from gmpo.backends.devices import Device
+from gmpo.backends.family import ROUNDED
 from gmpo.backends.kv_cache import cache_argument
 from gmpo.backends.packed import FAMILIES, only_full_attention
 from gmpo.backends.structure import altered
@@ -78,8 +79,12 @@ class FastDecoder:
         self.cosine = self.sine = torch.zeros(0, self.width, device=device.torch)
 
     @staticmethod
-    def supports(model: PreTrainedModel) -> bool:
-        """Whether this is how the model computes: by its configuration and parts, and by comparing some steps."""
+    def supports(model: PreTrainedModel, compute: torch.dtype = torch.float32) -> bool:
+        """Whether this is how the model computes: by its configuration and parts, and by comparing some steps.
+
+        Args:
+            compute: dtype of the products; shorter weights than float32 must have it too.
+        """
         config: Any = model.config
         if altered(model) is not None:
             return False
@@ -91,7 +96,7 @@ class FastDecoder:
         head: Any = model.get_output_embeddings()
         if getattr(rotary, "rope_type", None) not in ROPE_TYPES or head is None or head.bias is not None:
             return False
-        return not _unread(model) and _agrees(model)
+        return not _unread(model) and _agrees(model, compute)
 
     def _ready(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.device.compute)
@@ -137,7 +142,9 @@ class FastDecoder:
         rows = torch.arange(len(prompts), device=where).repeat_interleave(copies)
         layers: list[Any] = list(prefilled.layers)
         for i, layer in enumerate(layers):
-            new = torch.stack([layer.keys, layer.values]).index_select(1, rows)
+            # In the dtype in which attention takes them, which autocast would make of the whole cache in every step.
+            states = [part.to(self.device.compute) for part in (layer.keys, layer.values)]
+            new = torch.stack(states).index_select(1, rows)
             if i == len(self.cache):
                 self.cache.append(new.new_empty(2, 0, self.keys, width + GROWTH, self.width))
             old = self.cache[i]
@@ -255,18 +262,27 @@ def _unread(model: PreTrainedModel) -> list[str]:
     return unread
 
 
-def _agrees(model: PreTrainedModel) -> bool:
-    """Three steps after a prompt and beside a shorter one, against one pass of the model over all tokens."""
-    where = next(model.parameters()).device
+def _agrees(model: PreTrainedModel, compute: torch.dtype) -> bool:
+    """Three steps after a prompt and beside a shorter one, against one pass of the model over all tokens.
+
+    In float32 where the weights are, whatever the products will be; weights of a shorter dtype round as they do in use,
+    which leaves a mean to compare.
+    """
+    first = next(model.parameters())
+    where, exact = first.device, first.dtype == torch.float32
+    device = Device(where, torch.float32 if exact else compute)
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,index]
     ids = torch.arange(1, 8, device=where) % int(vocabulary)
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), device.autocast():
         own = torch.log_softmax(model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float(), -1)
-        decoder = FastDecoder(model, Device(where, torch.float32))
+        decoder = FastDecoder(model, device)
         steps = [decoder.enter([ids[:4].tolist(), ids[:2].tolist()], 1)]
         steps += [decoder.step(ids[t].repeat(2)).clone() for t in (4, 5, 6)]
         got = torch.log_softmax(torch.stack([logits[0] for logits in steps]), -1)
     model.train(training)
-    return bool(((got - own[3:]).abs() <= PROBE_TOLERANCE).all())
+    apart = (got - own[3:]).abs()
+    if exact:
+        return bool((apart <= PROBE_TOLERANCE).all())
+    return first.dtype == compute and bool(apart.mean() <= ROUNDED)

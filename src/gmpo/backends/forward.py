@@ -23,7 +23,8 @@ from gmpo.ops.logprob import token_logprobs
 from gmpo.records.batch import Batch
 
 PROBE_TOLERANCE = 1e-3
-"""Nats by which our reading of a model's head may differ from the model's own log-probs, in float32."""
+"""Nats by which our reading of a model's head may differ from the model's own log-probs, in float32; in a shorter dtype
+twice the spacing of the largest logit comes on top."""
 
 LossOfRows = Callable[[slice, Tensor, Tensor | None], Tensor]
 """The loss of some rows of a batch, given their log-probs `[R, T]` and, where it depends on them, entropies `[R, T]`;
@@ -174,4 +175,6 @@ def find_head(model: PreTrainedModel, device: Device, temperature: float, blocks
         hidden = model.base_model(input_ids=ids.unsqueeze(0), use_cache=False).last_hidden_state[0]
     model.train(training)
     apart = token_logprobs(own, ids, temperature=1.0) - token_values(head(1.0), hidden, ids)[0]
-    return head(temperature) if bool((apart.abs() <= PROBE_TOLERANCE).all()) else None
+    # Two products of the same short numbers may round each logit, the target's and the others', to either neighbour.
+    spacing = float(own.abs().max()) * torch.finfo(own.dtype).eps if own.dtype.itemsize < 4 else 0.0
+    return head(temperature) if bool((apart.abs() <= PROBE_TOLERANCE + 2.0 * spacing).all()) else None

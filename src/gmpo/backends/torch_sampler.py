@@ -96,7 +96,7 @@ class TorchSampler:
             )
         self._model = model
         if (found := structure(model)) != self._structure:
-            self._structure, self._fast = found, FastDecoder.supports(model)
+            self._structure, self._fast = found, FastDecoder.supports(model, self.device.compute)
         self._version = source.version
 
     def close(self) -> None:

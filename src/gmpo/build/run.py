@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmpo.backends.devices import Device, describe, pick_device
+from gmpo.backends.devices import Device, describe, pick_device, use_any_length
 from gmpo.backends.family import require_family
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
@@ -74,9 +74,10 @@ class Machine:
 
 
 def build_machine(config: Config | SftConfig) -> Machine:
-    """Pick the run's device and put its matrix product into effect."""
+    """Pick the run's device and put its matrix product and its attention into effect."""
     dtype = config.actor_rollout_ref.actor.fsdp_config.dtype if isinstance(config, Config) else None
     device = pick_device(config.trainer.device, dtype)
+    use_any_length(device.torch)
     return Machine(device, use_product(config.trainer.matmul_precision, device.torch))
 
 

@@ -21,6 +21,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
+        self.hosts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def take(self, use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor, which shares its memory with the previous one for the same use."""
@@ -29,6 +30,13 @@ class Memory:
         if kept is None or kept.numel() < elements or kept.dtype != dtype or kept.device != device:
             kept = self.buffers[use] = torch.empty(elements, dtype=dtype, device=device)
         return kept[:elements].view(shape)
+
+    def on_host(self, use: str, tensor: Tensor) -> Tensor:
+        """A copy on the CPU of a tensor that does not change: a device is waited for once, not whenever it is read."""
+        kept = self.hosts.get(use)
+        if kept is None or kept[0] is not tensor:
+            kept = self.hosts[use] = tensor, tensor.cpu()
+        return kept[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,16 +54,17 @@ def _launch(kernel: Any, x: Tensor, curve: Curve, *by_token: Tensor | None, **fl
         *(x if t is None else t.contiguous() for t in by_token),
         stride=x.stride(0),
         width=width,
-        temperature=curve.temperature,
-        softcap=curve.softcap or 0.0,
-        lowest=torch.finfo(exact).min / 4,
+        # Constants, because a float argument of a kernel is a float32: too coarse for float64, and its range too small.
+        TEMPERATURE=float(curve.temperature),
+        SOFTCAP=float(curve.softcap or 0.0),
+        LOWEST=torch.finfo(exact).min / 4,
         HAS_BIAS=curve.bias is not None,
         HAS_SOFTCAP=curve.softcap is not None,
         BOUNDED=curve.bounded,
         EXACT=_EXACT[exact],
         COLUMNS=columns,
         **flags,
-        num_warps=min(8, max(1, columns // _VALUES_OF_WARP)),
+        num_warps=min(16, max(1, columns // _VALUES_OF_WARP)),
     )
 
 
@@ -73,9 +74,9 @@ def _logits(  # type: ignore[no-untyped-def]
     bias,
     columns,
     inside,
-    temperature,
-    softcap,
-    lowest,
+    TEMPERATURE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOWEST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -90,13 +91,13 @@ def _logits(  # type: ignore[no-untyped-def]
     if HAS_SOFTCAP:
         # tanh by an exponential that cannot overflow, because not every backend of Triton has tanh.
         impossible = z == float("-inf")
-        e = tl.exp(tl.abs(z) * (-2.0 / softcap))
+        e = tl.exp(tl.abs(z) * (-2.0 / SOFTCAP))
         size = (1 - e) / (1 + e)
         bend = 1 - size * size
-        z = tl.where(impossible, z, tl.where(z < 0, -size, size) * softcap)
-    z = z / temperature
+        z = tl.where(impossible, z, tl.where(z < 0, -size, size) * SOFTCAP)
+    z = z / TEMPERATURE
     if BOUNDED:
-        z = tl.maximum(z, lowest)
+        z = tl.maximum(z, LOWEST)
     return tl.where(inside, z, float("-inf")), bend
 
 
@@ -111,9 +112,9 @@ def _exponentials(  # type: ignore[no-untyped-def]
     products,
     stride,
     width,
-    temperature,
-    softcap,
-    lowest,
+    TEMPERATURE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOWEST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -127,7 +128,7 @@ def _exponentials(  # type: ignore[no-untyped-def]
     inside = columns < width
     own = x + row * stride
     z, _ = _logits(
-        own, bias, columns, inside, temperature, softcap, lowest, HAS_BIAS, HAS_SOFTCAP, BOUNDED, EXACT, COLUMNS
+        own, bias, columns, inside, TEMPERATURE, SOFTCAP, LOWEST, HAS_BIAS, HAS_SOFTCAP, BOUNDED, EXACT, COLUMNS
     )
     target = tl.load(targets + row)
     is_target = columns == target
@@ -154,9 +155,9 @@ def _slopes(  # type: ignore[no-untyped-def]
     by_z,
     stride,
     width,
-    temperature,
-    softcap,
-    lowest,
+    TEMPERATURE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOWEST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -169,7 +170,7 @@ def _slopes(  # type: ignore[no-untyped-def]
     inside = columns < width
     own = x + row * stride
     z, bend = _logits(
-        own, bias, columns, inside, temperature, softcap, lowest, HAS_BIAS, HAS_SOFTCAP, BOUNDED, EXACT, COLUMNS
+        own, bias, columns, inside, TEMPERATURE, SOFTCAP, LOWEST, HAS_BIAS, HAS_SOFTCAP, BOUNDED, EXACT, COLUMNS
     )
     d = tl.where(inside, z - tl.load(peaks + row), 0.0)
     factor = tl.load(constants + row)

@@ -21,6 +21,8 @@ BLOCK_COLUMNS, FEWEST_COLUMNS = 4096, 256
 """Part of the vocabulary in one product; it shrinks where the tokens are many."""
 BLOCK_BYTES = 64 * 2**20
 """Of z in one product, where the tokens are many."""
+ON_GPU = 4
+"""Times as much of all sizes there, where a product must be worth its launches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Head:
         """Of a block of the vocabulary."""
         bias = None if self.bias is None else self.bias.detach()[columns]
         if self.excluded is not None:
-            ends = self.excluded.new_tensor([columns.start, columns.stop])
-            first, last = torch.searchsorted(self.excluded, ends).tolist()
+            ids = self.memory.on_host("excluded", self.excluded)
+            first, last = torch.searchsorted(ids, ids.new_tensor([columns.start, columns.stop])).tolist()
             if first < last:
                 bias = self._closing(columns) if bias is None else bias.clone()
                 bias[self.excluded[first:last] - columns.start] = -torch.inf
@@ -140,9 +142,15 @@ def joined_sums(sums: Sequence[Sums], like: Tensor) -> tuple[Tensor, list[Tensor
     return peak, shares, sum((s * own.total for s, own in zip(shares, sums, strict=True)), torch.zeros_like(like))
 
 
+def larger(hidden: Tensor) -> int:
+    """The factor of sizes where these hidden states are."""
+    return ON_GPU if hidden.device.type == "cuda" else 1
+
+
 def columns_of(head: Head, hidden: Tensor) -> list[slice]:
     """Blocks of the vocabulary."""
     size = head.size(hidden)
-    fitting = BLOCK_BYTES // (max(1, len(hidden)) * exact_dtype(hidden).itemsize)
-    width = min(size, max(FEWEST_COLUMNS, min(BLOCK_COLUMNS, fitting)))
+    times = larger(hidden)
+    fitting = times * BLOCK_BYTES // (max(1, len(hidden)) * exact_dtype(hidden).itemsize)
+    width = min(size, max(FEWEST_COLUMNS, min(times * BLOCK_COLUMNS, fitting)))
     return [slice(start, min(start + width, size)) for start in range(0, size, width)]

@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gmpo.ops.blocks import exact_dtype
-from gmpo.ops.linear_logprob import Head, block_product, columns_of, joined_sums, values_of
+from gmpo.ops.linear_logprob import Head, block_product, columns_of, joined_sums, larger, values_of
 
 TILE_BYTES = 224 * 2**20
-"""Of z that is kept from the forward product to the backward ones. Products of few tokens are slow; more is wasted."""
+"""Of z that is kept from the forward product to the backward ones; `ON_GPU` times as much there. Products of few tokens
+are slow; more is wasted."""
 Entropies = Literal["none", "value", "gradient"]
 
 LossOfTokens = Callable[[slice, Tensor, Tensor | None], Tensor]
@@ -42,7 +43,7 @@ def linear_loss(
     loss: LossOfTokens,
     *,
     entropy: Entropies = "none",
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
     weight_grad: Float[Tensor, "V H"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"] | None]:
     """The loss, a scalar with gradient by hidden states, weight and bias; and the entropies `[N]` if asked for.
@@ -54,10 +55,12 @@ def linear_loss(
         loss: is called once for each of a number of runs of neighbouring answers, which together are all of them. What
             it returns for them must add up to the loss: no answer's loss depends on another's log-probs.
         entropy: "value" returns the entropies; with "gradient" the loss is given them too.
-        tile_bytes: memory for z; at least one answer, or one block of the vocabulary, is held.
+        tile_bytes: memory for z, None for `TILE_BYTES`; at least one answer, or one block of the vocabulary, is held.
         weight_grad: gradient that the weight has already. It is overwritten: this one's is added to it and the sum goes
             to autograd, which saves a buffer of V x H. The loss must then be derived as it is, without a factor.
     """
+    if tile_bytes is None:
+        tile_bytes = larger(hidden) * TILE_BYTES
     settings = _Settings(head, targets, lengths, loss, entropy, tile_bytes, weight_grad)
     value, entropies = _LinearLoss.apply(hidden, head.weight, head.bias, settings)
     return value, None if entropy == "none" else entropies
