@@ -21,6 +21,7 @@ import gmpo
 from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.stories import vocabulary
 from gmpo.errors import BackendError, CheckpointError, ConfigError, GmpoError
+from gmpo.records.run_folder import read_run
 from gmpo.training import final_model
 
 CHECKPOINT = "actor_rollout_ref.actor.checkpoint"
@@ -303,12 +304,49 @@ def test_a_checkpoint_that_fails_behind_the_training_costs_neither_the_steps_nor
     assert all(torch.equal(trained[name], tensor) for name, tensor in weights(run.model).items())
 
 
-def test_records_that_cannot_be_written_stop_the_run_with_their_place(bench: Any) -> None:
-    with _room(16_000), pytest.raises(BackendError, match=r"cannot write .*samples/1.jsonl: .*checkpoints are intact"):
-        bench.train({"trainer.sample_groups": -1, "trainer.token_record_groups": 4})
-    many = {"trainer.total_training_steps": 20, "trainer.logger": ["tensorboard"], "trainer.sample_groups": 0}
-    with _room(24_000), pytest.raises(BackendError, match=r"cannot write the metrics of step \d+: "):
-        bench.train({**many, "trainer.token_record_groups": 0}, run="many")
+def _full_from_the_first_answer(bench: Any, *, free_at: int) -> dict[str, Any]:
+    """Settings with a reward that puts a full disk in the place of metrics.jsonl, and the file back at a later call."""
+    place, file = bench.folder / "full.py", bench.folder / "run" / "metrics.jsonl"
+    place.write_text(
+        "import os\ncalls = 0\n"
+        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
+        "    global calls\n    calls += 1\n"
+        f"    file, aside = {str(file)!r}, {str(bench.folder / 'aside')!r}\n"
+        "    if calls == 1:\n        os.rename(file, aside); os.symlink('/dev/full', file)\n"
+        f"    if calls == {free_at}:\n        os.replace(aside, file)\n"
+        "    return float(len(solution_str) % 2)\n"
+    )
+    return {"custom_reward_function.path": str(place), "trainer.total_training_steps": 4}
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+
+
+@FULL
+def test_records_wait_in_memory_while_the_disk_is_full(bench: Any) -> None:
+    """16 answers a step: the disk is full in steps 1 and 2, and has room from the third on. No line is missing."""
+    console = Console(file=io.StringIO(), width=10_000)
+    run = bench.train(_full_from_the_first_answer(bench, free_at=2 * 16 + 1), console=console)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["data"] for line in lines] == [dict(one) for one in run.history]
+    said = console.file.getvalue()
+    assert said.count(f"warning: cannot write {run.folder / 'metrics.jsonl'}: [Errno 28] No space left") == 1
+    assert said.count("records are written again") == 1
+
+
+@FULL
+def test_records_that_are_not_written_at_the_end_fail_the_run_after_its_model_is_saved(bench: Any) -> None:
+    with pytest.raises(
+        BackendError, match=r"cannot write \S*/run/metrics.jsonl: .*No space left.* bytes of records are"
+    ):
+        bench.train(_full_from_the_first_answer(bench, free_at=10**6))
+    assert (bench.folder / "run" / "huggingface" / "model.safetensors").is_file()
+    assert read_run(bench.folder / "run").status == "failed"
+    assert (bench.folder / "run" / "samples" / "4.jsonl").is_file()  # other files do not wait for it
+
+
+def test_records_for_which_waiting_would_not_help_stop_the_run_with_their_place(bench: Any) -> None:
     (bench.folder / "file").touch()
     with pytest.raises(GmpoError, match=r"cannot write .*file/answers/1.jsonl"):
         bench.train({"trainer.rollout_data_dir": str(bench.folder / "file" / "answers")})

@@ -33,6 +33,7 @@ from gmpo.records.run_folder import METRICS, Leg, RunRecord, what_remains
 from gmpo.tracking.console import ConsoleSink
 from gmpo.tracking.environment import environment
 from gmpo.tracking.folder import RunFolder, ValidationFolder
+from gmpo.tracking.held import HeldRecords
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink, logger_places
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter, recording
 from gmpo.training.checkpoint import Store
@@ -99,7 +100,8 @@ def opened_run(
     with belonging(resolved, opening.record) as start:
         for note in start.notes:
             say(note)
-        writer = _writer(resolved.config.trainer, start.folder)
+        held = HeldRecords(say)
+        writer = _writer(resolved.config.trainer, start.folder, held)
         if start.done:
             yield OpenRun(start, say, start.folder, RunTracker([], writer), writer)
             return
@@ -123,12 +125,13 @@ def opened_run(
             say=say,
         )
         activity = Activity()
-        sinks = _sinks(resolved, start.folder, opening, console, activity)
+        sinks = _sinks(resolved, start.folder, opening, console, activity, held)
         with ExitStack() as stack:
             stack.enter_context(_ending(folder))
             with recording("the record of the run"):
                 folder.claim()
             tracker = RunTracker([folder, *sinks], writer, activity)
+            stack.enter_context(_written(held))
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
             stop = stack.enter_context(Stop(say))
@@ -147,14 +150,27 @@ def opened_validation(resolved: Resolved[Any], opening: Opening, *, console: Con
             say(note)
         resolved = _in_folder(resolved, start.folder)
         _with_places(replace(start.record, outside=()), resolved, place)
-        writer = _writer(resolved.config.trainer, place)
+        held = HeldRecords(say)
+        writer = _writer(resolved.config.trainer, place, held)
         first = ValidationFolder(place, config=resolved.to_yaml(), environment=environment(opening.device))
         with ExitStack() as stack:
             activity = Activity()
-            sinks = _sinks(resolved, place, opening, console, activity)
+            sinks = _sinks(resolved, place, opening, console, activity, held)
             tracker = RunTracker([first, *sinks], writer, activity)
+            stack.enter_context(_written(held))
             stack.callback(tracker.close)
             yield OpenRun(start, say, place, tracker, writer)
+
+
+@contextmanager
+def _written(held: HeldRecords) -> Iterator[None]:
+    """Records that wait in memory are written at the end, or it says that they are lost."""
+    try:
+        yield
+    except BaseException:
+        held.close(failing=True)
+        raise
+    held.close()
 
 
 @contextmanager
@@ -193,15 +209,16 @@ def _within(folder: Path, checkpoint: Path) -> str:
     return checkpoint.name if checkpoint.parent.resolve() == folder.resolve() else str(checkpoint)
 
 
-def _writer(trainer: Trainer | SftTrainer, folder: Path) -> SampleWriter:
+def _writer(trainer: Trainer | SftTrainer, folder: Path, held: HeldRecords) -> SampleWriter:
     """What keeps answers; supervised fine-tuning has none."""
     if isinstance(trainer, SftTrainer):
-        return SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None)
+        return SampleWriter(folder, SamplePolicy(0, 0), all_training=None, all_validation=None, held=held)
     return SampleWriter(
         folder,
         SamplePolicy(groups=trainer.sample_groups, token_groups=trainer.token_record_groups),
         all_training=_place(trainer.rollout_data_dir),
         all_validation=_place(trainer.validation_data_dir),
+        held=held,
     )
 
 
@@ -210,13 +227,13 @@ def _place(name: str | None) -> Path | None:
 
 
 def _sinks(
-    resolved: Resolved[Any], folder: Path, opening: Opening, console: Console, activity: Activity
+    resolved: Resolved[Any], folder: Path, opening: Opening, console: Console, activity: Activity, held: HeldRecords
 ) -> Sequence[Sink]:
     """metrics.jsonl always, then the loggers that were asked for."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
     say = speaker(console)
-    info = replace(_info(resolved, folder), say=say)
-    sinks: list[Sink] = [JsonLines(folder / METRICS, say)]
+    info = replace(_info(resolved, folder), say=say, held=held)
+    sinks: list[Sink] = [JsonLines(folder / METRICS, say, held)]
     sinks += [SINKS[name](info) for name in trainer.logger if name != "console"]
     if "console" in trainer.logger:
         total = opening.record.total_steps

@@ -118,7 +118,7 @@ def build_training(
     learner, beyond = build_learner(config, policy, data.length.total_steps)
     policy = replace(policy, notes=(*policy.notes, *beyond))
     collector = build_collector(config, policy, rewards, run.tracker.activity)
-    history = build_history(config, run.folder, data.problems, run.say)
+    history = build_history(config, run.folder, data.problems, run.say, run.writer.held.append)
     run.tracker.add(history)
     run.tracker.add(SwallowedUpdates(run.say))
     parts = Parts(

@@ -227,7 +227,13 @@ def build_evaluation(
     )
 
 
-def build_history(config: Config, folder: Path, problems: EncodedProblems, say: Callable[[str], object]) -> PassRates:
+def build_history(
+    config: Config,
+    folder: Path,
+    problems: EncodedProblems,
+    say: Callable[[str], object],
+    append: Callable[[Path, bytes], object],
+) -> PassRates:
     """The pass rates of the run, kept in its folder."""
     data = config.data
     return PassRates(
@@ -236,6 +242,7 @@ def build_history(config: Config, folder: Path, problems: EncodedProblems, say: 
         bounds=data.pass_rate_range,
         earlier=Path(data.pass_rate_history).expanduser() if data.pass_rate_range and data.pass_rate_history else None,
         say=say,
+        append=append,
     )
 
 

@@ -8,12 +8,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from gmpo.errors import ConfigError
 from gmpo.records.run_folder import set_aside_unreadable
+from gmpo.tracking.held import HeldRecords
 
 
 class Sink(Protocol):
@@ -42,6 +44,8 @@ class RunInfo:
     config: Mapping[str, Any]
     say: Callable[[str], object] = print
     """Receives a line for the user."""
+    held: HeldRecords = field(default_factory=HeldRecords)
+    """Writes files."""
 
 
 class JsonLines:
@@ -51,9 +55,10 @@ class JsonLines:
     ones aside.
     """
 
-    def __init__(self, file: Path, say: Callable[[str], object] = print) -> None:
+    def __init__(self, file: Path, say: Callable[[str], object] = print, held: HeldRecords | None = None) -> None:
         self.file = file
         self.say = say
+        self.held = held or HeldRecords(say)
 
     def start(self, step: int) -> None:
         if not self.file.is_file():
@@ -69,8 +74,7 @@ class JsonLines:
         os.replace(unfinished, self.file)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self.file.open("a") as out:
-            out.write(json.dumps({"step": step, "data": dict(metrics)}) + "\n")
+        self.held.append(self.file, (json.dumps({"step": step, "data": dict(metrics)}) + "\n").encode())
 
     def close(self) -> None:
         pass
@@ -93,7 +97,7 @@ class TensorBoard:
 
     def __init__(self, info: RunInfo) -> None:
         self.folder = Path(os.environ.get("TENSORBOARD_DIR") or info.folder / "tensorboard")
-        self.file: BinaryIO | None = None
+        self.held = info.held
 
     def start(self, step: int) -> None:
         # Imported late: it takes longer than everything else in this module.
@@ -103,8 +107,8 @@ class TensorBoard:
         self.folder.mkdir(parents=True, exist_ok=True)
         earlier = any(self.folder.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self.file = (self.folder / name).open("wb")
-        self._records: Any = records.RecordWriter(self.file)
+        self.file = self.folder / name
+        self._framed: Any = records.RecordWriter
         self._event(file_version="brain.Event:2")
         if earlier:
             # Tells the readers to forget what an earlier process wrote beyond this step.
@@ -117,12 +121,12 @@ class TensorBoard:
         self._event(step=step, summary=self._summary(value=values))
 
     def _event(self, **fields: Any) -> None:
-        self._records.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
-        self._records.flush()
+        framed = BytesIO()
+        self._framed(framed).write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
+        self.held.append(self.file, framed.getvalue())
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
+        """Nothing is open."""
 
 
 class WandbLike:
@@ -157,7 +161,7 @@ def _logger_file(info: RunInfo, variables: Mapping[str, str]) -> Path | None:
 
 def _file_logger(info: RunInfo) -> JsonLines:
     """verl's `file` logger."""
-    return JsonLines(_logger_file(info, os.environ) or info.folder / f"{info.experiment}.jsonl", info.say)
+    return JsonLines(_logger_file(info, os.environ) or info.folder / f"{info.experiment}.jsonl", info.say, info.held)
 
 
 def logger_places(info: RunInfo, loggers: Sequence[str], variables: Mapping[str, str]) -> dict[str, Path]:

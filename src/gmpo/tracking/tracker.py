@@ -18,6 +18,7 @@ from gmpo.records.activity import Activity
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
+from gmpo.tracking.held import HeldRecords
 from gmpo.tracking.memory import peak_memory
 from gmpo.tracking.sinks import Sink
 
@@ -68,11 +69,20 @@ class StepRecord:
 class SampleWriter:
     """Samples as JSON lines, one file a step."""
 
-    def __init__(self, folder: Path, policy: SamplePolicy, *, all_training: Path | None, all_validation: Path | None):
+    def __init__(
+        self,
+        folder: Path,
+        policy: SamplePolicy,
+        *,
+        all_training: Path | None,
+        all_validation: Path | None,
+        held: HeldRecords | None = None,
+    ) -> None:
         self.folder = folder
         self.policy = policy
         self.all_training = all_training
         self.all_validation = all_validation
+        self.held = held or HeldRecords()
 
     def training(
         self, step: int, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]
@@ -89,23 +99,29 @@ class SampleWriter:
                 if kept or graded.grade.verdict in UNJUDGED:
                     rows.append({**record, **tokens.get(row, {})})
                 row += 1
-        _write(self.folder / "samples" / f"{step}.jsonl", rows)
+        self._write(self.folder / "samples" / f"{step}.jsonl", rows)
         if self.all_training is not None:
-            _write(self.all_training / f"{step}.jsonl", everything)
+            self._write(self.all_training / f"{step}.jsonl", everything)
 
     def failed(self, step: int, answers: Sequence[Mapping[str, Any]]) -> Path:
         """The answers of a step that ended in their grading; beside those of finished steps."""
         file = self.folder / "samples" / f"{step}.failed.jsonl"
-        _write(file, [{"step": step, **answer} for answer in answers])
+        self._write(file, [{"step": step, **answer} for answer in answers])
         return file
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         records = [(i, _sample(step, g, k, a)) for i, g in enumerate(groups) for k, a in enumerate(g.graded)]
         limit = self.policy.groups if self.policy.groups >= 0 else len(groups)
         kept = [r for i, r in records if i < limit or r["verdict"] in UNJUDGED]
-        _write(self.folder / "validation" / f"{step}.jsonl", kept)
+        self._write(self.folder / "validation" / f"{step}.jsonl", kept)
         if self.all_validation is not None:
-            _write(self.all_validation / f"{step}.jsonl", [r for _, r in records])
+            self._write(self.all_validation / f"{step}.jsonl", [r for _, r in records])
+
+    def _write(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with recording(str(file)):
+            # Half of a surrogate pair, which a reward function may return, becomes the escape that JSON has for it.
+            self.held.write(file, lines.encode(errors="backslashreplace"))
 
 
 def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, Any]:
@@ -164,14 +180,6 @@ def _token_records(
                     {"update": number, "logp": update.logp[position, :n].tolist(), "bound": held.int().tolist()}
                 )
     return records
-
-
-def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with recording(str(file)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        # Half of a surrogate pair, which a reward function may return, becomes the escape that JSON has for it.
-        file.write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

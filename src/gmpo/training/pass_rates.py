@@ -30,6 +30,7 @@ class PassRates:
         bounds: the lowest and highest pass rate of a problem that is asked again; None asks all.
         earlier: the history, or the folder, of an earlier run to begin with.
         say: receives a line for the user where lines are damaged.
+        append: puts bytes at the end of a file.
 
     Raises:
         DataError: the earlier history cannot be read.
@@ -43,9 +44,11 @@ class PassRates:
         bounds: tuple[float, float] | None = None,
         earlier: Path | None = None,
         say: Callable[[str], object] = print,
+        append: Callable[[Path, bytes], object] | None = None,
     ) -> None:
         self.file = file
         self.say = say
+        self._append = append or _append
         self.bounds = bounds
         self._keys = {problem.id: content_hash([problem]) for problem in problems}
         self._before = {} if earlier is None else _read_earlier(earlier)
@@ -76,9 +79,8 @@ class PassRates:
         """Keep the pass rates of what was sampled for training step `step`."""
         rates = {self._keys[group.problem.id]: _rate(group) for group in groups}
         self._rates |= rates
-        with self.file.open("a") as out:
-            counts = {key: [right, answers] for key, (right, answers) in rates.items()}
-            out.write(json.dumps({"step": step, "rates": counts}) + "\n")
+        counts = {key: [right, answers] for key, (right, answers) in rates.items()}
+        self._append(self.file, (json.dumps({"step": step, "rates": counts}) + "\n").encode())
 
     def wanted(self, item: EncodedProblem) -> bool:
         """Whether the problem's last pass rate is within bounds; a problem that was never asked is wanted."""
@@ -88,6 +90,11 @@ class PassRates:
         low, high = self.bounds
         right, answers = rate
         return low * answers <= right <= high * answers
+
+
+def _append(file: Path, data: bytes) -> None:
+    with file.open("ab") as out:
+        out.write(data)
 
 
 def _rate(group: Group) -> tuple[int, int]:
