@@ -23,8 +23,8 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1060, "exit status by signal"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (2440, "what stands beside a critic; attention of any length on a GPU; bfloat16 weights"),
-    "build": (1810, "a chat template's moment; positions of every model; records that wait in memory"),
+    "backends": (2600, "the float32 products of a model are timed; what stands beside a critic; bfloat16 weights"),
+    "build": (1850, "a template's moment and the products are the run's; records that wait in memory"),
     "check": (410, "what is not here"),
     "config": (3295, "which rewards an estimator of several takes"),
     "data": (1455, "a template's clock that stands still; contradictory rows are listed"),
@@ -32,7 +32,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "ops": (650, "sizes of a GPU, which waits for no excluded ids"),
     "records": (745, "an answer's numbers by name, several rewards of it"),
     "rewards": (5665, "what workers print; values in the place of lists; what graders print is bounded"),
-    "tracking": (755, "records wait in memory while a disk is full"),
+    "tracking": (770, "records wait in memory while a disk is full; the processor"),
     "training": (1355, "a model that cannot be written in its place"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""

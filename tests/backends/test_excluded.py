@@ -163,7 +163,7 @@ def test_special_tokens_reach_the_reward_when_they_are_asked_for(
     stop, ordinary = int(words.eos_token_id), words.convert_tokens_to_ids("w3")
     special = next(i for i in words.all_special_ids if i != stop)
     model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
-    policy = Policy(model, words, CPU, frozenset({stop}), stop)
+    policy = Policy(model, words, CPU, frozenset({stop}), stop, longest=8)
     answer = [special, ordinary, stop]
     (plain,), (whole,) = (decode_answers(policy, skip, [answer]) for skip in (True, False))
     assert "w3" in plain

@@ -197,6 +197,22 @@ def test_ids_of_probability_0_are_as_if_they_were_not_there_under_a_softcap_too(
     assert not bool(found[1][excluded].any())
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("mode", ["none", "value", "gradient"])
+@pytest.mark.parametrize("made_of", KINDS.values(), ids=KINDS)
+def test_blocks_in_which_no_id_is_possible_add_nothing(
+    made_of: type[Blocks], mode: Entropies, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids behind a tokenizer's, of a vocabulary padded to a round number: in float32, and in blocks of 8 the last
+    two hold no other."""
+    monkeypatch.setattr(linear_logprob, "BLOCK_COLUMNS", 8)
+    monkeypatch.setattr(linear_logprob, "FEWEST_COLUMNS", 1)
+    c = case([5, 0, 6], 40, 4, softcap=softcap, made_of=made_of, dtype=torch.float32)
+    c = replace(c, targets=c.targets % 23, excluded=torch.arange(23, 40))
+    for tile_bytes in (1, 6000):
+        assert_close(c.tiled(mode, tile_bytes), c.whole(mode), 1e-4)
+
+
 @settings(deadline=None, max_examples=150)
 @given(CASES, HEADS, MODES, st.integers(1, 6000), st.integers(1, 40))
 def test_tiles_and_blocks_of_any_size_give_the_gradients_of_the_whole_logits(

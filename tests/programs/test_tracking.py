@@ -224,7 +224,7 @@ LEG = Leg(number=0, start=0, steps=0, status="running")
 
 
 def _environment(**changes: Any) -> dict[str, Any]:
-    return {**environment("cpu"), **changes}
+    return {**environment("cpu", {}), **changes}
 
 
 def test_a_resumed_folder_drops_samples_beyond_the_step_and_keeps_the_others(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from gmpo.backends.devices import Device
 from gmpo.backends.family import ROUNDED
 from gmpo.backends.kv_cache import cache_argument
 from gmpo.backends.packed import FAMILIES, only_full_attention
+from gmpo.backends.products import attention_product
 from gmpo.backends.structure import altered
 from gmpo.records.batch import pad_left
 
@@ -186,7 +187,10 @@ class FastDecoder:
             cache[1, :, :, end - 1] = qkv[:, heads:]
             # The query heads that share a key stand where a sequence's positions would: nothing is repeated.
             query = qk[:, : self.queries].unflatten(1, (self.keys, -1))
-            attended = F.scaled_dot_product_attention(query, cache[0, :, :, :end], cache[1, :, :, :end], attn_mask=mask)
+            with attention_product(1):
+                attended = F.scaled_dot_product_attention(
+                    query, cache[0, :, :, :end], cache[1, :, :, :end], attn_mask=mask
+                )
             hidden = hidden + F.linear(attended.reshape(rows, -1).to(layer.out.dtype), layer.out, layer.out_bias)
             normed = self._normed(hidden, layer.before_mlp)
             if layer.gate_up is None:

@@ -17,6 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gmpo.backends.prefix_layout import Block, PrefixLayout, Runs
+from gmpo.backends.products import attention_product
 from gmpo.errors import BackendError
 
 NAME = "gmpo_shared_prefix"
@@ -43,14 +44,15 @@ class _BlockAttention(torch.autograd.Function):
         joined: Tensor | None = None
         lse: Tensor | None = None
         for block in blocks:
-            out, part = _attend(
-                _take(query, block.queries),
-                _take(key, block.keys),
-                _take(value, block.keys),
-                0.0,
-                block.causal,
-                scale=scale,
-            )
+            with attention_product(block.length):
+                out, part = _attend(
+                    _take(query, block.queries),
+                    _take(key, block.keys),
+                    _take(value, block.keys),
+                    0.0,
+                    block.causal,
+                    scale=scale,
+                )
             if joined is None or lse is None:
                 # The kernel's log-sum-exp is float32 or better; the parts are joined in that.
                 joined = torch.zeros(query.shape, dtype=part.dtype, device=query.device)
@@ -72,18 +74,19 @@ class _BlockAttention(torch.autograd.Function):
             # Softmax's gradient of a block depends on the other blocks through two numbers of each query: the joint
             # log-sum-exp and sum(out * grad), which the kernel takes from the joint output. So both are passed, and
             # not the block's own.
-            parts = _attend_backward(
-                _take(grad, block.queries),
-                _take(query, block.queries),
-                _take(key, block.keys),
-                _take(value, block.keys),
-                _take(out, block.queries),
-                # The probabilities of a padded query become exp(score - inf) = 0, and with them all that it adds.
-                _take_lse(lse, block.queries),
-                0.0,
-                block.causal,
-                scale=ctx.scale,
-            )
+            with attention_product(block.length):
+                parts = _attend_backward(
+                    _take(grad, block.queries),
+                    _take(query, block.queries),
+                    _take(key, block.keys),
+                    _take(value, block.keys),
+                    _take(out, block.queries),
+                    # The probabilities of a padded query become exp(score - inf) = 0, and with them all that it adds.
+                    _take_lse(lse, block.queries),
+                    0.0,
+                    block.causal,
+                    scale=ctx.scale,
+                )
             for total, part, runs in zip(grads, parts, (block.queries, block.keys, block.keys), strict=True):
                 # Each place occurs once in a block's runs, so indexed addition loses nothing.
                 total[runs.used] += _flat(part, runs)
@@ -141,9 +144,10 @@ def shared_prefix_attention(
     """
     layout: PrefixLayout | None = kwargs.pop(LAYOUT, None)
     if layout is None:
-        return ALL_ATTENTION_FUNCTIONS[PLAIN](  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        with attention_product(min(query.shape[2], key.shape[2])):
+            return ALL_ATTENTION_FUNCTIONS[PLAIN](  # type: ignore[no-any-return]
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+            )
     refused = [name for name in REFUSED if kwargs.get(name) is not None]
     if refused or dropout:
         raise BackendError(

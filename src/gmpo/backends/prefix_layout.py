@@ -53,6 +53,11 @@ class Block:
     keys: Runs
     causal: bool
 
+    @property
+    def length(self) -> int:
+        """Tokens of its shorter side, at most: how large the tiles are that attention is computed in."""
+        return min(self.queries.places.shape[1], self.keys.places.shape[1])
+
     def to(self, device: torch.device) -> Block:
         return Block(self.queries.to(device), self.keys.to(device), self.causal)
 

@@ -32,7 +32,9 @@ RENDERED = "prompts as token ids"
 """Differs with equal template and tokenizer where the library renders them differently, or an earlier version of gmpo
 let the template write the clock's time."""
 MOMENT = "moment that the chat template writes"
-"""Where it writes one, see `gmpo.build.moment`. Not compared: what it makes of the prompts is."""
+"""Where it writes one, see `gmpo.build.kept`. Not compared: what it makes of the prompts is."""
+PRODUCTS = "float32 products"
+"""What `trainer.matmul_precision=auto` chose at the run's first start. Not compared: it is taken again."""
 RENDERED_DEMONSTRATIONS = 64
 """So many prompts are rendered to see whether the template still renders them alike."""
 MODEL_PATH = f"{CONTENT_OF}actor_rollout_ref.model.path"
@@ -244,7 +246,7 @@ def compare(then: RunRecord, now: RunRecord, resolved: Resolved[Any]) -> Changes
 def _differing_content(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
     for key in {**then, **now}:
         before, after = then.get(key), now.get(key)
-        if key in (BASE, MOMENT, UNSEEN) or before == after:
+        if key in (BASE, MOMENT, PRODUCTS, UNSEEN) or before == after:
             continue
         if key.startswith(FUNCTION) and before and after and same_function(before, after):
             continue

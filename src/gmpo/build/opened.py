@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -54,6 +54,8 @@ class Opening:
     steps_per_epoch: int
     device: str
     """For people."""
+    products: Mapping[str, Any]
+    """The float32 matrix products in effect, and what was measured to choose them."""
     label: str
     """Of the progress bar."""
 
@@ -121,7 +123,7 @@ def opened_run(
             record,
             leg,
             config=resolved.to_yaml(),
-            environment=environment(opening.device),
+            environment=environment(opening.device, opening.products),
             say=say,
         )
         activity = Activity()
@@ -152,7 +154,8 @@ def opened_validation(resolved: Resolved[Any], opening: Opening, *, console: Con
         _with_places(replace(start.record, outside=()), resolved, place)
         held = HeldRecords(say)
         writer = _writer(resolved.config.trainer, place, held)
-        first = ValidationFolder(place, config=resolved.to_yaml(), environment=environment(opening.device))
+        kept = environment(opening.device, opening.products)
+        first = ValidationFolder(place, config=resolved.to_yaml(), environment=kept)
         with ExitStack() as stack:
             activity = Activity()
             sinks = _sinks(resolved, place, opening, console, activity, held)

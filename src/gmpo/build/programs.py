@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gmpo.build.identity import describe_run, supervised_content, training_content
-from gmpo.build.moment import moment_of
+from gmpo.build.kept import moment_of
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
 from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer, end_token
@@ -81,16 +81,17 @@ def read_training(
     label: str,
 ) -> TrainingData:
     """Tokenizer, problems and what the run would be."""
-    config, machine = resolved.config, build_machine(resolved.config)
+    config = resolved.config
     tokenizer = build_tokenizer(config)
+    machine = build_machine(resolved, "train")
     moment = moment_of(resolved, tokenizer, "train")
     problems = build_problems(config, tokenizer, rows, moment)
     validation = build_validation(config, tokenizer, val_rows, moment)
     counts = numbers(config, len(problems.items), len(validation.items) if validation else 0)
     length = _length(counts)
     content = training_content(config, tokenizer, problems, validation, functions, reward_weights, moment)
-    record = describe_run(resolved, "train", content, length.total_steps)
-    opening = Opening(record, length.steps_per_epoch, str(machine), label)
+    record = describe_run(resolved, "train", {**content, **machine.kept}, length.total_steps)
+    opening = Opening(record, length.steps_per_epoch, str(machine), machine.product.report(), label)
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
 
 
@@ -159,13 +160,15 @@ def read_validation(
     label: str,
 ) -> ValidationData:
     """Tokenizer, validation problems and the run that would be validated."""
-    config, machine = resolved.config, build_machine(resolved.config)
+    config = resolved.config
     tokenizer = build_tokenizer(config)
+    machine = build_machine(resolved, "train")
     moment = moment_of(resolved, tokenizer, "train")
     problems = build_validation(config, tokenizer, val_rows, moment)
     assert problems is not None, "a rule asks for them"
     content = training_content(config, tokenizer, None, problems, functions, reward_weights, moment)
-    opening = Opening(describe_run(resolved, "train", content, 0), 1, str(machine), label)
+    record = describe_run(resolved, "train", {**content, **machine.kept}, 0)
+    opening = Opening(record, 1, str(machine), machine.product.report(), label)
     return ValidationData(config, machine, tokenizer, problems, opening)
 
 
@@ -196,7 +199,7 @@ class Demonstrations:
 def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label: str) -> Demonstrations:
     """Tokenizer, demonstrations and what the run would be."""
     config: SftConfig = resolved.config
-    machine, data = build_machine(config), config.data
+    data = config.data
     keys: Mapping[str, Any] = {"prompt_key": data.prompt_key, "response_key": data.response_key}
     if rows is not None:
         items = sample(demonstrations_from_rows(rows, **keys), data.max_samples, None)
@@ -211,10 +214,11 @@ def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label:
         key="data.train_batch_size",
     )
     tokenizer = build_supervised_tokenizer(config)
+    machine = build_machine(resolved, "sft")
     moment = moment_of(resolved, tokenizer, "sft")
     content = supervised_content(config, tokenizer, items, held_out, moment)
-    record = describe_run(resolved, "sft", content, length.total_steps)
-    opening = Opening(record, length.steps_per_epoch, str(machine), label)
+    record = describe_run(resolved, "sft", {**content, **machine.kept}, length.total_steps)
+    opening = Opening(record, length.steps_per_epoch, str(machine), machine.product.report(), label)
     return Demonstrations(config, machine, tokenizer, items, held_out, moment, length, opening)
 
 

@@ -19,11 +19,15 @@ from gmpo.backends.models import (
     beyond_tokenizer,
     check_positions,
     check_vocabulary,
+    load_config,
     load_model_with_notes,
     load_tokenizer,
 )
-from gmpo.backends.products import Product, use_product
+from gmpo.backends.packed import FAMILIES, only_full_attention
+from gmpo.backends.products import Product, shapes_of, use_product
 from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.build.identity import PRODUCTS
+from gmpo.build.kept import products_of
 from gmpo.build.objective import (
     build_critic,
     build_objective,
@@ -32,7 +36,7 @@ from gmpo.build.objective import (
 )
 from gmpo.build.policy import Policy, decode_answers
 from gmpo.build.start import Start
-from gmpo.config import Config, SftConfig
+from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.numbers import Numbers
 from gmpo.config.schema_actor import Rollout, ValKwargs
 from gmpo.data.problems import Problem, ProblemStream, load_problems, problems_from_rows, sample
@@ -40,7 +44,7 @@ from gmpo.data.prompts import EncodedProblem, EncodedProblems, encode_prompts
 from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner, Sampler, SamplingParams
 from gmpo.records.activity import Activity
-from gmpo.records.run_folder import PASS_RATES
+from gmpo.records.run_folder import PASS_RATES, Program
 from gmpo.rewards.combined import Rewards
 from gmpo.training.checkpoint import Store, content_hash
 from gmpo.training.collect import Collector
@@ -67,18 +71,35 @@ class Machine:
 
     device: Device
     product: Product
-    """The float32 matrix product in effect."""
+    """The float32 matrix products in effect."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What is no setting and found out here, for the run's record."""
+        return {} if self.product.errors is None else {PRODUCTS: self.product.kept}
 
     def __str__(self) -> str:
         return f"{describe(self.device)}; {self.product}"
 
 
-def build_machine(config: Config | SftConfig) -> Machine:
-    """Pick the run's device and put its matrix product and its attention into effect."""
-    dtype = config.actor_rollout_ref.actor.fsdp_config.dtype if isinstance(config, Config) else None
-    device = pick_device(config.trainer.device, dtype)
+def build_machine(resolved: Resolved[Any], program: Program) -> Machine:
+    """Pick the run's device and put its matrix products into effect: of an earlier start, if there is one, else those
+    that are fast for the model's shapes."""
+    config: Config | SftConfig = resolved.config
+    if isinstance(config, Config):
+        model, dtype = config.actor_rollout_ref.model, config.actor_rollout_ref.actor.fsdp_config.dtype
+        source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+        longest = config.data.max_prompt_length + config.data.max_response_length
+    else:
+        dtype, longest = None, config.data.max_length
+        source = ModelSource(config.model.path, config.model.trust_remote_code, config.model.override_config)
+    device, setting = pick_device(config.trainer.device, dtype), config.trainer.matmul_precision
     use_any_length(device.torch)
-    return Machine(device, use_product(config.trainer.matmul_precision, device.torch))
+    if setting != "auto" or device.torch.type != "cpu":
+        return Machine(device, use_product(setting, device.torch))
+    found = load_config(source)
+    shapes = shapes_of(found, longest, apart=found.model_type in FAMILIES and only_full_attention(found))
+    return Machine(device, use_product(setting, device.torch, shapes, products_of(resolved, program)))
 
 
 def build_problems(

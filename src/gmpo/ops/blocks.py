@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+LOWEST = -1e30
+"""z of an impossible token: far below any other, while its product with a block's sum of exponentials is finite."""
 CACHED_ELEMENTS = 64 * 4096
 """Elements of z that two element-wise operations on a CPU share in its cache: 1 MiB, half of a core's L2."""
 
@@ -163,7 +165,7 @@ class TorchBlocks:
                 z.masked_fill_(curve.bias == -torch.inf, -torch.inf)
         if curve.temperature != 1.0:
             z.div_(curve.temperature)
-        return z.clamp_(min=torch.finfo(exact).min / 4) if curve.bounded else z
+        return z.clamp_(min=LOWEST) if curve.bounded else z
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:

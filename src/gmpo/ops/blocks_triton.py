@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gmpo.ops.blocks import Curve, Sums, exact_dtype
+from gmpo.ops.blocks import LOWEST, Curve, Sums, exact_dtype
 
 _EXACT = {torch.float32: tl.float32, torch.float64: tl.float64}
 _VALUES_OF_WARP = 512
@@ -57,7 +57,7 @@ def _launch(kernel: Any, x: Tensor, curve: Curve, *by_token: Tensor | None, **fl
         # Constants, because a float argument of a kernel is a float32: too coarse for float64, and its range too small.
         TEMPERATURE=float(curve.temperature),
         SOFTCAP=float(curve.softcap or 0.0),
-        LOWEST=torch.finfo(exact).min / 4,
+        LOWEST=LOWEST,
         HAS_BIAS=curve.bias is not None,
         HAS_SOFTCAP=curve.softcap is not None,
         BOUNDED=curve.bounded,

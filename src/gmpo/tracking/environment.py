@@ -22,18 +22,38 @@ ROUNDING = ("gmpo", "torch_threads", "device")
 COMPUTING = ("torch", "transformers", "numpy")
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions, processor, threads, device and the command line, as `environment.json` holds them."""
+def environment(device: str, products: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, processor, threads, device and the command line, as `environment.json` holds them.
+
+    Args:
+        products: the float32 matrix products in effect, see `gmpo.backends.products.Product.report`.
+    """
     return {
         "gmpo": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor_name(),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "device": device,
+        "products": dict(products),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "command": sys.argv,
     }
+
+
+def processor_name() -> str:
+    """The processor's name as it gives it itself, with its family and model, as two of one name may differ; empty where
+    nobody knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name") or platform.processor()
+    if "cpu family" in found and "model" in found:
+        return f"{name} (family {found['cpu family']}, model {found['model']})"
+    return name
 
 
 def differing(file: Path, now: Mapping[str, Any]) -> tuple[Difference, ...]:
