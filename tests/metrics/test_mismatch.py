@@ -13,12 +13,11 @@ MASK = torch.ones(2, 4, dtype=torch.bool)
 
 
 def test_weights_are_described_before_they_are_cut() -> None:
-    """One token of weight e^5 among eight: verl shows 148.4 as the largest though 2 is what multiplies the gradient."""
+    """One token of weight e^5 among eight: 148.4 is the largest, though 2 is what multiplies the gradient."""
     r = torch.zeros(2, 4)
     r[0, 3] = 5.0
-    found = {
-        name.rpartition("rollout_is_")[2]: value for name, value in weight_stats(r, MASK, 2.0, level="token").items()
-    }
+    stats = weight_stats(r, MASK, 0.5, 2.0, level="token")
+    found = {name.rpartition("rollout_is_")[2]: value for name, value in stats.items()}
     assert found["max"] == pytest.approx(math.exp(5))
     assert found["mean"] == pytest.approx((7 + math.exp(5)) / 8)
     assert found["seq_max"] == pytest.approx((3 + math.exp(5)) / 4)
@@ -31,7 +30,7 @@ def test_weights_are_described_before_they_are_cut() -> None:
 def test_a_sequences_weight_is_that_of_its_sum() -> None:
     r = torch.full((2, 4), 0.0)
     r[1] = 0.25
-    found = weight_stats(r, MASK, 2.0, level="sequence")
+    found = weight_stats(r, MASK, 0.5, 2.0, level="sequence")
     assert found["rollout_corr/rollout_is_max"] == pytest.approx(math.e)
     assert found["rollout_corr/rollout_is_seq_mean"] == pytest.approx((1 + math.e) / 2)
     assert found["rollout_corr/rollout_is_ratio_fraction_high"] == 0.5

@@ -231,7 +231,7 @@ def test_equal_policies_have_no_mismatch() -> None:
 
 def test_weights_on_paper() -> None:
     weights, mask = torch.tensor([[2.0, 1.0], [0.5, 9.0]]), torch.tensor([[True, True], [True, False]])
-    got = weight_stats(weights.log(), mask, 1.5, level="token")
+    got = weight_stats(weights.log(), mask, 1 / 1.5, 1.5, level="token")
     assert got["rollout_corr/rollout_is_mean"] == pytest.approx(3.5 / 3)
     assert got["rollout_corr/rollout_is_eff_sample_size"] == pytest.approx(
         (1.5 + 1 + 2 / 3) ** 2 / (3 * (1.5**2 + 1 + 4 / 9))

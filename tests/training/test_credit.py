@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,7 +200,31 @@ def test_rejected_answers_and_tokens_leave_the_loss_its_denominators_and_the_wei
     assert metrics["rollout_corr/rollout_rs_token_k1_masked_fraction"] == pytest.approx(2 / 9)
     assert metrics["rollout_corr/rollout_rs_token_k1_seq_masked_fraction"] == pytest.approx(2 / 3), "lost one at least"
     assert metrics["rollout_corr/rollout_rs_seq_masked_fraction"] == pytest.approx(2 / 3)
-    assert metrics["rollout_corr/rollout_is_max"] == pytest.approx(math.e, rel=1e-5), "weights of what is kept"
+    assert metrics["rollout_corr/rollout_is_max"] == pytest.approx(math.exp(2.0), rel=1e-5), "of the rejected ones too"
+    assert metrics["rollout_corr/applied_weight_mean"] == pytest.approx(float(got.weights[got.loss_mask].mean()))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_is_rejected_counts_in_the_mean_that_normalises_the_weights(level: str) -> None:
+    """verl normalises before it rejects: a rule takes tokens out, and changes no weight of the others."""
+    rule = Correction(level=level, threshold=2.0, batch_normalise=True)
+    plain, before = seen(off_policy(RATIOS), correction=rule)
+    rules = (Rejection("token_k1", 0.25, 2.5), Rejection("seq_mean_k1", 0.6, 1.5))
+    got, after = seen(off_policy(RATIOS), correction=replace(rule, rejections=rules))
+    assert got.loss_mask.sum(1).tolist() == [3, 1, 0]
+    assert plain.weights is not None
+    assert got.weights is not None
+    assert torch.equal(got.weights, plain.weights * got.loss_mask)
+    names = [name for name in before if "rollout_is_" in name]
+    assert names
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
+
+
+def test_a_bands_own_bounds_are_those_of_the_shares_beyond_it() -> None:
+    """Weights e^-1 = 0.37 and e^2 = 7.4 of nine lie outside [0.5, 5], and one of them below 1 / 5 = 0.2 never."""
+    _, metrics = seen(off_policy(RATIOS), correction=Correction(icepop=(0.5, 5.0)))
+    assert metrics["rollout_corr/rollout_is_ratio_fraction_low"] == pytest.approx(1 / 9)
+    assert metrics["rollout_corr/rollout_is_ratio_fraction_high"] == pytest.approx(1 / 9)
 
 
 def test_rejection_adds_to_what_had_left_the_loss_before() -> None:

@@ -59,14 +59,17 @@ def _probabilities(a: Tensor, b: Tensor) -> dict[str, float]:
     return metrics
 
 
-def weight_stats(log_ratio: Tensor, mask: Tensor, threshold: float, *, level: str) -> dict[str, float]:
-    """Of importance weights over tokens, and of their mean per response (`seq_*`), as verl computes them: before they
-    are cut at the threshold or normalised, but for `std` and `eff_sample_size`, whose weights are held within
-    [1 / threshold, threshold].
+def weight_stats(log_ratio: Tensor, mask: Tensor, low: float, high: float, *, level: str) -> dict[str, float]:
+    """Of importance weights over tokens, and of their mean per response (`seq_*`): before they are cut or normalised,
+    but for `std` and `eff_sample_size`, whose weights are held within [low, high].
+
+    So did verl to 0.7. Since 0.8 it has `mean`, `std`, `eff_sample_size`, `max` and `min` of level `token` and `seq_*`
+    of the weights after the cut, and the shares of tokens beyond `low` and `high` of those before it.
 
     Args:
-        log_ratio: `[B, T]`, learner less sampler; level: `token`, or `sequence` for the sum on each of a response's
-        tokens.
+        log_ratio: `[B, T]`, learner less sampler.
+        mask: the sampled tokens, those included that a rejection takes out of the loss.
+        level: `token`, or `sequence` for the sum on each of a response's tokens.
     """
     rows = mask.any(dim=1)
     if not bool(rows.any()):
@@ -76,7 +79,7 @@ def weight_stats(log_ratio: Tensor, mask: Tensor, threshold: float, *, level: st
         logs = sequence_sum(logs, mask).unsqueeze(1).expand_as(logs)
     weights = logs.clamp(-LIMIT, LIMIT).exp()
     w = weights[mask]
-    held = w.clamp(1.0 / threshold, threshold)
+    held = w.clamp(low, high)
     per_row = sequence_mean(weights, mask)[rows]
     values = {
         "mean": w.mean(),
@@ -84,23 +87,22 @@ def weight_stats(log_ratio: Tensor, mask: Tensor, threshold: float, *, level: st
         "min": w.min(),
         "std": held.std(correction=0),
         "eff_sample_size": held.sum() ** 2 / (len(held) * (held**2).sum()),
-        "ratio_fraction_high": (w > threshold).double().mean(),
-        "ratio_fraction_low": (w < 1.0 / threshold).double().mean(),
+        "ratio_fraction_high": (w > high).double().mean(),
+        "ratio_fraction_low": (w < low).double().mean(),
         "seq_mean": per_row.mean(),
         "seq_std": per_row.std(correction=1) if len(per_row) > 1 else torch.zeros(()),
         "seq_max": per_row.max(),
         "seq_min": per_row.min(),
         "seq_max_deviation": (per_row - 1.0).abs().max(),
-        "seq_fraction_high": (per_row > threshold).double().mean(),
-        "seq_fraction_low": (per_row < 1.0 / threshold).double().mean(),
+        "seq_fraction_high": (per_row > high).double().mean(),
+        "seq_fraction_low": (per_row < low).double().mean(),
     }
     return {f"rollout_corr/rollout_is_{name}": float(value) for name, value in values.items()}
 
 
 def rejection_stats(rule: str, before: Tensor, after: Tensor) -> dict[str, float]:
-    """Shares of tokens that a rule took out of the loss, and of responses that lost one at least (verl's "
-    "count); rule ""
-    stands for all rules together."""
+    """Shares of tokens that a rule took out of the loss, and of responses that lost one at least, as verl counts; rule
+    "" stands for all rules together."""
     tokens, rows = before.sum(), before.any(dim=1)
     gone = (before & ~after).any(dim=1)
     prefix = f"rollout_corr/rollout_rs_{rule}_" if rule else "rollout_corr/rollout_rs_"

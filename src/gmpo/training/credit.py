@@ -169,7 +169,7 @@ class Credit:
         metrics: dict[str, float] = {}
         if batch.learner_logp is not None:
             log_ratio = batch.learner_logp - batch.rollout_logp
-            mask = batch.loss_mask
+            mask = before = batch.loss_mask
             metrics |= mismatch(batch.learner_logp, batch.rollout_logp, batch.sampled_mask)
             for rejection in c.rejections:
                 kept = accepted(log_ratio, batch.loss_mask, rule=rejection.rule, low=rejection.low, high=rejection.high)
@@ -178,10 +178,10 @@ class Credit:
             if c.rejections:
                 metrics |= rejection_stats("", batch.loss_mask, mask)
                 batch = batch.replace(loss_mask=mask)
-            weights = self._weights(log_ratio, mask, batch.sampled_mask)
+            weights = self._weights(log_ratio, before, mask, batch.sampled_mask)
             if weights is not None:
-                threshold = c.threshold if c.icepop is None else c.icepop[1]
-                metrics |= weight_stats(log_ratio, mask, threshold, level=c.level or "token")
+                low, high = (1.0 / c.threshold, c.threshold) if c.icepop is None else c.icepop
+                metrics |= weight_stats(log_ratio, batch.sampled_mask, low, high, level=c.level or "token")
                 metrics["rollout_corr/applied_weight_mean"] = (
                     float(weights[mask].double().mean()) if mask.any() else 1.0
                 )
@@ -190,7 +190,8 @@ class Credit:
             batch = batch.replace(old_is_rollout=True)
         return batch, metrics
 
-    def _weights(self, log_ratio: Tensor, mask: Tensor, answer: Tensor) -> Tensor | None:
+    def _weights(self, log_ratio: Tensor, before: Tensor, mask: Tensor, answer: Tensor) -> Tensor | None:
+        """Of the tokens of `mask`. What is rejected out of `before` has no weight, and counts in their mean."""
         c = self.correction
         if c.icepop is not None:
             return icepop_weights(log_ratio, mask, low=c.icepop[0], high=c.icepop[1])
@@ -198,10 +199,10 @@ class Credit:
             return None
         weights = importance_weights(
             log_ratio,
-            mask,
+            before,
             level=c.level,
             threshold=c.threshold,
             batch_normalise=c.batch_normalise,
             answer=answer,
         )
-        return geometric_weights(weights, mask) if c.geometric else weights
+        return geometric_weights(weights, mask) if c.geometric else weights * mask
