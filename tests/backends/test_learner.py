@@ -27,7 +27,7 @@ from gmpo.backends import trainable
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.trainable import MicroBatching, Movement, OptimizerSettings
-from gmpo.errors import BackendError, CheckpointError
+from gmpo.errors import BackendError, CheckpointError, DivergedError
 from gmpo.metrics.updates import update_metrics
 from gmpo.records.batch import Batch, pad_left, pad_right
 
@@ -604,3 +604,42 @@ def test_a_mixture_of_experts_is_read_back_from_its_hugging_face_folder(
     for x in (trained, resumed):
         x.update(batch_of([1.0, 0.5]), step=1)
     assert equal(weights(trained), weights(resumed))
+
+
+def test_the_norm_of_large_gradients_is_exact_to_float32s_rounding() -> None:
+    """torch's own loses 0.3 % of 39 million entries, and so would clipping."""
+    g = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(n, generator=g) for n in (20_000_003, 77)] + [torch.randn(5, 7, generator=g).bfloat16()]
+    exact = math.sqrt(sum(float(x.double().square().sum()) for x in gradients))
+    assert float(trainable.gradient_norm(gradients)) == pytest.approx(exact, rel=1e-7)
+    assert abs(float(torch.nn.utils.get_total_norm(gradients)) - exact) > 1e-4 * exact
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_clipping_scales_every_gradient_by_the_same_factor(make: Make, max_norm: float) -> None:
+    learner = make()
+    learner.policy.settings = replace(learner.policy.settings, max_norm=max_norm)
+    learner.policy.begin()
+    g = torch.Generator().manual_seed(1)
+    drawn = {n: torch.randn(p.shape, generator=g) for n, p in learner.model.named_parameters()}
+    for name, parameter in learner.model.named_parameters():
+        parameter.grad = drawn[name].clone()
+    done = learner.policy.step(0)
+    norm = math.sqrt(sum(float(x.double().square().sum()) for x in drawn.values()))
+    assert done.norm == pytest.approx(norm, rel=1e-7)
+    factor = min(1.0, max_norm / norm)
+    for name, parameter in learner.model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, factor * drawn[name], rtol=1e-5)
+
+
+def test_weights_that_are_finite_are_not_called_otherwise_for_a_sum_that_is_not(make: Make) -> None:
+    learner = make()
+    with torch.no_grad():
+        weight = next(learner.model.parameters())
+        weight.flatten()[:3] = 3e38
+    learner.policy._require_finite(0, 1.0, 1.0)
+    with torch.no_grad():
+        weight.flatten()[0] = math.nan
+    with pytest.raises(DivergedError, match="not finite"):
+        learner.policy._require_finite(0, 1.0, 1.0)

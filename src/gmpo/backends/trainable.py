@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.backends.storage import (
@@ -59,6 +60,10 @@ class MicroBatching:
     tokens: int | None = None
 
 
+NORM_PART = 65_536
+"""Squares that are summed in the gradient's own precision: `gradient_norm`."""
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
     """What a step of the optimizer reports."""
@@ -101,6 +106,19 @@ class Movement:
 
     def _probed(self, values: torch.Tensor) -> torch.Tensor:
         return values.detach().flatten()[:: self.stride]
+
+
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their joint Euclidean norm, a scalar on their device.
+
+    On one CPU torch sums a whole tensor's squares in float32, one after the other: of 39 million entries the norm comes
+    out 0.3 % too small. So there the squares of `NORM_PART` entries are summed at a time, and these sums in float64.
+    """
+    if any(g.device.type != "cpu" or isinstance(g, DTensor) for g in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    parts = (part for g in gradients for part in g.flatten().split(NORM_PART))
+    exact = (part if part.dtype.itemsize >= torch.float32.itemsize else part.float() for part in parts)
+    return torch.stack([torch.dot(part, part).double() for part in exact]).sum().sqrt()
 
 
 class Trainable:
@@ -161,8 +179,11 @@ class Trainable:
             DivergedError: too many in a row, or weights that are not finite after the update.
         """
         rate = self.settings.learning_rate(step)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm))
+        slopes = [p for p in self.model.parameters() if p.grad is not None]
+        total = gradient_norm([p.grad for p in slopes if p.grad is not None])
+        norm = float(total)
         if math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(slopes, self.settings.max_norm, total)
             self.nonfinite_in_a_row = 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -183,7 +204,9 @@ class Trainable:
 
     def _require_finite(self, step: int, norm: float, rate: float) -> None:
         trained = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-        if not bool(torch.stack(torch._foreach_norm(trained, math.inf)).isfinite().all()):
+        # A sum is not finite where a weight is not, and seldom otherwise; on a CPU it is 25 times as fast as a maximum.
+        sums = torch.stack([s.full_tensor() if isinstance(s := p.sum(), DTensor) else s for p in trained])
+        if not bool(sums.isfinite().all()) and not all(bool(p.isfinite().all()) for p in trained):
             raise DivergedError(
                 f"step {step + 1}, update: the weights are not finite after an update with learning rate {rate:g} "
                 f"(gradient norm {norm:g}). Lower {self.lr_key}, and go on from a checkpoint before that, or "

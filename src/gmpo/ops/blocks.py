@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +17,19 @@ LOWEST = -1e30
 """z of an impossible token: far below any other, while its product with a block's sum of exponentials is finite."""
 CACHED_ELEMENTS = 64 * 4096
 """Elements of z that two element-wise operations on a CPU share in its cache: 1 MiB, half of a core's L2."""
+
+
+LOG2_E = 1.0 / math.log(2.0)
+
+
+def exponential_(x: Tensor) -> Tensor:
+    """e^x in place, for x <= 0.
+
+    On a CPU as 2^(x log2 e), with an error of x's own rounding: torch's exp is MKL's there, which takes twice as long,
+    12 times where the result is 0 and 30 times where it is subnormal, as behind a low temperature or for ids that are
+    left out.
+    """
+    return x.exp_() if x.device.type != "cpu" else x.mul_(LOG2_E).exp2_()
 
 
 class Memory:
@@ -120,7 +134,7 @@ class TorchBlocks:
             part, d = z[rows], differences[: min(first + step, n) - first]
             torch.amax(part, dim=1, out=peak[rows])
             torch.sub(part, peak[rows].unsqueeze(1), out=d)
-            torch.exp(d, out=part)
+            exponential_(part.copy_(d))
             torch.sum(part, dim=1, out=total[rows])
             if product is not None:
                 torch.linalg.vecdot(part, d, out=product[rows])
@@ -141,7 +155,7 @@ class TorchBlocks:
             bend = (1.0 - (z * (curve.temperature / curve.softcap)) ** 2).clamp_(min=0.0)
         d = z.sub_(peak.unsqueeze(1))
         factor = constant.unsqueeze(1) if by_z is None else constant.unsqueeze(1) + by_z.unsqueeze(1) * d
-        g = d.exp_().mul_(factor)
+        g = exponential_(d).mul_(factor)
         if bend is not None:
             g *= bend
         here = _inside(targets, g.shape[1])

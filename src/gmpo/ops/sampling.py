@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gmpo.ops.blocks import exponential_
+
 CANDIDATES = 64
 """How many of the most probable tokens top-p looks at first; eight times as many while they do not suffice."""
 
@@ -30,7 +32,7 @@ def sample(
     z = logits if temperature == 1.0 else logits.div_(temperature)
     truncate(z, top_k=top_k, top_p=top_p)
     peak = z.amax(dim=-1, keepdim=True)
-    weights = z.sub_(peak).exp_()
+    weights = exponential_(z.sub_(peak))
     token, chosen, total = draw(weights, uniform)
     return token, chosen.log() - total.log().to(chosen.dtype)
 
