@@ -27,7 +27,7 @@ from gmpo.build.programs import (
     read_training,
     read_validation,
 )
-from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references
+from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references, hidden_thinking
 from gmpo.build.run import Rows, build_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
@@ -210,6 +210,8 @@ def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: O
     rewards.start([problem.data_source for problem in data.asked], log)
     if rewards.main.grader.scoring is None:
         run.say(f"what reward functions print: {log.path}")
+    if (hidden := hidden_thinking(data.config, rewards, data.tokenizer)) is not None:
+        run.say(hidden)
     if (unmet := check_run_references(data.config, rewards, data.asked)) is not None:
         run.say(unmet)
 

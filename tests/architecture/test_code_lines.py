@@ -24,7 +24,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1060, "exit status by signal"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (2625, "the float32 products of a model are timed; what stands beside a critic; bfloat16 weights"),
-    "build": (1850, "a template's moment and the products are the run's; records that wait in memory"),
+    "build": (1860, "a template's moment and the products are the run's; records that wait; thinking tags"),
     "check": (410, "what is not here"),
     "config": (3295, "which rewards an estimator of several takes"),
     "data": (1455, "a template's clock that stands still; contradictory rows are listed"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from transformers import AutoTokenizer
 
 from gmpo.errors import ConfigError, DataError, GradingError
 
@@ -136,3 +141,51 @@ def test_a_grading_that_fails_keeps_the_steps_that_are_done_and_the_answers(
     gone_on = bench.train({**changes, "trainer.allow_changed_config": True})
     assert gone_on.steps == 3
     assert len(gone_on.history) == 2, "the first step is not made again"
+
+
+# --- special tokens
+
+
+@pytest.fixture
+def tagged(bench: Any) -> tuple[Any, tuple[str, str]]:
+    """A bench whose tokenizer calls two words of the stories special."""
+    model = bench.folder / "tagged"
+    shutil.copytree(bench.model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tags = ("many", "has")
+    ids = tokenizer.convert_tokens_to_ids(list(tags))
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tags)})
+    assert tokenizer.convert_tokens_to_ids(list(tags)) == ids
+    tokenizer.save_pretrained(model)
+    return replace(bench, model=model, console=Console(file=StringIO(), width=400)), tags
+
+
+SCORED = {
+    "custom_reward_function.path": None,
+    "trainer.sample_groups": -1,
+    "trainer.token_record_groups": 4,
+    "trainer.total_training_steps": 1,
+}
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_what_is_graded_has_special_tokens_where_it_is_asked_for(tagged: Any, lines: Any, skip: bool) -> None:
+    bench, tags = tagged
+    run = bench.train({**SCORED, "reward_model.skip_special_tokens": skip, "reward_model.thinking_tags": tags})
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+    ids, said = set(tokenizer.convert_tokens_to_ids(list(tags))), bench.console.file.getvalue()
+    samples = lines(run.folder / "samples" / "1.jsonl")
+    sampled = [sample for sample in samples if ids & set(sample["response_ids"])]
+    assert sampled
+    assert all(any(tag in sample["output"] for tag in tags) is not skip for sample in sampled)
+    assert all(tokenizer.eos_token not in sample["output"] for sample in samples), "the token that ends is no text"
+    assert ("warning: many and has: special tokens of the tokenizer" in said) is skip
+
+
+def test_thinking_that_is_asked_for_and_cannot_be_seen_is_refused(tagged: Any) -> None:
+    bench, tags = tagged
+    own = {**SCORED, "reward_model.thinking_tags": tags}
+    with pytest.raises(ConfigError, match=r"thinking=require has no effect\. many and has: special tokens .* Set "):
+        bench.train({**own, "reward_model.thinking": "require"})
+    bench.train({**own, "reward_model.thinking": "ignore"}, run="ignored")
+    assert "special tokens" not in bench.console.file.getvalue()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from gmpo.config import Config
 from gmpo.data.problems import Problem
 from gmpo.errors import ConfigError
@@ -103,6 +105,29 @@ def check_run_references(config: Config, rewards: Rewards, problems: Iterable[Pr
     """
     placed = [PlacedReference(p.id, p.data_source, p.ground_truth) for p in problems]
     return check_references(rewards.main.grader, placed, config.reward_model.max_unmet_references)
+
+
+def hidden_thinking(config: Config, rewards: Rewards, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What to say where scorers are to leave thinking out and its tags never reach them; None where they do.
+
+    Raises ConfigError where `reward_model.thinking` asks for it by name.
+    """
+    scoring = rewards.main.grader.scoring
+    if scoring is None or scoring.thinking == "ignore" or not config.reward_model.skip_special_tokens:
+        return None
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = added | set(tokenizer.all_special_tokens)
+    hidden = [tag for tag in scoring.thinking_tags if any(token and token in tag for token in special)]
+    if not hidden:
+        return None
+    line = (
+        f"{' and '.join(hidden)}: special tokens of the tokenizer, which are left out of the text that is graded, so "
+        "that scorers take thinking for the answer. Set reward_model.skip_special_tokens=False to keep them, or "
+        "reward_model.thinking=ignore to grade the thinking too, as verl does."
+    )
+    if scoring.thinking is not None:
+        raise ConfigError(f"reward_model.thinking={scoring.thinking} has no effect. {line}")
+    return f"warning: {line}"
 
 
 def _grader(
