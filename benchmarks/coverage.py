@@ -18,13 +18,13 @@ must miss: for every n, P(no solved problem among P) = (1 - share)^P.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import peers
 from rich.console import Console
 from rich.table import Table
 
@@ -435,7 +435,7 @@ def main() -> None:
         console.print(table)
     if arguments.json:
         rows = [{"design": describe(d), "held": d.held_to_97(), **row} for d, row in found]
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        peers.record(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peers
 import pyarrow.parquet as pq
 
 from gmpo.rewards.failures import failed_share
@@ -270,7 +271,7 @@ def main() -> None:
             "throughput": resisted,
             "kinds": kinds,
         }
-        arguments.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False), encoding="utf-8")
+        peers.record(arguments.json, figures)
 
 
 if __name__ == "__main__":

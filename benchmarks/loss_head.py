@@ -194,7 +194,7 @@ def main() -> None:
                     flush=True,
                 )
     if a.json:
-        a.json.write_text(json.dumps(found, indent=1))
+        peers.record(a.json, found)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Environments with other systems, for the benchmarks that compare with them: built once."""
+"""What the benchmarks share: environments with other systems, built once, and the files of raw figures."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH, TRL, LIGER, VLLM = "torch>=2.11,<2.14", "1.16.0", "0.8.5", "0.32.0"
@@ -41,6 +46,20 @@ def vllm(folder: Path | None = None) -> Path:
         unwanted = ("torchvision", "torchaudio", "torchcodec")
         subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
     return python
+
+
+def record(file: Path, figures: Any) -> None:
+    """Write raw figures with what they were measured on, without which none of them means anything."""
+    from gmpo.tracking.environment import processor_name  # other systems' environments are without it
+
+    about = {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "gmpo")},
+    }
+    file.write_text(json.dumps({**about, "figures": figures}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\nmeasured on {about['processor']}; {file}")
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peers
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def main() -> None:
     summaries = [run(arguments.out, seed) for seed in arguments.seeds]
     Console().print(table(summaries))
     if arguments.json:
-        arguments.json.write_text(json.dumps(summaries, indent=1) + "\n")
+        peers.record(arguments.json, summaries)
     if arguments.svg:
         draw(summaries, arguments.svg)
 

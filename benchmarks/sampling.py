@@ -211,7 +211,7 @@ def main() -> None:
             other = f"{medians['vllm']:9,.0f}" if "vllm" in medians else f"{'-':>9}"
             print(f"{case:10} {medians['gmpo']:9,.0f} {medians['transformers']:13,.0f} {other}   {ratios}", flush=True)
     if a.json:
-        a.json.write_text(json.dumps(rows, indent=1))
+        peers.record(a.json, rows)
 
 
 def _inside(python: list[str], case: str, folder: Path, threads: int, *more: str) -> Any:

@@ -14,7 +14,6 @@ off. The peak is resident memory above what the process had before.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
@@ -23,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
@@ -209,7 +209,7 @@ def main() -> None:
             figures[f"length, {threads} threads"] = rows = length_figures(threads)
             print_lengths(threads, rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        peers.record(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def main() -> None:
                         flush=True,
                     )
     if a.json:
-        a.json.write_text(json.dumps(found, indent=1))
+        peers.record(a.json, found)
 
 
 def _measure(what: str, case: str, folder: str, threads: str) -> None:

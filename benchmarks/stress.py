@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import peers
 from rich.console import Console
 from rich.table import Table
 
@@ -128,9 +129,7 @@ def main() -> None:
     }
     Console(width=160).print(table(rows))
     if a.json:
-        a.json.write_text(
-            json.dumps([{"objective": o, "updates": u, "runs": r} for (o, u), r in rows.items()], indent=1)
-        )
+        peers.record(a.json, [{"objective": o, "updates": u, "runs": r} for (o, u), r in rows.items()])
 
 
 if __name__ == "__main__":
