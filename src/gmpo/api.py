@@ -44,7 +44,7 @@ from gmpo.rewards.printed import PrintedLog
 from gmpo.tracking.console import sample_panel
 from gmpo.tracking.profile import Profiled
 from gmpo.tracking.tracker import SampleWriter, recording
-from gmpo.training.final_model import export_for_good
+from gmpo.training.final_model import export_for_good, model_kept
 from gmpo.training.loop import train as run_loop
 from gmpo.training.loop import validate
 from gmpo.training.supervised import fine_tune
@@ -129,7 +129,8 @@ def train(
                 run.say(_overview(data, policy, run.folder))
                 _say_notes(run, policy)
                 _say_contradictions(run, data)
-                steps = run_loop(plan, parts)
+                with model_kept(parts.learner, run.folder, say=run.say, stopping=lambda: run.stop.requested):
+                    steps = run_loop(plan, parts)
                 model = _kept_model(run, parts.learner, steps)
         for line in conclusion([one.values for one in read_metrics(run.folder)]):
             run.say(line)

@@ -40,3 +40,15 @@ class GradingError(BackendError):
 
 class CheckpointError(GmpoError):
     """A checkpoint is missing, incomplete, or was made by another run."""
+
+
+class UnwrittenError(CheckpointError):
+    """A checkpoint could not be written.
+
+    Args:
+        step: training steps behind the weights that it was to keep.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gmpo.data import gsm8k, math
+from gmpo.data.catalogue import PUBLISHED, plain_name
 from gmpo.data.files import write_parquet
 from gmpo.data.prepare import DATASETS, prepare
 from gmpo.data.problems import load_problems
@@ -246,3 +247,27 @@ def test_names_sizes_and_sources_that_mean_nothing_are_refused(tmp_path: Path) -
 
 def test_every_entry_of_the_table_tells_what_it_is() -> None:
     assert all(entry.about for entry in DATASETS.values())
+
+
+def test_rows_of_another_known_set_are_refused_and_those_of_its_own_names_or_of_none_are_not(tmp_path: Path) -> None:
+    names = {name: PUBLISHED[name].data_source for name in PUBLISHED}
+
+    def row(source: str | None) -> dict[str, Any]:
+        truth = json.dumps({"numbers": [1, 2], "target": 3}) if source == "countdown" else "3"
+        named = {} if source is None else {"data_source": source}
+        prompt = [{"role": "user", "content": "1 + 2 = ?"}]
+        return {**named, "prompt": prompt, "reward_model": {"ground_truth": truth}}
+
+    for name, entry in PUBLISHED.items():
+        for other, source in names.items():
+            file = jsonl(tmp_path / "rows.jsonl", row(source))
+            if plain_name(source) in entry.names:
+                assert prepare(name, tmp_path / "out", file)[0].rows == 1
+            else:
+                assert {name, other} != {"math", "math_lvl3to5"}  # one data_source for both
+                assert f"`data_source` is {source!r}, another" in refusal(name, tmp_path / "bad", file)
+        assert prepare(name, tmp_path / "out", jsonl(tmp_path / "rows.jsonl", row(None)))[0].rows == 1
+    allowed = {(n, o) for n in names for o in names if n != o and plain_name(names[o]) in PUBLISHED[n].names}
+    parts = {("math", "math_lvl3to5"), ("math_lvl3to5", "math"), ("math500", "math"), ("math500", "math_lvl3to5")}
+    assert allowed == {*parts, ("aime24", "dapo_math_17k")}
+    assert not (tmp_path / "bad").exists()

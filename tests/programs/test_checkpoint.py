@@ -255,6 +255,23 @@ def test_a_model_that_cannot_be_written_goes_to_another_file_system_and_is_named
         shutil.rmtree(rescued.parent)
 
 
+def test_a_training_that_a_checkpoint_ends_leaves_the_model_of_its_last_step(
+    bench: Any, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_model, "PATIENCE_S", 0.0)
+    waits = {f"{CHECKPOINT}.async_save": False, "trainer.save_freq": 2}
+    shorter = bench.train({"trainer.total_training_steps": 2}, run="shorter")
+    size = max(file.stat().st_size for file in shorter.model.glob("*.safetensors"))
+    with (
+        _room(size),
+        pytest.raises(CheckpointError, match=r"global_step_2: .* The model after step 2 is in ") as raised,
+    ):
+        bench.train(waits)
+    rescued = Path(str(raised.value).split("The model after step 2 is in ")[1].removesuffix("."))
+    found, expected = weights(rescued), weights(shorter.model)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_model_that_can_be_written_nowhere_is_held_until_there_is_room(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

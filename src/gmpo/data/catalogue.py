@@ -16,6 +16,11 @@ APART = frozenset({gsm8k.DATA_SOURCE, countdown.DATA_SOURCE, stories.DATA_SOURCE
 """Data sets that nobody publishes under another one's name, as is usual among those of competition mathematics."""
 
 
+def plain_name(source: object) -> str:
+    """A `data_source` without who published it, capitals and signs: `HuggingFaceH4/MATH-500` -> `math500`."""
+    return "".join(sign for sign in str(source).rpartition("/")[2].casefold() if sign.isalnum())
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published data set."""
@@ -39,6 +44,8 @@ class Published:
     """Its references are integers; leading zeros, as AIME writes them, are taken off."""
     repeats: bool = False
     """The published file repeats its problems, which have a number in `extra_info.index`; one of each is kept."""
+    other_names: tuple[str, ...] = ()
+    """What copies of it carry in `data_source` beside it; capitals, signs and who published do not count."""
     note: str = ""
     """What to know before training or measuring with it."""
 
@@ -47,6 +54,7 @@ class Published:
 
         Raises: DataError for a malformed row.
         """
+        self._refuse_foreign(row.get("data_source"))
         if "prompt" in row and "reward_model" in row:
             return self._rewritten(row)
         if self.data_source == countdown.DATA_SOURCE:
@@ -69,6 +77,21 @@ class Published:
             },
         )
 
+    def _refuse_foreign(self, source: Any) -> None:
+        """Raise DataError for the name of another data set in a row's `data_source`."""
+        if source is None or plain_name(source) in self.names:
+            return
+        if APART & {source, self.data_source} or plain_name(source) in KNOWN_NAMES:
+            raise DataError(
+                f"`data_source` is {source!r}, another data set than {self.data_source!r}: name its own, or correct "
+                "the column. Rows of one are not made into rows of the other"
+            )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What its rows carry in `data_source`, as `plain_name` spells it."""
+        return frozenset(map(plain_name, (self.data_source, *self.other_names)))
+
     def _reference(self, answer: str) -> str:
         """A reference as its scorer reads it: without dollar signs, and without the zeros before an integer."""
         bare = without_dollars(answer)
@@ -76,12 +99,6 @@ class Published:
 
     def _rewritten(self, row: Mapping[str, Any]) -> Row:
         """A row that is in verl's schema already, with its instruction and data source replaced."""
-        source = row.get("data_source")
-        if source is not None and source != self.data_source and APART & {source, self.data_source}:
-            raise DataError(
-                f"`data_source` is {source!r}, another data set than {self.data_source!r}: name its own, or correct "
-                "the column. Rows of one are not made into rows of the other"
-            )
         prompt, truth = row["prompt"], row["reward_model"]
         if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], Mapping):
             raise DataError(f"`prompt` must be a list of messages, found {prompt!r}")
@@ -138,6 +155,7 @@ PUBLISHED: Mapping[str, Published] = {
     "math": Published(
         about="competition problems with answers in LaTeX",
         data_source=math.DATA_SOURCE,
+        other_names=("lighteval/MATH", "hendrycks_math"),
         form=BOXED,
         splits={"train": 7500, "test": 5000},
         hub_id="DigitalLearningGmbH/MATH-lighteval",
@@ -145,6 +163,7 @@ PUBLISHED: Mapping[str, Published] = {
     "math_lvl3to5": Published(
         about="MATH's problems of level 3 to 5 without those of MATH-500",
         data_source="lighteval/MATH",
+        other_names=(math.DATA_SOURCE, "math_lvl3to5", "math_lvl3to5_8k", "simplelr_math_35"),
         form=BOXED,
         splits={"train": 8523},
         hub_id=None,
@@ -153,6 +172,7 @@ PUBLISHED: Mapping[str, Published] = {
     "dapo_math_17k": Published(
         about="DAPO's problems with integer answers",
         data_source="math_dapo",
+        other_names=("math_dapo_reasoning", "DAPO-Math-17k"),
         form=ANSWER_LINE,
         splits={"train": 17917},
         hub_id="BytedTsinghua-SIA/DAPO-Math-17k",
@@ -162,6 +182,7 @@ PUBLISHED: Mapping[str, Published] = {
     "math500": Published(
         about="500 problems of MATH's test part, for evaluation",
         data_source="HuggingFaceH4/MATH-500",
+        other_names=("math500", math.DATA_SOURCE, "lighteval/MATH"),  # a part of MATH
         form=BOXED,
         splits={"test": 500},
         hub_id="HuggingFaceH4/MATH-500",
@@ -169,6 +190,7 @@ PUBLISHED: Mapping[str, Published] = {
     "aime24": Published(
         about="AIME 2024, I and II",
         data_source="aime24",
+        other_names=("aime2024", "aime_2024_dapo", "math_dapo"),
         form=ANSWER_LINE,
         integers=True,
         splits={"test": 30},
@@ -178,6 +200,7 @@ PUBLISHED: Mapping[str, Published] = {
     "aime25": Published(
         about="AIME 2025, I and II",
         data_source="aime25",
+        other_names=("aime2025",),
         form=ANSWER_LINE,
         integers=True,
         splits={"test": 30},
@@ -186,6 +209,7 @@ PUBLISHED: Mapping[str, Published] = {
     "amc23": Published(
         about="AMC 12 of 2023",
         data_source="amc23",
+        other_names=("amc2023",),
         form=BOXED,
         splits={"test": 40},
         hub_id="math-ai/amc23",
@@ -194,6 +218,7 @@ PUBLISHED: Mapping[str, Published] = {
     "minerva": Published(
         about="Minerva Math: undergraduate problems of MIT's courses",
         data_source="minerva_math",
+        other_names=("minervamath", "minerva"),
         form=BOXED,
         splits={"test": 272},
         hub_id="math-ai/minervamath",
@@ -202,6 +227,7 @@ PUBLISHED: Mapping[str, Published] = {
     "olympiadbench": Published(
         about="OlympiadBench: English mathematical problems in text with open answers",
         data_source="olympiadbench",
+        other_names=("olympiad_bench",),
         form=BOXED,
         splits={"test": 675},
         hub_id="math-ai/olympiadbench",
@@ -218,3 +244,7 @@ PUBLISHED: Mapping[str, Published] = {
     ),
 }
 """Name -> data set."""
+
+_UNPUBLISHED = ("aime_1983_2023", "amc_2022_2023", "svamp", "asdiv", "gmpo/stories")
+KNOWN_NAMES = frozenset(map(plain_name, _UNPUBLISHED)).union(*(entry.names for entry in PUBLISHED.values()))
+"""The names in `data_source` that are known to be of one data set, or of those that share its problems."""

@@ -44,6 +44,8 @@ def find_files(names: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for name in [names] if isinstance(names, str | Path) else names:
+        if not str(name).strip():
+            raise DataError("the name of a data file is empty: a variable of the shell that is not set?")
         path = Path(str(name)).expanduser()
         if "://" not in str(name) and _GLOB.search(str(name)) and not path.exists():
             found += _matching(path)

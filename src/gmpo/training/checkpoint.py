@@ -25,7 +25,7 @@ from types import TracebackType
 from safetensors import SafetensorError, safe_open
 
 from gmpo.data.problems import Problem
-from gmpo.errors import CheckpointError
+from gmpo.errors import CheckpointError, UnwrittenError
 from gmpo.ports import Learner
 from gmpo.records.run_folder import (
     CHECKPOINT,
@@ -143,9 +143,8 @@ class Store:
             os.replace(latest, self.root / LATEST)
         except WRITE_ERRORS as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write checkpoint {target}: {error}. Make room. {what_remains(self.root)}"
-            ) from error
+            message = f"cannot write checkpoint {target}: {error}. Make room. {what_remains(self.root)}"
+            raise UnwrittenError(message, state.step) from error
         self._rotate(state.step)
 
     def keep_going(self, learner: Learner, state: State) -> str:

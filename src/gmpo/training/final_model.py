@@ -6,11 +6,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from gmpo.errors import CheckpointError
+from gmpo.errors import CheckpointError, UnwrittenError
 from gmpo.ports import Learner
 from gmpo.records.run_folder import CHECKPOINT, MODEL, STATE, UNFINISHED, as_others, what_remains
 from gmpo.training.checkpoint import WRITE_ERRORS, exchange
@@ -65,6 +65,34 @@ def export_for_good(
         if (folder / f"{CHECKPOINT}{step}" / STATE).is_file():
             raise
         failure = error
+    return _rescued(learner, folder, failure, say, stopping)
+
+
+@contextmanager
+def model_kept(
+    learner: Learner, folder: Path, *, say: Callable[[str], object], stopping: Callable[[], bool]
+) -> Iterator[None]:
+    """A training that ends because a checkpoint cannot be written leaves its model, as `export_for_good` would.
+
+    Raises:
+        CheckpointError: in place of the failure; the message says where the model is.
+    """
+    try:
+        yield
+    except UnwrittenError as failure:
+        if (folder / f"{CHECKPOINT}{failure.step}" / STATE).is_file():
+            raise
+        try:
+            model = export(learner, folder)
+        except CheckpointError:
+            model = _rescued(learner, folder, failure, say, stopping)
+        raise CheckpointError(f"{failure} The model after step {failure.step} is in {model}.") from failure
+
+
+def _rescued(
+    learner: Learner, folder: Path, failure: CheckpointError, say: Callable[[str], object], stopping: Callable[[], bool]
+) -> Path:
+    """Write the model that could not be written to `folder`: elsewhere, or there once there is room."""
     for place in _elsewhere(folder):
         try:
             beside = Path(tempfile.mkdtemp(prefix=f"gmpo-{folder.name}-", dir=place))
