@@ -270,7 +270,7 @@ def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
             say(f"{kind}: {note.path}: {note.reason}", style="yellow")
     if count := len(resolved.idle):
         keys = "1 key is" if count == 1 else f"{count} keys are"
-        say(f"no effect: {keys} given with the default value, where it changes nothing; `gmpo check` lists them")
+        say(f"no effect: {keys} given with the default value, where it changes nothing; `gmpo check --all` lists them")
 
 
 def _overview(data: TrainingData, policy: Policy, folder: Path) -> str:

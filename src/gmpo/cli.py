@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,11 @@ app = typer.Typer(
     help="Reinforcement-learning post-training of reasoning language models around GMPO.\n\n"
     "New here? `gmpo quickstart` makes a small model and trains it in minutes on a CPU. "
     "From verl? `gmpo verl SCRIPT.sh` runs a script of verl's with gmpo in verl's place; `gmpo check` shows what "
-    "each key does.",
+    "each key does.\n\n"
+    "In this order: `data` writes problems, `sft` teaches a model the form of an answer, `check` shows what a run "
+    "comes to, `train` trains.",
+    epilog="`gmpo COMMAND --help` has an example of each. README.md and docs/ of the repository: every setting "
+    "(docs/configuration.md), data, rewards, metrics, and docs/troubleshooting.md from a symptom to its cause.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -61,8 +66,13 @@ def _recipes() -> str:
     lines = []
     for file in sorted(Path(__file__).with_name("config").joinpath("recipes").glob("*.yaml")):
         head = [line[2:] for line in file.read_text("utf-8").splitlines() if line.startswith("# ")]
-        lines.append(f"`{file.stem}`: {' '.join(head).split('. ')[0].split(': ')[0]}")
-    return "Recipes, for `recipe=NAME`:\n\n" + "\n\n".join(lines)
+        lines.append(f"- `{file.stem}`: {first_clause(' '.join(head))}")
+    return "Recipes, for `recipe=NAME`; docs/configuration.md says what each sets:\n\n" + "\n".join(lines)
+
+
+def first_clause(text: str) -> str:
+    """The words before the first colon, semicolon or full stop; the stop of `Dr. GRPO` and of `0.9` is none."""
+    return re.split(r"(?<!\bDr)[.:;](?=\s|$)", text, maxsplit=1)[0]
 
 
 def _one(files: list[Path] | None) -> Path | None:
@@ -97,6 +107,9 @@ def train(
 
     The run folder (`trainer.default_local_dir`) holds configuration, metrics, samples, checkpoints and the final model.
     The same command resumes from the newest checkpoint; Ctrl-C finishes the step and writes one.
+
+    `trainer.val_only=True` only evaluates: the run's newest checkpoint, or the model where there is none. Every key
+    stands in docs/configuration.md, every metric in docs/metrics.md, reward functions in docs/rewards.md.
     """
     console = Console()
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
@@ -113,6 +126,8 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
 
         gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet \\
           data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
+
+    The model is RUN_FOLDER/huggingface. Every key stands in docs/configuration.md, the rows in docs/data.md.
     """
     console = Console()
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
@@ -128,18 +143,28 @@ def check(
     ready: Annotated[
         bool, typer.Option("--ready", help="Exit with 3 where something is not here that `gmpo train` needs.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also every setting, what follows from others, and the memory by items.")
+    ] = False,
 ) -> None:
     """Show what `train` would do with these settings, without starting anything and without network.
 
-    Prints the resolved configuration, derived numbers (answers and updates per step, steps per epoch, ..), which keys
-    are honoured, derived, without effect and why, and what is not here: model, data, columns, reward file, devices,
-    and what this version cannot run yet.
+    Example:
 
-    Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: something is not here.
+        gmpo check recipe=gmpo actor_rollout_ref.model.path=MODEL_FOLDER \\
+          data.train_files=data/train.parquet data.train_batch_size=64
+
+    Prints answers and updates per step, steps, memory; which given keys are in effect, which change nothing and why;
+    what is not here (model, data, columns, reward file, devices, and what this version cannot run yet); and, last,
+    whether `gmpo train` would start.
+
+    Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: something is not here. Every key stands
+    in docs/configuration.md, memory in docs/scaling.md.
     """
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
     absent = _late("gmpo.check.readiness", "not_here")(resolved)
-    Console().print(_late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent))
+    report = _late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
+    Console().print(report)
     if ready and absent:
         raise typer.Exit(3)
 
@@ -159,10 +184,12 @@ def verl(
 
     Example:
 
-        gmpo verl examples/gmpo_trainer/run_qwen3_8b_fsdp.sh --check trainer.total_epochs=1
+        gmpo verl examples/gmpo_trainer/run_qwen3_8b_fsdp.sh --check \\
+          trainer.total_epochs=1
 
     Launchers (`uv run`, `torchrun`, `ray job submit`) are left out. With --check and --print nothing of the script but
     its shell runs. Every command that is left out is named. The exit code is that of `gmpo train` or `gmpo check`.
+    What differs from verl: "Move from verl" in README.md.
     """
     if check_only and print_only:
         raise ConfigError("--check and --print: give one of them")
@@ -206,7 +233,10 @@ def data(
     own format, or in verl's schema, whose instruction is then rewritten. `stories` (the quickstart's problems) and
     `countdown` are made here.
 
-        gmpo data dapo_math_17k --from dapo.parquet --out data/dapo --against data/math500/test.parquet
+        gmpo data dapo_math_17k --from dapo.parquet --out data/dapo \\
+          --against data/math500/test.parquet
+
+    docs/data.md has the data sets, the rows, and how to write rows of your own.
     """
     if drop and not against:
         raise ConfigError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
@@ -220,12 +250,18 @@ def data(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder for data, models, runs and summary.json.")] = Path(
-        "runs/quickstart"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for data, models and runs.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
 ) -> None:
-    """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads."""
+    """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads.
+
+    Example:
+
+        gmpo quickstart --out runs/quickstart --seed 1
+
+    Ctrl-C stops it, and the same command goes on. A finished one is left alone: name another folder with --out. What
+    it shows is explained in README.md, "Quickstart".
+    """
     outcome = _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
     if isinstance(outcome, int):
         raise typer.Exit(outcome)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from gmpo.check.memory import Devices, Item, estimate, micro_batch_tokens, totals
+from gmpo.check.memory import Devices, Item, amount, estimate, micro_batch_tokens, totals
 from gmpo.check.model_shapes import SHAPES, ModelShape, shape_by_name, shape_of_folder
 from gmpo.config import load
 
@@ -197,3 +197,20 @@ def test_what_stays_is_in_both_totals() -> None:
     assert total["sampling"] == pytest.approx(sum(found[name].gigabytes for name in sampling))
     updating = set(found) - {"sampler weights", "key-value cache"}
     assert total["update"] == pytest.approx(sum(found[name].gigabytes for name in updating))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "shown"),
+    [
+        (64.0, "64.0 GB"),
+        (1.04, "1.0 GB"),
+        (0.95, "0.9 GB"),
+        (0.124, "124 MB"),
+        (0.00996, "10 MB"),
+        (0.0013, "1.3 MB"),
+        (0.000565, "565 kB"),
+        (0.0, "0 GB"),
+    ],
+)
+def test_an_amount_is_told_in_a_unit_in_which_it_is_not_nothing(gigabytes: float, shown: str) -> None:
+    assert amount(gigabytes) == shown

@@ -86,10 +86,10 @@ def test_unknown_row_counts_leave_only_what_depends_on_them_open() -> None:
     assert numbers(load().config, None, None).total_steps is None
 
 
-def _printed(width: int, *overrides: str) -> str:
+def _printed(width: int, *overrides: str, everything: bool = True) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None)
-    console.print(check_report(load([*RUN, *overrides]), _rows))
+    console.print(check_report(load([*RUN, *overrides]), _rows, everything=everything))
     return out.getvalue()
 
 
@@ -118,11 +118,21 @@ def test_the_report_shows_the_tree_the_numbers_and_every_list_with_reasons() -> 
         assert title in text
 
 
+@pytest.mark.parametrize("everything", [True, False])
 @pytest.mark.parametrize("width", [80, 100])
-def test_the_report_fits_its_width_and_cuts_nothing(width: int) -> None:
-    text = _printed(width)
+def test_the_report_fits_its_width_and_cuts_nothing(width: int, everything: bool) -> None:
+    text = _printed(width, everything=everything)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
+
+
+def test_one_row_is_one_row() -> None:
+    words = ["data.train_batch_size=1", f"{A}.ppo_mini_batch_size=1", "data.train_files=a", "data.val_files=v"]
+    config = load(words).config
+    formulas = " ".join(number.formula for number in numbers(config, 1, 1).table(config, 1, 1))
+    assert "1 rows" not in formulas
+    assert "floor(1 row / 1)" in formulas
+    assert "1 problem x rollout.n 5" in formulas
 
 
 def test_an_unknown_row_count_is_shown_as_a_question_mark() -> None:

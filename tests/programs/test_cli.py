@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gmpo.cli import first_clause
+from gmpo.config import load
 from gmpo.config.layers import recipes
 from gmpo.tracking.sinks import JsonLines
 from gmpo.version import __version__
@@ -94,9 +97,9 @@ def test_help_and_check_load_no_torch() -> None:
 
 
 def test_check_shows_what_a_published_command_comes_to_and_what_is_not_available(command: Command) -> None:
-    outcome = command("check", *PUBLISHED)
+    outcome = command("check", "--all", *PUBLISHED)
     assert outcome.code == 0
-    sections = ("configuration", "derived numbers", "honoured", "derived (", "without effect", "not here")
+    sections = ("configuration", "derived numbers", "honoured", "derived (", "without effect", "not here", "verdict")
     positions = [outcome.out.index(section) for section in sections]
     assert positions == sorted(positions)
     shown = " ".join(outcome.out.split())
@@ -109,6 +112,34 @@ def test_check_shows_what_a_published_command_comes_to_and_what_is_not_available
     inert = shown[shown.index("without effect") : shown.index("not here")]
     assert "actor_rollout_ref.actor.kl_loss_coef = 0.001 actor_rollout_ref.actor.use_kl_loss is off" in inert
     assert "trainer.critic_warmup = 0" in inert
+
+
+def test_check_is_short_by_default_and_ends_in_a_verdict(bench: Any, command: Command) -> None:
+    """What is listed is what was given; the last lines say whether a run starts and what --all adds."""
+    outcome = command("check", *PUBLISHED)
+    assert not re.search(r"^(configuration|derived \(|  weights)", outcome.out, re.MULTILINE)
+    last = " ".join(outcome.out.split())[-260:]
+    (missing,) = re.findall(r"not here \((\d+)\)", outcome.out)
+    assert f"not ready: `gmpo train` would not start here, for the {missing} things listed under `not here`" in last
+    assert last.endswith("keys that follow from others, and the memory item by item.")
+    ready = command("check", *bench.arguments())
+    assert "ready: `gmpo train` would start with these settings" in ready.out
+    assert "not here" not in ready.out
+    assert len(ready.out.splitlines()) < 60
+
+
+def test_a_saved_configuration_is_told_by_what_differs_from_the_defaults(bench: Any, command: Command) -> None:
+    """A file that names every key: those at their default are counted, the others listed, and --all lists all."""
+    file = bench.folder / "whole.yaml"
+    file.write_text(load(["trainer.seed=7"]).tree_yaml())
+    outcome = command("check", "--config", str(file))
+    listed = [line.strip() for line in outcome.out.splitlines() if line.startswith("  ") and " = " in line]
+    assert [line for line in listed if line.startswith("trainer.seed")] == ["trainer.seed = 7"]
+    assert not [line for line in listed if line.startswith("trainer.save_freq")]
+    (number,) = re.findall(r"honoured \((\d+)\)", outcome.out)
+    (hidden,) = re.findall(r"and (\d+) keys at the default value", outcome.out.partition("without effect")[0])
+    assert int(number) > int(hidden) > 50
+    assert "trainer.save_freq = -1" in command("check", "--all", "--config", str(file)).out
 
 
 def test_check_counts_rows_that_are_here_and_refuses_a_batch_that_is_larger(bench: Any, command: Command) -> None:
@@ -255,5 +286,34 @@ def test_an_option_that_would_be_ignored_is_refused(bench: Any, command: Command
 
 
 def test_the_help_of_train_lists_the_recipes(command: Command) -> None:
-    shown = " ".join(command("train", "--help").out.split())
-    assert all(name in shown for name in recipes())
+    out = command("train", "--help").out
+    shown = " ".join(out.split())
+    assert all(f"{name}: " in shown for name in recipes())
+    assert "dr_grpo: Dr. GRPO (arXiv 2503.20783) " in shown
+    assert "as the GMPO example of verl 0.9 sets it " in shown
+    assert not re.search(r"\n( *\n){3}", out)
+
+
+@pytest.mark.parametrize(
+    ("text", "clause"),
+    [
+        ("Dr. GRPO (x): without a division.", "Dr. GRPO (x)"),
+        ("As verl 0.9 sets it. More.", "As verl 0.9 sets it"),
+        ("One; two", "One"),
+        ("No stop", "No stop"),
+    ],
+)
+def test_a_recipe_is_named_by_its_first_clause(text: str, clause: str) -> None:
+    assert first_clause(text) == clause
+
+
+@pytest.mark.parametrize("name", ["train", "sft", "check", "verl", "data", "quickstart"])
+def test_the_help_of_a_command_has_a_command_to_copy_and_names_the_docs(command: Command, name: str) -> None:
+    """The command stands on lines of its own, none longer than the screen, with a backslash where it goes on."""
+    text = command(name, "--help").out
+    lines = [line.rstrip() for line in text.partition("╭")[0].splitlines()]
+    start = next(number for number, line in enumerate(lines) if re.match(r" +gmpo ", line))
+    end = next(number for number in range(start, len(lines)) if not lines[number])
+    assert lines[start].split()[:2] == ["gmpo", name]
+    assert all(line.endswith("\\") for line in lines[start : end - 1])
+    assert "docs/" in text or "README.md" in text

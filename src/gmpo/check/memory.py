@@ -89,6 +89,15 @@ def totals(items: Sequence[Item]) -> dict[str, float]:
 _RESIDENT = {"weights", "optimizer", "reference", "critic weights", "critic optimizer"}
 
 
+def amount(gigabytes: float) -> str:
+    """For people, in a unit in which it is not 0: `3.8 GB`, `124 MB`, `1.3 MB`, `565 kB`."""
+    for unit, size in (("GB", 1.0), ("MB", 1e3)):
+        if gigabytes * size >= 0.95:
+            number = gigabytes * size
+            return f"{number:,.1f} {unit}" if unit == "GB" or number < 9.95 else f"{number:,.0f} {unit}"
+    return f"{gigabytes * 1e6:,.0f} kB" if gigabytes else "0 GB"
+
+
 def _trained(prefix: str, shape: ModelShape, devices: Devices, weight_bytes: int, compute: int) -> list[Item]:
     p = shape.parameters
     items = [
@@ -136,7 +145,7 @@ def _activations(config: Config, shape: ModelShape, devices: Devices, compute: i
     whole = answers * shape.vocabulary * 4 / GB
     return [
         Item("activations", size / GB, f"{formula}; tokens: {why}"),
-        Item("logits", min(LOGITS_GB, whole), f"a tile; all of {answers:,} x {shape.vocabulary:,}: {whole:,.1f}"),
+        Item("logits", min(LOGITS_GB, whole), f"a tile; all of {answers:,} x {shape.vocabulary:,}: {amount(whole)}"),
     ]
 
 

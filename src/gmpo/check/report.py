@@ -1,4 +1,8 @@
-"""The report of `gmpo check`: the complete configuration, what follows from it, and an account of every given key."""
+"""The report of `gmpo check`: what follows from the settings, an account of every given key, and whether a run starts.
+
+The short form leaves out what nobody asked for: the tree of all settings, what follows from others, formulas of the
+memory, and empty lists.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,25 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from gmpo.check.memory import CARD_GB, Devices, Item, estimate, totals
+from gmpo.check.memory import CARD_GB, Devices, Item, amount, estimate, totals
 from gmpo.check.model_shapes import ModelShape, shape_by_name, shape_of_folder
-from gmpo.config import Config, Resolved
+from gmpo.config import Config, Resolved, load
 from gmpo.config.numbers import Number, numbers
 from gmpo.config.resolved import Note
 from gmpo.config.tree import get
 
 CountRows = Callable[[Sequence[str]], int | None]
+WHOLE = 20
+"""A list of so many given keys is shown whole in the short form too; of a longer one, those that differ from the
+default."""
 
 
 def check_report(
-    resolved: Resolved[Config], count_rows: CountRows, absent: Sequence[Note] | None = None
+    resolved: Resolved[Config],
+    count_rows: CountRows,
+    absent: Sequence[Note] | None = None,
+    *,
+    everything: bool = False,
 ) -> RenderableType:
     """The report, with the sizes of the data sets.
 
@@ -31,6 +42,7 @@ def check_report(
         count_rows: number of rows in some files, or None when it cannot be known, for example because they are on
             another machine.
         absent: what is not here; what this version cannot run when None.
+        everything: also the whole configuration, what follows from other settings, and the memory item by item.
 
     Raises:
         ConfigError: a batch is larger than the data set.
@@ -40,7 +52,8 @@ def check_report(
     val_rows = count_rows(data.val_files) if data.val_files else None
     derived = numbers(resolved.config, train_rows, val_rows)
     table = derived.table(resolved.config, train_rows, val_rows)
-    return render(resolved, [*table, *_per_device(resolved.config, derived.max_tokens_per_step)], absent)
+    shown = [*table, *_per_device(resolved.config, derived.max_tokens_per_step)]
+    return render(resolved, shown, absent, everything=everything)
 
 
 def _per_device(config: Config, tokens: int) -> list[Number]:
@@ -62,35 +75,87 @@ def find_shape(model: str | None) -> tuple[str, ModelShape] | None:
 
 
 def render(
-    resolved: Resolved[Config], derived: Sequence[Number], absent: Sequence[Note] | None = None
+    resolved: Resolved[Config],
+    derived: Sequence[Number],
+    absent: Sequence[Note] | None = None,
+    *,
+    everything: bool = False,
 ) -> RenderableType:
-    """Everything as one renderable, readable from 80 columns on."""
+    """Everything, or the short form, as one renderable, readable from 80 columns on. The verdict is its last line."""
     config = resolved.config
-    honoured = [(path, _value(get(config, path))) for path in sorted(resolved.honoured)]
+    missing = resolved.unavailable if absent is None else absent
 
-    def notes(found: Sequence[Note]) -> list[tuple[str, ...]]:
+    def notes(found: Sequence[Note]) -> list[Row]:
         return [(note.path, _value(get(config, note.path)), note.reason) for note in found]
 
-    follows = [(item.path, _value(item.value), item.why) for item in resolved.derived]
-    return Group(
-        Rule("configuration", align="left"),
-        Syntax(resolved.tree_yaml(), "yaml", background_color="default", word_wrap=True),
+    inert = [*notes(resolved.inert), *((i.path, _value(i.value), i.reason) for i in resolved.ignored)]
+    lists = (
+        ("honoured", "given, and in effect", _honoured(resolved), "green"),
+        ("derived", "not given; follows from other settings", _follows(resolved), "cyan"),
+        ("without effect", "given, and changes nothing", inert, "yellow"),
+        ("warnings", "trains, and may surprise", notes(resolved.warnings), "yellow"),
+        ("not here", "`gmpo train` would not start", notes(missing), "red"),
+    )
+    numbers_of: list[RenderableType] = [
         Rule("derived numbers", align="left"),
         _numbers(derived),
-        *_memory(config),
-        _section("honoured", "given, and in effect", honoured, "green"),
-        _section("derived", "not given; follows from other settings", follows, "cyan"),
-        _section(
-            "without effect",
-            "given, and changes nothing",
-            [*notes(resolved.inert), *((i.path, _value(i.value), i.reason) for i in resolved.ignored)],
-            "yellow",
-        ),
-        _section(
-            "not here", "`gmpo train` would not start", notes(resolved.unavailable if absent is None else absent), "red"
-        ),
-        _section("warnings", "trains, and may surprise", notes(resolved.warnings), "yellow"),
+        *_memory(config, everything),
+    ]
+    verdict: list[RenderableType] = [Rule("verdict", align="left"), _verdict(len(missing), len(resolved.warnings))]
+    if everything:
+        tree = Syntax(resolved.tree_yaml(), "yaml", background_color="default", word_wrap=True)
+        sections = [_section(title, meaning, rows, len(rows), colour) for title, meaning, rows, colour in lists]
+        return Group(Rule("configuration", align="left"), tree, *numbers_of, *sections, *verdict)
+    usual = {"honoured": _usual(resolved), "without effect": resolved.idle}
+    sections = []
+    for title, meaning, rows, colour in lists:
+        if rows and title != "derived":
+            shown = _short(rows, usual.get(title, frozenset()))
+            sections.append(_section(title, meaning, shown, len(rows), colour))
+    more = (
+        f"With --all also the whole configuration, {_count(len(resolved.derived), 'key')} that follow from others, "
+        "and the memory item by item."
     )
+    return Group(*numbers_of, *sections, *verdict, Text(f"  {more}", style="dim"))
+
+
+Row = tuple[str, ...]
+"""A key, its value and, where there is one, the reason."""
+
+
+def _honoured(resolved: Resolved[Config]) -> list[Row]:
+    return [(path, _value(get(resolved.config, path))) for path in sorted(resolved.honoured)]
+
+
+def _follows(resolved: Resolved[Config]) -> list[Row]:
+    return [(item.path, _value(item.value), item.why) for item in resolved.derived]
+
+
+def _usual(resolved: Resolved[Config]) -> frozenset[str]:
+    """Given keys at the value that they would have without."""
+    default = load([]).config
+    same = (path for path in resolved.honoured if get(resolved.config, path) == get(default, path))
+    return frozenset(same)
+
+
+def _short(rows: Sequence[Row], usual: frozenset[str]) -> list[Row]:
+    """A long list without what is as usual, and how much that is."""
+    left = [row for row in rows if row[0] not in usual]
+    if len(rows) <= WHOLE or len(left) == len(rows):
+        return list(rows)
+    return [*left, (f"and {_count(len(rows) - len(left), 'key')} at the default value",)]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _verdict(missing: int, warnings: int) -> Text:
+    beside = f"; {_count(warnings, 'warning')} above" if warnings else ""
+    if missing:
+        what = "what is listed" if missing == 1 else f"the {missing:,} things listed"
+        return Text(f"  not ready: `gmpo train` would not start here, for {what} under `not here`{beside}", "bold red")
+    return Text(f"  ready: `gmpo train` would start with these settings{beside}", "bold green")
 
 
 def _numbers(derived: Sequence[Number]) -> Table:
@@ -103,8 +168,8 @@ def _numbers(derived: Sequence[Number]) -> Table:
     return table
 
 
-def _memory(config: Config) -> list[RenderableType]:
-    """The estimate, item by item with its formula, the sums, and what it rests on."""
+def _memory(config: Config, items_too: bool) -> list[RenderableType]:
+    """What the estimate rests on, its sums and, if asked for, the items with their formulas."""
     model = config.actor_rollout_ref.model.path
     found = find_shape(model)
     title = Rule("memory of each device, estimated", align="left")
@@ -115,30 +180,33 @@ def _memory(config: Config) -> list[RenderableType]:
         return [title, Text(f"  unknown: {reason}", style="dim")]
     source, shape = found
     devices, items = Devices.of(config), estimate(config, shape)
-    spread = f"{devices.world} devices, weights over {devices.shards}, sequences over {devices.sequence}"
-    lines: list[RenderableType] = [title, Text(f"  {shape.parameters:,} parameters ({source}); {spread}")]
-    for phase in ("update", "sampling"):
-        lines += [_memory_item(item) for item in items if item.phase == phase]
+    lines: list[RenderableType] = [title, Text(f"  {shape.parameters:,} parameters ({source})")]
+    if devices.world > 1:
+        lines.append(
+            Text(f"  {devices.world} devices, weights over {devices.shards}, sequences over {devices.sequence}")
+        )
+    if items_too:
+        lines += [_memory_item(item) for phase in ("update", "sampling") for item in items if item.phase == phase]
     for phase, gigabytes in totals(items).items():
         over = gigabytes > CARD_GB
         note = f", more than a card of {CARD_GB:.0f} GB" if over else ""
-        lines.append(
-            Text(f"  while {phase.replace('update', 'updating')}: {gigabytes:.1f} GB{note}", "red" if over else "bold")
-        )
+        name = phase.replace("update", "updating")
+        lines.append(Text(f"  while {name}: {amount(gigabytes)}{note}", "red" if over else "bold"))
     return lines
 
 
 def _memory_item(item: Item) -> RenderableType:
-    head = Text(f"  {item.name:<22}{item.gigabytes:>8.1f} GB")
+    head = Text(f"  {item.name:<22}{amount(item.gigabytes):>11}")
     return Group(head, Padding(Text(item.formula, style="dim"), (0, 0, 0, 6)))
 
 
-def _section(title: str, meaning: str, rows: Sequence[tuple[str, ...]], colour: str) -> RenderableType:
-    """A titled list. Each reason stands below its key, so that long keys never squeeze the text."""
-    lines: list[RenderableType] = [Rule(f"{title} ({len(rows)}): {meaning}", align="left")]
-    for path, value, *reason in rows:
-        lines.append(Padding(Text.assemble((path, colour), f" = {value}"), (0, 0, 0, 2)))
-        lines += [Padding(Text(text, style="dim"), (0, 0, 0, 6)) for text in reason]
+def _section(title: str, meaning: str, rows: Sequence[Row], number: int, colour: str) -> RenderableType:
+    """A titled list of `number` keys. Each reason stands below its key, so that long keys never squeeze the text."""
+    lines: list[RenderableType] = [Rule(f"{title} ({number}): {meaning}", align="left")]
+    for path, *rest in rows:
+        value = f" = {rest[0]}" if rest else ""
+        lines.append(Padding(Text.assemble((path, colour if rest else "dim"), value), (0, 0, 0, 2)))
+        lines += [Padding(Text(text, style="dim"), (0, 0, 0, 6)) for text in rest[1:]]
     if not rows:
         lines.append(Text("  none", style="dim"))
     return Group(*lines)

@@ -32,8 +32,8 @@ def run_length(
     """
     if rows < batch_size:
         raise ConfigError(
-            f"{key} = {batch_size} is larger than the data set, which has {rows} rows: not one step is possible. "
-            f"Lower {key} to at most {rows} or add data."
+            f"{key} = {batch_size} is larger than the data set, which has {_counted(rows, 'row')}: not one step is "
+            f"possible. Lower {key} to at most {rows} or add data."
         )
     per_epoch = rows // batch_size
     bounds = [] if total_epochs is None else [per_epoch * total_epochs]
@@ -77,12 +77,12 @@ class Numbers:
     def table(self, config: Config, train_rows: int | None, val_rows: int | None) -> tuple[Number, ...]:
         """All of them with their formulas, for display."""
         data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-        n, mini = rollout.n, actor.ppo_mini_batch_size
+        n, mini, problems = rollout.n, actor.ppo_mini_batch_size, _counted(self.prompts_per_step, "problem")
         groups = _replicas(config)
         micro = (
             f"by a budget of {actor.ppo_max_token_len_per_gpu} tokens each"
             if self.micro_batches_per_update is None
-            else f"{self.mini_batch_responses} answers / "
+            else f"{_counted(self.mini_batch_responses, 'answer')} / "
             + (f"{groups} devices / " if groups > 1 else "")
             + f"ppo_micro_batch_size_per_gpu {actor.ppo_micro_batch_size_per_gpu}"
         )
@@ -93,11 +93,15 @@ class Numbers:
             ("total_training_steps", trainer.total_training_steps),
         )
         length = ", ".join(f"{name} {bound}" for name, bound in bounds if bound is not None)
-        rows = "an unknown number of" if train_rows is None else str(_capped(train_rows, data.train_max_samples))
-        val = "an unknown number of" if val_rows is None else str(_capped(val_rows, data.val_max_samples))
+        rows = _rows(_capped(train_rows, data.train_max_samples))
+        val = _rows(_capped(val_rows, data.val_max_samples))
         return (
             Number("problems per step", self.prompts_per_step, "data.train_batch_size"),
-            Number("answers per step", self.responses_per_step, f"{self.prompts_per_step} problems x rollout.n {n}"),
+            Number(
+                "answers per step",
+                self.responses_per_step,
+                f"{problems} x rollout.n {n}",
+            ),
             Number(
                 "updates per step",
                 self.updates_per_step,
@@ -107,13 +111,13 @@ class Numbers:
             Number("answers per update", self.mini_batch_responses, f"ppo_mini_batch_size {mini} x rollout.n {n}"),
             Number("micro-batches per update", self.micro_batches_per_update, micro),
             Number("tokens per step, at most", self.max_tokens_per_step, f"{self.responses_per_step} x {longest}"),
-            Number("steps per epoch", self.steps_per_epoch, f"floor({rows} rows / {self.prompts_per_step})"),
+            Number("steps per epoch", self.steps_per_epoch, f"floor({rows} / {self.prompts_per_step})"),
             Number("steps", self.total_steps, f"the smaller of {length}" if ", " in length else length),
             Number("epochs begun", self.epochs, "ceil(steps / steps per epoch)"),
             Number(
                 "answers per validation",
                 self.validation_responses,
-                f"{val} rows x val_kwargs.n {rollout.val_kwargs.n}"
+                f"{val} x val_kwargs.n {rollout.val_kwargs.n}"
                 if self.validation_responses != 0
                 else "no validation problems",
             ),
@@ -165,6 +169,14 @@ def _replicas(config: Config) -> int:
 
 def _capped(rows: int | None, limit: int) -> int | None:
     return rows if rows is None or limit < 0 else min(rows, limit)
+
+
+def _rows(number: int | None) -> str:
+    return "an unknown number of rows" if number is None else _counted(number, "row")
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _length(config: Config, rows: int | None) -> tuple[int | None, int | None, int | None]:
