@@ -1,4 +1,4 @@
-"""The whole pipeline on a CPU in minutes: a model from scratch, a warm-up, GMPO, and a table of what changed.
+"""The whole pipeline on a CPU in minutes: a model from scratch, a warm-up, GMPO, and what changed.
 
 It only calls public functions (`make_model`, `story_rows`, `gmpo.sft`, `gmpo.train`).
 """
@@ -6,6 +6,7 @@ It only calls public functions (`make_model`, `story_rows`, `gmpo.sft`, `gmpo.tr
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from gmpo.backends.tiny_model import make_model, word_tokenizer
 from gmpo.data.files import write_parquet
 from gmpo.data.stories import demonstration_rows, keys_of, story_rows, vocabulary
 from gmpo.errors import ConfigError
+from gmpo.metrics.conclusion import conclusion
 from gmpo.records.run_folder import read_metrics
 
 BEGUN = "quickstart.json"
@@ -69,7 +71,8 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.rule("4  what changed")
     console.print(table(summary))
-    _print_where(console, out, warm, run)
+    for text in (*notes(summary), "", how_to_go_on(out, run.model, run.folder)):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     return summary
 
 
@@ -151,6 +154,7 @@ def summarise(run: Path, seed: int, parameters: int, seconds: Mapping[str, float
         "pass@1_before_interval": [before["val/pass@1_low"], before["val/pass@1_high"]],
         "pass@1_after": after["val/pass@1"],
         "pass@1_after_interval": [after["val/pass@1_low"], after["val/pass@1_high"]],
+        "verdict": conclusion([before, after])[0].partition("): ")[2],
         "pass@1_curve": {int(m["training/global_step"]): m["val/pass@1"] for m in validations},
         "response_length_before": before["val/response_length/mean"],
         "response_length_after": after["val/response_length/mean"],
@@ -171,47 +175,49 @@ def _mean(steps: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def table(summary: Mapping[str, Any]) -> Table:
-    """The summary as a table for the console."""
-    shown = Table(show_header=True, header_style="bold")
-    shown.add_column("held-out stories" if summary["problems"] else "")
-    shown.add_column("before", justify="right")
-    shown.add_column("after", justify="right")
-    low0, high0 = summary["pass@1_before_interval"]
-    low1, high1 = summary["pass@1_after_interval"]
+    """What was measured before and after, in less than 80 columns."""
+    (low0, high0), (low1, high1) = summary["pass@1_before_interval"], summary["pass@1_after_interval"]
+    shown = Table(f"{summary['problems']} held-out stories", header_style="bold")
+    shown.add_column("before GMPO", justify="right")
+    shown.add_column(f"after {max(summary['pass@1_curve'])} steps", justify="right")
     shown.add_row(
-        f"pass@1 on {summary['problems']} problems (95 % interval)",
+        "pass@1 (95 % interval)",
         f"{summary['pass@1_before']:.3f} ({low0:.3f}-{high0:.3f})",
         f"[bold]{summary['pass@1_after']:.3f}[/] ({low1:.3f}-{high1:.3f})",
     )
-    curve = summary["pass@1_curve"]
-    shown.add_row(f"pass@1 after {', '.join(map(str, curve))} steps", "", " ".join(f"{v:.2f}" for v in curve.values()))
-    shown.add_row(
-        "mean answer length, tokens",
-        f"{summary['response_length_before']:.1f}",
-        f"{summary['response_length_after']:.1f}",
-    )
-    shown.add_section()
-    shown.add_row("token log-ratio over the run", f"{summary['log_ratio_min']:.2f}", f"{summary['log_ratio_max']:.2f}")
-    shown.add_row(
-        "share of tokens cut, A > 0 and A < 0",
-        f"{summary['clip_share_positive']:.2%}",
-        f"{summary['clip_share_negative']:.2%}",
-    )
-    shown.add_section()
-    for phase, seconds in summary["seconds"].items():
-        shown.add_row(f"seconds: {phase.replace('/', ': ')}", "", f"{seconds:.1f}")
+    lengths = (summary[f"response_length_{when}"] for when in ("before", "after"))
+    shown.add_row("answer length, tokens", *(f"{length:.1f}" for length in lengths))
     return shown
 
 
-def _print_where(console: Console, out: Path, warm: Run, run: Run) -> None:
-    console.print(
-        f"model     {run.model}\n"
-        f"metrics   {run.folder / 'metrics.jsonl'}; tensorboard --logdir {run.folder}\n"
-        f"samples   {run.folder / 'samples'} and {run.folder / 'validation'}\n"
-        f"again     gmpo train --config {run.folder / 'config.yaml'} trainer.default_local_dir=ELSEWHERE KEY=VALUE ..\n"
-        "          GRPO instead: add actor_rollout_ref.actor.policy_loss.loss_mode=vanilla "
-        "actor_rollout_ref.actor.clip_ratio_low=0.2 actor_rollout_ref.actor.clip_ratio_high=0.2 "
-        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
-        highlight=False,
-        soft_wrap=True,
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What else there is to say of a run: verdict, curve, the tokens' ratios, seconds."""
+    curve, seconds = summary["pass@1_curve"], summary["seconds"]
+    phases = {"data and model": "prepare", "warm-up": "warm-up", "GMPO with its evaluations": "train"}
+    return [
+        summary["verdict"],
+        f"pass@1 after {', '.join(map(str, curve))} steps: {', '.join(f'{v:.2f}' for v in curve.values())}",
+        f"log-ratios of tokens over the training: {summary['log_ratio_min']:.2f} to {summary['log_ratio_max']:.2f}",
+        f"tokens cut by a bound: {summary['clip_share_positive']:.2%} where A > 0, "
+        f"{summary['clip_share_negative']:.2%} where A < 0",
+        f"{sum(seconds[phase] for phase in phases.values()):.0f} s: "
+        + ", ".join(f"{name} {seconds[phase]:.0f}" for name, phase in phases.items()),
+    ]
+
+
+def how_to_go_on(out: Path, model: Path, run: Path) -> str:
+    """Where everything is, and commands to copy."""
+    again = f"  gmpo train --config {shlex.quote(str(run / 'config.yaml'))} \\\n    "
+    evaluation = shlex.quote(f"actor_rollout_ref.model.path={model}")
+    evaluated, grpo = (shlex.quote(f"trainer.default_local_dir={out / name}") for name in ("evaluation", "grpo"))
+    return (
+        f"model     {model}\n"
+        f"metrics   {run / 'metrics.jsonl'}\n"
+        f"curves    tensorboard --logdir {shlex.quote(str(run))}\n"
+        f"answers   {run / 'samples'}, {run / 'validation'}\n\n"
+        "Use the model: AutoModelForCausalLM.from_pretrained of transformers reads its\n"
+        'folder; "After the training" in README.md has more. Evaluate it:\n'
+        f"{again}trainer.val_only=True \\\n    {evaluation} \\\n    {evaluated}\n"
+        "The same with GRPO, to compare:\n"
+        f"{again}recipe=grpo {grpo}"
     )
