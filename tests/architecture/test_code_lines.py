@@ -31,7 +31,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (745, "an answer's numbers by name, several rewards of it"),
-    "rewards": (5665, "what workers print; values in the place of lists; what graders print is bounded"),
+    "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
     "tracking": (770, "records wait in memory while a disk is full; the processor"),
     "training": (1375, "the model of a training that a checkpoint ends"),
 }

@@ -12,10 +12,11 @@ import typer
 from rich.console import Console
 
 import gmpo
-from gmpo.backends.tiny_model import bpe_tokenizer, make_model
+from gmpo.backends.tiny_model import bpe_tokenizer, make_model, word_tokenizer
 from gmpo.cli import app
 from gmpo.config import load, load_sft
 from gmpo.data.prepare import DATASETS
+from gmpo.data.stories import vocabulary
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README_CN.md")
@@ -166,7 +167,7 @@ def _anchors(page: Path) -> set[str]:
 def test_the_python_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As printed, with a small random model in the place of MODEL, and three of its ten steps."""
     make_model(tmp_path / "model", bpe_tokenizer([], 260), seed=0, hidden=32, layers=1, heads=2, intermediate=64)
-    (text,) = (text for kind, text in _blocks(READMES[0]) if kind == "python")
+    (text,) = (text for kind, text in _blocks(READMES[0]) if kind == "python" and "gmpo.train" in text)
     for before, after in (("MODEL", str(tmp_path / "model")), ('_steps": 10', '_steps": 3')):
         assert text.count(before) == 1
         text = text.replace(before, after)
@@ -179,3 +180,17 @@ def test_the_python_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.finished
     assert (run.model / "model.safetensors").is_file()
     assert all(metrics["reward/grader_error"] == 0 for metrics in run.history)
+
+
+def test_the_python_of_the_readme_asks_a_model_and_grades_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As printed, with a model of random weights in the place of the trained one."""
+    (text,) = (text for kind, text in _blocks(READMES[0]) if kind == "python" and "gmpo.grade" in text)
+    make_model(tmp_path / "runs" / "quickstart" / "run" / "huggingface", word_tokenizer(vocabulary()), seed=0, layers=1)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "README.md", "exec"), names)
+    grade = names["grade"]
+    assert grade == gmpo.grade(names["answer"], "48", "stories")
+    assert f"-> {grade.verdict} {grade.score} {grade.pred}" in capsys.readouterr().out
