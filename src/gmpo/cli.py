@@ -1,4 +1,4 @@
-"""The command line: `gmpo quickstart | train | sft | check | verl | data`."""
+"""The command line: `gmpo quickstart | data | sft | check | train | verl`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from typer.core import TyperGroup
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.version import __version__
 
+COMMANDS = ("quickstart", "data", "sft", "check", "train", "verl")
+"""In the order in which a new user needs them."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143."""
 
 
 class Commands(TyperGroup):
-    """Prints gmpo's own errors, and a stop by Ctrl-C, without a traceback."""
+    """Prints gmpo's own errors, and a stop by Ctrl-C, without a traceback. Lists commands in the order of their use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -114,6 +119,9 @@ def train(
     console = Console()
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "train")(resolved, console=console, profile=profile)
+    if resolved.config.trainer.val_only:
+        _say(console, f"validated, nothing was trained; figures and answers: {run.folder / 'val_only'}")
+        return
     resumes = resolved.config.trainer.resume_mode == "auto"
     _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
 

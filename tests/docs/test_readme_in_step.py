@@ -101,6 +101,21 @@ def test_a_page_and_its_translation_are_in_step(page: Path, translated: Path) ->
     assert targets[0] - {page.name} == targets[1] - {page.name}
 
 
+@pytest.mark.parametrize(("page", "translated"), PAIRS, ids=_name)
+def test_a_section_and_its_translation_have_as_many_paragraphs_and_items(page: Path, translated: Path) -> None:
+    """So that a paragraph that one language has and the other has not, or has elsewhere, is found."""
+    sections = (re.split(r"^#+ ", _prose(p), flags=re.MULTILINE) for p in (page, translated))
+    for one, other in zip(*sections, strict=True):
+        heading, *parts = _parts(one)
+        assert parts == list(_parts(other)[1:]), heading
+
+
+def _parts(section: str) -> tuple[str, int, int]:
+    """Heading, paragraphs and items of a section."""
+    paragraphs = [part for part in re.split(r"\n\s*\n", section) if part.strip()]
+    return section.partition("\n")[0], len(paragraphs), len(re.findall(r"^- ", section, re.MULTILINE))
+
+
 def _targets(lines: list[str]) -> set[str]:
     return set(re.findall(r"\]\(([^)#]+)\)", "\n".join(lines)))
 

@@ -52,6 +52,8 @@ def test_the_end_says_what_was_measured_and_its_commands_run(
     assert [words[:3] for words in commands] == [["gmpo", "train", "--config"]] * 2
     evaluated, other = (command(*words[1:]) for words in commands)
     assert evaluated.code == other.code == 0
+    assert "validated, nothing was trained; figures and answers: " in evaluated.out
+    assert "done after 2 steps" in other.out
     assert "val/pass@1" in (bench.folder / "evaluation" / "val_only" / "1" / "metrics.jsonl").read_text()
     assert (bench.folder / "grpo" / "huggingface" / "model.safetensors").is_file()
 
