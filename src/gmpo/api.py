@@ -32,6 +32,7 @@ from gmpo.build.run import Rows, build_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
+from gmpo.config.numbers import counted
 from gmpo.data.problems import contradictions
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError
@@ -159,7 +160,7 @@ def _validate(
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
         checkpoint = run.start.checkpoint
         step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
-        run.say(f"{_counted(data.problems)} problems; {_where(policy)} -> {run.records}")
+        run.say(f"{_problems(data.problems)}; {_where(policy)} -> {run.records}")
         _say_notes(run, policy)
         with closing(collector.sampler):
             validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
@@ -275,30 +276,33 @@ def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
 
 def _overview(data: TrainingData, policy: Policy, folder: Path) -> str:
     """What is about to happen, in one line."""
-    held_out = _counted(data.validation) if data.validation is not None else "0"
+    held_out = "0" if (part := data.validation) is None else f"{len(part.items)}{_lost(part)}"
     counts, answers = data.counts, data.config.actor_rollout_ref.rollout.n
+    steps, updates = counted(data.length.total_steps, "step"), counted(counts.updates_per_step, "update")
     return (
-        f"{_counted(data.problems)} problems, {held_out} for validation; {_where(policy)}; {counts.total_steps} steps "
-        f"of {counts.prompts_per_step} x {answers} answers and {counts.updates_per_step} updates -> {folder}"
+        f"{_problems(data.problems)}, {held_out} for validation; {_where(policy)}; {steps} of "
+        f"{counts.prompts_per_step} x {answers} answers and {updates} -> {folder}"
     )
 
 
 def _sft_overview(data: Demonstrations, policy: Policy, folder: Path) -> str:
-    batch = data.config.data.train_batch_size
-    return (
-        f"{len(data.items)} demonstrations; {_where(policy)}; {data.length.total_steps} updates of {batch} -> {folder}"
-    )
+    rows, updates = counted(len(data.items), "demonstration"), counted(data.length.total_steps, "update")
+    return f"{rows}; {_where(policy)}; {updates} of {data.config.data.train_batch_size} -> {folder}"
 
 
 def _where(policy: Policy) -> str:
     return f"{_size(policy.model)} parameters on {describe(policy.device)}"
 
 
-def _counted(part: EncodedProblems) -> str:
-    """The number of problems, and what happened to the others: `14 (2 overlong ones dropped)`."""
-    dropped = f" ({part.dropped} overlong ones dropped)" if part.dropped else ""
-    cut = f" ({part.truncated} prompts cut)" if part.truncated else ""
-    return f"{len(part.items)}{dropped}{cut}"
+def _problems(part: EncodedProblems) -> str:
+    """Their number, and what happened to others: `14 problems (2 overlong ones dropped)`."""
+    return counted(len(part.items), "problem") + _lost(part)
+
+
+def _lost(part: EncodedProblems) -> str:
+    dropped = f" ({counted(part.dropped, 'overlong one')} dropped)" if part.dropped else ""
+    cut = f" ({counted(part.truncated, 'prompt')} cut)" if part.truncated else ""
+    return dropped + cut
 
 
 def _keep_validation(

@@ -289,7 +289,8 @@ def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
         _say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
         raise typer.Exit(run.stopped_by or INTERRUPTED)
     done = "done" if run.history else "nothing was left to do: the run is done"
-    _say(console, f"{done} after {run.steps} steps; model: {run.model}")
+    steps = _late("gmpo.config.numbers", "counted")(run.steps, "step")
+    _say(console, f"{done} after {steps}; model: {run.model}")
 
 
 def _say(console: Console, line: str) -> None:

@@ -233,7 +233,7 @@ def test_truncation_keeps_the_part_that_it_names_and_the_number_cut_is_shown(
     }
     outcome = command("train", *bench.arguments(settings))
     assert outcome.code == 0
-    assert f"12 ({sum(n > 24 for n in lengths)} prompts cut) problems, " in outcome.out
+    assert f"12 problems ({sum(n > 24 for n in lengths)} prompts cut), " in outcome.out
     tokenizer = AutoTokenizer.from_pretrained(bench.model)
     keep = {"left": lambda x: x[-24:], "right": lambda x: x[:24], "middle": lambda x: x[:12] + x[-12:]}[truncation]
     cut = 0
@@ -254,8 +254,8 @@ def test_the_filter_shows_how_many_it_dropped_and_refuses_to_leave_nothing(
     settings["data.val_files"] = bench.write_rows(bench.rows, "val.parquet")
     outcome = command("train", *bench.arguments(settings))
     assert outcome.code == 0
-    counted = f"{12 - dropped} ({dropped} overlong ones dropped)"
-    assert f"{counted} problems, {counted} for validation" in outcome.out
+    lost = f"({dropped} overlong ones dropped)"
+    assert f"{12 - dropped} problems {lost}, {12 - dropped} {lost} for validation" in outcome.out
 
 
 # Models

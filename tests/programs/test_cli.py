@@ -178,7 +178,7 @@ def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) 
         "trainer.total_training_steps=1",
     )
     assert again.code == 0
-    assert "done after 1 steps" in again.out
+    assert "done after 1 step;" in again.out
     notes = [line for line in again.out.splitlines() if line.startswith("no effect")]
     assert len(notes) == 1
     assert notes[0].startswith("no effect: 1 key is given with the default value")

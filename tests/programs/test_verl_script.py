@@ -103,7 +103,7 @@ def test_the_script_trains_where_it_would_train(bench: Any) -> None:
     done = run(bench.folder, text)
     assert done.returncode == 0, done.stderr
     assert len((bench.folder / "out/run/metrics.jsonl").read_text().splitlines()) == 1
-    assert "done after 1 steps" in (bench.folder / "out/log.txt").read_text()
+    assert "done after 1 step;" in (bench.folder / "out/log.txt").read_text()
     (bench.folder / "out/after").unlink()
     failed = run(bench.folder, text.replace("| tee out/log.txt", ""), "data.train_files=nowhere.parquet")
     assert failed.returncode == 1

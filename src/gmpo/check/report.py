@@ -19,7 +19,7 @@ from rich.text import Text
 from gmpo.check.memory import CARD_GB, Devices, Item, amount, estimate, totals
 from gmpo.check.model_shapes import ModelShape, shape_by_name, shape_of_folder
 from gmpo.config import Config, Resolved, load
-from gmpo.config.numbers import Number, numbers
+from gmpo.config.numbers import Number, counted, numbers
 from gmpo.config.resolved import Note
 from gmpo.config.tree import get
 
@@ -113,10 +113,10 @@ def render(
             shown = _short(rows, usual.get(title, frozenset()))
             sections.append(_section(title, meaning, shown, len(rows), colour))
     more = (
-        f"With --all also the whole configuration, {_count(len(resolved.derived), 'key')} that follow from others, "
+        f"With --all also the whole configuration, {counted(len(resolved.derived), 'key')} that follow from others, "
         "and the memory item by item."
     )
-    return Group(*numbers_of, *sections, *verdict, Text(f"  {more}", style="dim"))
+    return Group(*numbers_of, *sections, *verdict, Padding(Text(more, style="dim"), (0, 0, 0, 2)))
 
 
 Row = tuple[str, ...]
@@ -143,19 +143,17 @@ def _short(rows: Sequence[Row], usual: frozenset[str]) -> list[Row]:
     left = [row for row in rows if row[0] not in usual]
     if len(rows) <= WHOLE or len(left) == len(rows):
         return list(rows)
-    return [*left, (f"and {_count(len(rows) - len(left), 'key')} at the default value",)]
+    return [*left, (f"and {counted(len(rows) - len(left), 'key')} at the default value",)]
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _verdict(missing: int, warnings: int) -> Text:
-    beside = f"; {_count(warnings, 'warning')} above" if warnings else ""
+def _verdict(missing: int, warnings: int) -> RenderableType:
+    beside = f"; {counted(warnings, 'warning')} above" if warnings else ""
     if missing:
         what = "what is listed" if missing == 1 else f"the {missing:,} things listed"
-        return Text(f"  not ready: `gmpo train` would not start here, for {what} under `not here`{beside}", "bold red")
-    return Text(f"  ready: `gmpo train` would start with these settings{beside}", "bold green")
+        said = Text(f"not ready: `gmpo train` would not start here, for {what} under `not here`{beside}", "bold red")
+    else:
+        said = Text(f"ready: `gmpo train` would start with these settings{beside}", "bold green")
+    return Padding(said, (0, 0, 0, 2))
 
 
 def _numbers(derived: Sequence[Number]) -> Table:
@@ -215,4 +213,4 @@ def _section(title: str, meaning: str, rows: Sequence[Row], number: int, colour:
 def _value(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value) or '""'

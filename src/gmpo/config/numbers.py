@@ -8,6 +8,11 @@ from gmpo.config.schema import Config
 from gmpo.errors import ConfigError
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
     """How long a run is. Example: 7473 rows in batches of 1024 for 15 epochs: `Length(7, 105, 15)`."""
@@ -32,7 +37,7 @@ def run_length(
     """
     if rows < batch_size:
         raise ConfigError(
-            f"{key} = {batch_size} is larger than the data set, which has {_counted(rows, 'row')}: not one step is "
+            f"{key} = {batch_size} is larger than the data set, which has {counted(rows, 'row')}: not one step is "
             f"possible. Lower {key} to at most {rows} or add data."
         )
     per_epoch = rows // batch_size
@@ -77,12 +82,12 @@ class Numbers:
     def table(self, config: Config, train_rows: int | None, val_rows: int | None) -> tuple[Number, ...]:
         """All of them with their formulas, for display."""
         data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-        n, mini, problems = rollout.n, actor.ppo_mini_batch_size, _counted(self.prompts_per_step, "problem")
+        n, mini, problems = rollout.n, actor.ppo_mini_batch_size, counted(self.prompts_per_step, "problem")
         groups = _replicas(config)
         micro = (
             f"by a budget of {actor.ppo_max_token_len_per_gpu} tokens each"
             if self.micro_batches_per_update is None
-            else f"{_counted(self.mini_batch_responses, 'answer')} / "
+            else f"{counted(self.mini_batch_responses, 'answer')} / "
             + (f"{groups} devices / " if groups > 1 else "")
             + f"ppo_micro_batch_size_per_gpu {actor.ppo_micro_batch_size_per_gpu}"
         )
@@ -172,11 +177,7 @@ def _capped(rows: int | None, limit: int) -> int | None:
 
 
 def _rows(number: int | None) -> str:
-    return "an unknown number of rows" if number is None else _counted(number, "row")
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return "an unknown number of rows" if number is None else counted(number, "row")
 
 
 def _length(config: Config, rows: int | None) -> tuple[int | None, int | None, int | None]:
