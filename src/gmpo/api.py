@@ -164,7 +164,7 @@ def _validate(
         _say_notes(run, policy)
         with closing(collector.sampler):
             validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
-    return Run(run.folder, Path(c.actor_rollout_ref.model.path), step, step, tuple(run.tracker.history))
+    return Run(run.folder, Path(c.actor_rollout_ref.model.source), step, step, tuple(run.tracker.history))
 
 
 def sft(config: Settings, *, rows: Rows | None = None, console: Console | None = None, label: str = "sft") -> Run:

@@ -58,11 +58,25 @@ app = typer.Typer(
 # Overrides may look like options (`--config-name=..`): pass them on to the parser of overrides, which explains them.
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
+
+def path_of(text: str) -> Path:
+    """A path of the command line, as it is given; a blank one would be the folder in which we are."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: a variable of the shell that is not set?")
+    return Path(text)
+
+
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings under verl's keys; later ones win.")
 ]
 ConfigFile = Annotated[
-    list[Path] | None, typer.Option("--config", help="YAML file with the same tree of keys; also one that verl saved.")
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        parser=path_of,
+        metavar="FILE",
+        help="YAML file with the same tree of keys; also one that verl saved.",
+    ),
 ]
 
 
@@ -180,7 +194,9 @@ def check(
 @app.command(context_settings=OVERRIDES)
 def verl(
     context: typer.Context,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT.sh", help="A shell script that starts verl's trainer.")],
+    script: Annotated[
+        Path, typer.Argument(metavar="SCRIPT.sh", parser=path_of, help="A shell script that starts verl's trainer.")
+    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the script's; other words are its own."),
@@ -222,16 +238,25 @@ def data(
             "countdown or stories."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the parquet files.")],
+    out: Annotated[Path, typer.Option(parser=path_of, metavar="FOLDER", help="Folder for the parquet files.")],
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Local file or folder, in the data set's own format or in verl's, not the hub."),
+        typer.Option(
+            "--from",
+            parser=path_of,
+            metavar="PATH",
+            help="Local file or folder, in the data set's own format or in verl's, not the hub.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of generated data and of --size.")] = 0,
     size: Annotated[int | None, typer.Option(help="Number of rows to keep or make.")] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="Evaluation file whose problems are searched for in the training rows; repeatable."),
+        typer.Option(
+            parser=path_of,
+            metavar="FILE",
+            help="Evaluation file whose problems are searched for in the training rows; repeatable.",
+        ),
     ] = None,
     drop: Annotated[bool, typer.Option("--drop-contaminated", help="Leave out the rows that --against finds.")] = False,
 ) -> None:
@@ -258,7 +283,9 @@ def data(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder for data, models and runs.")] = Path("runs/quickstart"),
+    out: Annotated[
+        Path, typer.Option(parser=path_of, metavar="FOLDER", help="Folder for data, models and runs.")
+    ] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
 ) -> None:
     """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads.

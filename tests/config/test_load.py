@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmpo.config import Config, load, load_sft
+from gmpo.config.fields import Section
 from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED
 from gmpo.config.layers import recipes
+from gmpo.config.load import NONE_AS_NULL
 from gmpo.config.resolved import as_tree
 from gmpo.config.schema_sft import SftConfig
-from gmpo.config.tree import get, leaves
+from gmpo.config.tree import Leaf, get, leaves
 from gmpo.errors import ConfigError
 
 A = "actor_rollout_ref.actor"
@@ -126,8 +128,9 @@ def test_what_the_published_command_leaves_open_is_derived() -> None:
 
 def test_a_value_without_effect_is_not_reported_as_derived() -> None:
     reference, critic = "actor_rollout_ref.ref.model.path", "critic.model.path"
-    assert not {reference, critic} & {item.path for item in load().derived}
-    with_both = load([f"{A}.use_kl_loss=True", "algorithm.adv_estimator=gae"])
+    model = "actor_rollout_ref.model.path=m"
+    assert not {reference, critic} & {item.path for item in load([model]).derived}
+    with_both = load([model, f"{A}.use_kl_loss=True", "algorithm.adv_estimator=gae"])
     assert {reference, critic} < {item.path for item in with_both.derived}
 
 
@@ -329,6 +332,66 @@ def test_a_wrong_value_is_named_with_what_is_allowed(written: str, said: str) ->
     assert message.startswith(f"1 problem in the configuration:\n  {path} = ")
     assert "(command line)" in message
     assert said in message
+
+
+MAY_BE_BLANK = {
+    "actor_rollout_ref.rollout.load_format": "nothing reads it",
+    "algorithm.rollout_correction.rollout_rs_threshold": "verl's text of numbers; a rule reads it with rollout_rs",
+    "reward_model.thinking_tags": "the scorer refuses it with words of its own",
+}
+
+
+@pytest.mark.parametrize("root", [Config, SftConfig])
+def test_every_text_that_leads_somewhere_or_names_something_is_refused_when_it_is_empty(root: type[Section]) -> None:
+    read = load if root is Config else load_sft
+    texts = {path: leaf for path, leaf in leaves(root).items() if not leaf.choices and _takes_texts(leaf)}
+    places = [path for path in texts if path.endswith(("path", "dir", "_files", "_history"))]
+    assert len(places) == (13 if root is Config else 4)
+    assert {path for path in texts if texts[path].filled is None} == MAY_BE_BLANK.keys() & texts.keys()
+    for path in texts.keys() - MAY_BE_BLANK.keys():
+        for written in (f"{path}=", f"{path}=' '", f"{path}=['a', '']" if texts[path].kind is tuple else f"{path}=''"):
+            with pytest.raises(ConfigError) as caught:
+                read([written])
+            assert f"  {path} = " in str(caught.value), written
+            assert "It is empty: a variable of the shell that is not set? Give one, or leave" in str(caught.value)
+    assert all("path" in texts[path].allowed for path in places)
+
+
+def _takes_texts(leaf: Leaf) -> bool:
+    item = get_args(leaf.field.annotation)[0] if leaf.kind is tuple else None
+    return leaf.kind is str or item is str or (get_args(item) or (None,))[0] is str
+
+
+def test_an_empty_path_of_a_further_reward_is_named_with_its_entry() -> None:
+    said = problems("reward_model.extra_rewards=[{path: a.py}, {path: ''}]")
+    assert "In entry 2, path: It is empty: a variable of the shell that is not set?" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "path", "value", "noted"),
+    [
+        ("custom_reward_function.name=none", "custom_reward_function.name", "none", False),
+        ("trainer.experiment_name=None", "trainer.experiment_name", "None", False),
+        ("trainer.rollout_data_dir=None", "trainer.rollout_data_dir", None, True),
+        ("trainer.rollout_data_dir='None'", "trainer.rollout_data_dir", "None", False),
+        ("trainer.rollout_data_dir=null", "trainer.rollout_data_dir", None, False),
+        ("reward.custom_reward_function.path=none", "custom_reward_function.path", None, True),
+        ("data.val_files=None", "data.val_files", (), True),
+        ("data.val_batch_size=None", "data.val_batch_size", None, False),
+        (
+            "custom_reward_function.reward_kwargs.mode=none",
+            "custom_reward_function.reward_kwargs",
+            {"mode": "none"},
+            False,
+        ),
+    ],
+)
+def test_none_is_null_where_null_may_stand_which_is_said_and_a_text_elsewhere(
+    written: str, path: str, value: Any, noted: bool
+) -> None:
+    resolved = load([written])
+    assert get(resolved.config, path) == value
+    assert [note.path for note in resolved.warnings if note.reason == NONE_AS_NULL] == [path] * noted
 
 
 @pytest.mark.parametrize(("path", "value"), list(REFUSED_VALUES))

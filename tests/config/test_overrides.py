@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmpo.config.overrides import Override, parse_override, parse_value
+from gmpo.config.overrides import Kind, Override, parse_override, parse_value
 from gmpo.errors import ConfigError
 
 
@@ -26,7 +26,6 @@ from gmpo.errors import ConfigError
         ("True", True),
         ("false", False),
         ("null", None),
-        ("None", None),
         ("", ""),
         ("low_var_kl", "low_var_kl"),
         ("k3+", "k3+"),
@@ -44,6 +43,8 @@ from gmpo.errors import ConfigError
         ("[]", []),
         ("{}", {}),
         ("{a:1}", {"a": 1}),
+        ("None", "None"),
+        ("[none]", ["none"]),
         ("{a: 1, b: {c: [x, null]}}", {"a": 1, "b": {"c": ["x", None]}}),
         ("{url:http://h:80/p}", {"url": "http://h:80/p"}),
         ("data/*.parquet", "data/*.parquet"),
@@ -68,11 +69,28 @@ def test_only_the_first_equals_sign_divides_key_and_value() -> None:
 
 
 def test_a_text_setting_takes_its_value_as_written() -> None:
-    texts = {"trainer.experiment_name"}
-    for written in ("007", "1e-6", "True", "[draft]", "{{ bos }}", "5"):
-        assert parse_override(f"trainer.experiment_name={written}", texts).value == written
-    assert parse_override("trainer.experiment_name='null'", texts).value == "null"
-    assert parse_override("trainer.experiment_name=null", texts).value is None
+    for written in ("007", "1e-6", "True", "[draft]", "{{ bos }}", "5", "none", "None"):
+        assert parse_override(f"trainer.experiment_name={written}", lambda path: "text").value == written
+    assert parse_override("trainer.experiment_name='null'", lambda path: "text").value == "null"
+    assert parse_override("trainer.experiment_name=null", lambda path: "text").value is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "noted"),
+    [
+        ("text", "None", False),
+        ("free", "None", False),
+        ("text or null", None, True),
+        ("texts or null", None, True),
+        ("other", None, False),
+    ],
+)
+def test_none_is_null_only_where_null_may_stand_and_that_is_noted_where_a_text_may_stand_too(
+    kind: Kind, value: str | None, noted: bool
+) -> None:
+    assert parse_override("a.b=None", lambda path: kind) == Override("a.b", value, noted)
+    assert parse_override("a.b='None'", lambda path: kind) == Override("a.b", "None")
+    assert parse_override("a.b=null", lambda path: kind) == Override("a.b", None)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,8 @@ def test_every_path_that_a_rule_names_is_in_the_tree() -> None:
 
 
 def test_derived_settings_are_exactly_those_that_a_derivation_fills() -> None:
-    _, derived = derive(Config(), frozenset(), DERIVATIONS)
+    named = Config.model_validate({"actor_rollout_ref": {"model": {"path": "m"}}})  # two other models follow it
+    _, derived = derive(named, frozenset(), DERIVATIONS)
     declared = {path for path, leaf in leaves(Config).items() if leaf.derived}
     filled = {item.path for item in derived}
     sizes = {f"{part}.log_prob_micro_batch_size_per_gpu" for part in (R, F)}

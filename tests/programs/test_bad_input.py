@@ -94,7 +94,7 @@ def test_all_wrong_settings_are_listed_together_with_the_nearest_key_the_range_a
         ({"trainer.val_only": True}, "trainer.val_only = True"),
         ({"trainer.resume_mode": "resume_path"}, "must be given with trainer.resume_mode=resume_path"),
         ({"trainer.logger": "[console,wandbb]"}, "trainer.logger"),
-        ({M + ".path": ""}, "actor_rollout_ref.model.path: is not given"),
+        ({M + ".path": "null"}, "actor_rollout_ref.model.path: is not given"),
         ({"data.train_files": "[]"}, "data.train_files is not set: it names the training problems"),
         ({"recipe": "gpmo"}, "gmpo"),
     ],

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import typer
 
-from gmpo.cli import first_clause
+from gmpo.cli import app, first_clause
 from gmpo.config import load
 from gmpo.config.layers import recipes
 from gmpo.tracking.sinks import JsonLines
@@ -283,6 +284,25 @@ def test_an_option_that_would_be_ignored_is_refused(bench: Any, command: Command
     outcome = command("data", "stories", "--out", str(bench.folder / "s"), "--drop-contaminated")
     assert outcome.code == 2
     assert "--against" in outcome.err
+
+
+def test_an_empty_path_on_the_command_line_is_refused_by_every_option_and_argument(command: Command) -> None:
+    """Click would read it as the folder in which we are."""
+    refused = set()
+    for registered in app.registered_commands:
+        hints = get_type_hints(registered.callback)
+        for option in typer.main.get_command(app).commands[registered.callback.__name__].params:
+            if "Path" in str(hints[option.name]):
+                words = ["countdown"] * (option.name != "script" and registered.callback.__name__ == "data")
+                words += [] if option.name == "script" else [max(option.opts, key=len)]
+                outcome = command(registered.callback.__name__, *words, " ")
+                said = " ".join(re.sub("[│╭╮╰╯─]", " ", outcome.err).split())
+                assert (outcome.code, "it is empty: a variable of the shell that is not set?" in said) == (2, True), (
+                    said
+                )
+                refused.add((registered.callback.__name__, option.name))
+    assert refused >= {("data", "against"), ("data", "source"), ("quickstart", "out"), ("train", "config")}
+    assert ("verl", "script") in refused
 
 
 def test_the_help_of_train_lists_the_recipes(command: Command) -> None:

@@ -105,13 +105,13 @@ def training_content(
         moment: that the prompts are rendered with.
     """
     model, custom = config.actor_rollout_ref.model, config.custom_reward_function
-    source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+    source = ModelSource(model.source, model.trust_remote_code, model.override_config)
     content: dict[str, Any] = _text(source, tokenizer, "actor_rollout_ref.model.path", moment)
     if config.uses_reference:
-        source = ModelSource(config.actor_rollout_ref.ref.model.path, model.trust_remote_code)
+        source = ModelSource(config.actor_rollout_ref.ref.model.source, model.trust_remote_code)
         content[f"{CONTENT_OF}actor_rollout_ref.ref.model.path"] = _model(source)
     if config.critic.enable:
-        source = ModelSource(config.critic.model.path, config.critic.model.trust_remote_code)
+        source = ModelSource(config.critic.model.source, config.critic.model.trust_remote_code)
         content[f"{CONTENT_OF}critic.model.path"] = _model(source)
     if problems is not None:
         content[f"{CONTENT_OF}data.train_files"] = _problems([item.problem for item in problems.items])
@@ -142,7 +142,7 @@ def supervised_content(
 ) -> dict[str, Any]:
     """What the paths of `gmpo sft` lead to, as fingerprints."""
     model = config.model
-    source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+    source = ModelSource(model.source, model.trust_remote_code, model.override_config)
     content = _text(source, tokenizer, "model.path", moment)
     content[f"{CONTENT_OF}data.train_files"] = _problems(items)
     some = encode_prompts(items[:RENDERED_DEMONSTRATIONS], tokenizer, max_prompt_length=sys.maxsize, moment=moment)

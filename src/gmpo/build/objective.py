@@ -118,11 +118,11 @@ def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[Crit
         return None, []
     own, device = critic.model, policy.device
     source = ModelSource(
-        own.path, own.trust_remote_code, own.override_config, "critic.model.path", "critic.model.override_config"
+        own.source, own.trust_remote_code, own.override_config, "critic.model.path", "critic.model.override_config"
     )
     model, notes = load_value_model_with_notes(source, device.torch)
     actor = config.actor_rollout_ref.model
-    if source == ModelSource(actor.path, actor.trust_remote_code, actor.override_config):
+    if source == ModelSource(actor.source, actor.trust_remote_code, actor.override_config):
         notes = []  # the policy's own
     else:
         check_vocabulary(model, policy.tokenizer)

@@ -68,7 +68,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
     """
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
-    source = ModelSource(settings.path, settings.trust_remote_code, settings.override_config)
+    source = ModelSource(settings.source, settings.trust_remote_code, settings.override_config)
     response = config.data.max_response_length
     return _policy(
         source,
@@ -133,8 +133,7 @@ def decode_answers(policy: Policy, skip_special_tokens: bool, answers: list[list
 def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that is fine-tuned."""
     model = config.model
-    source = ModelSource(model.path, model.trust_remote_code)
-    return load_tokenizer(source, chat_template=model.custom_chat_template)
+    return load_tokenizer(_supervised_source(config), chat_template=model.custom_chat_template)
 
 
 def end_token(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -147,7 +146,7 @@ def end_token(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> int:
 def _supervised_source(config: SftConfig) -> ModelSource:
     model = config.model
     return ModelSource(
-        model.path, model.trust_remote_code, model.override_config, "model.path", "model.override_config"
+        model.source, model.trust_remote_code, model.override_config, "model.path", "model.override_config"
     )
 
 

@@ -61,7 +61,7 @@ Rows = Iterable[Mapping[str, Any]]
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The run's tokenizer: of `model.tokenizer_path` if given, else of the model."""
     model = config.actor_rollout_ref.model
-    source = ModelSource(model.tokenizer_path or model.path, model.trust_remote_code)
+    source = ModelSource(model.tokenizer_path or model.source, model.trust_remote_code)
     return load_tokenizer(source, chat_template=model.custom_chat_template)
 
 
@@ -88,11 +88,11 @@ def build_machine(resolved: Resolved[Any], program: Program) -> Machine:
     config: Config | SftConfig = resolved.config
     if isinstance(config, Config):
         model, dtype = config.actor_rollout_ref.model, config.actor_rollout_ref.actor.fsdp_config.dtype
-        source = ModelSource(model.path, model.trust_remote_code, model.override_config)
+        source = ModelSource(model.source, model.trust_remote_code, model.override_config)
         longest = config.data.max_prompt_length + config.data.max_response_length
     else:
         dtype, longest = None, config.data.max_length
-        source = ModelSource(config.model.path, config.model.trust_remote_code, config.model.override_config)
+        source = ModelSource(config.model.source, config.model.trust_remote_code, config.model.override_config)
     device, setting = pick_device(config.trainer.device, dtype), config.trainer.matmul_precision
     use_any_length(device.torch)
     if setting != "auto" or device.torch.type != "cpu":
@@ -213,14 +213,14 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> tuple[Loc
 def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
     """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
     tree = config.actor_rollout_ref
-    path, key = tree.ref.model.path, "actor_rollout_ref.ref.model.path"
-    source = ModelSource(path, tree.model.trust_remote_code, tree.model.override_config, key)
+    key = "actor_rollout_ref.ref.model.path"
+    source = ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
     model, notes = load_model_with_notes(source, policy.device.torch)
-    if path == tree.model.path:
+    if tree.ref.model.path == tree.model.path:
         return model, []
     check_vocabulary(model, policy.tokenizer)
     check_positions(model, policy.longest.tokens, policy.longest.what, source)
-    require_family(model, policy.device, path)
+    require_family(model, policy.device, source.path)
     return model, [f"{key}: {note}" for note in notes]
 
 

@@ -61,7 +61,7 @@ def _what(resolved: Resolved[Any], folder: Path, checkpoint: Path | None) -> str
         return f"validating {checkpoint}"
     if resolved.config.trainer.resume_mode != "auto":
         return "validating the base model: no checkpoint is asked for"
-    base = resolved.config.actor_rollout_ref.model.path
+    base = resolved.config.actor_rollout_ref.model.source
     return (
         f"warning: {folder} holds no checkpoint and nothing else of a run: the BASE model {base} is validated. "
         f"{FOLDER} names the folder of a run, whose newest checkpoint is validated then."

@@ -20,8 +20,8 @@ def not_here(resolved: Resolved[Config]) -> list[Note]:
     """What keeps `gmpo train` from starting, with the key that it belongs to; empty where it could."""
     config = resolved.config
     return [
-        *_model(MODEL, config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.tokenizer_path is None),
-        *(_model("critic.model.path", str(config.critic.model.path), False) if config.critic.enable else ()),
+        *_model(MODEL, config.actor_rollout_ref.model.source, config.actor_rollout_ref.model.tokenizer_path is None),
+        *(_model("critic.model.path", config.critic.model.source, False) if config.critic.enable else ()),
         *_data(config),
         *_functions(config),
         *_device(config),

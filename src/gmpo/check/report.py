@@ -168,7 +168,7 @@ def _numbers(derived: Sequence[Number]) -> Table:
 
 def _memory(config: Config, items_too: bool) -> list[RenderableType]:
     """What the estimate rests on, its sums and, if asked for, the items with their formulas."""
-    model = config.actor_rollout_ref.model.path
+    model = config.actor_rollout_ref.model.source
     found = find_shape(model)
     title = Rule("memory of each device, estimated", align="left")
     if found is None:

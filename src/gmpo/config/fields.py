@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, JsonValue
 from pydantic_core import CoreSchema, core_schema
@@ -31,6 +31,25 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.literal_schema(list(self.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A text that names something, so that a blank one is a mistake: mostly a variable of the shell that is not set."""
+
+    noun: str
+    """What it is, with an article. Example: `"a path"`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.str_schema(pattern=r"\S")
+
+
+Place = Annotated[str, Filled("a path")]
+"""A file, a folder, or a model on the hub. Every setting that leads to one is of this type."""
+Name = Annotated[str, Filled("a name")]
+"""A column, a function, a run."""
+Text = Annotated[str, Filled("a text")]
+"""Any other text that says nothing when it is blank."""
 
 
 def one_of(names: Iterable[str]) -> OneOf:

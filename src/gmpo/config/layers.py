@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from yaml import YAMLError
 
 from gmpo.config.fields import Section
 from gmpo.config.keys import UNSET, moved, nearest, unsupported, without_counterpart
-from gmpo.config.overrides import parse_overrides
+from gmpo.config.overrides import Kind, parse_overrides
 from gmpo.config.tree import coerce, enclosing, leaves, merge, nest, sections, shown
 from gmpo.errors import ConfigError
 
@@ -50,6 +51,8 @@ class Layer:
     """The recipe that lies directly below it."""
     given: Mapping[str, Any] | None = None
     """Of a saved configuration: path -> value of what was set when it was saved."""
+    nulls: frozenset[str] = frozenset()
+    """Settings of texts at which the command line says `none`, which is read as null."""
 
 
 @dataclass(slots=True)
@@ -271,6 +274,7 @@ def read_layers(
     file: Path | None,
     tree: Mapping[str, Any] | None,
     *,
+    other_names: Mapping[str, str],
     with_recipes: bool,
 ) -> tuple[list[Layer], list[str]]:
     """File, tree and command line in rising order, with the recipes that they name, and what could not be read.
@@ -278,8 +282,7 @@ def read_layers(
     `recipe=null` in one takes away the recipes of those below. Among the problems are a name that no recipe has, two
     recipes in one place, and a recipe in a saved configuration.
     """
-    texts = frozenset(path for path, leaf in leaves(root).items() if leaf.kind is str)
-    parsed, problems = parse_overrides(overrides, texts)
+    parsed, problems = parse_overrides(overrides, partial(_kind, root, other_names))
     sources: list[tuple[list[dict[Any, Any]], str]] = []
     if file is not None:
         try:
@@ -307,7 +310,24 @@ def read_layers(
             problems.append(f"recipe = {', '.join(map(shown, named))} ({place})\n{wrong}.")
             recipe = None
         layers.append(Layer(tuple(trees), place, recipe, given))
+    nulls = frozenset(_here(override.path, other_names) for override in parsed if override.none_as_null)
+    layers[-1] = replace(layers[-1], nulls=nulls)
     return layers, problems
+
+
+def _here(path: str, other_names: Mapping[str, str]) -> str:
+    """The path of a key that may be given under another name of verl's."""
+    found = moved(path, other_names)
+    return path if found is None else found[1]
+
+
+def _kind(root: type[Section], other_names: Mapping[str, str], path: str) -> Kind:
+    leaf = leaves(root).get(_here(path, other_names))
+    if leaf is None:
+        return "free"
+    if leaf.kind is str and not leaf.choices:
+        return "text or null" if leaf.nullable or leaf.derived else "text"
+    return "texts or null" if leaf.filled else "other"
 
 
 def _wrong_recipe(named: Sequence[Any], known: Mapping[str, Path], *, saved: bool) -> str | None:

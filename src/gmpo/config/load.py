@@ -33,6 +33,9 @@ from gmpo.config.schema_sft import SftConfig
 from gmpo.config.tree import Leaf, get, leaves, nest, shown
 from gmpo.errors import ConfigError
 
+EMPTY = "It is empty: a variable of the shell that is not set? Give one, or leave the key out."
+NONE_AS_NULL = "the word none is read as null, that is nothing; for a text of these letters write 'none' in quotes"
+
 
 @dataclass(frozen=True, slots=True)
 class _Program(Generic[ConfigT]):
@@ -110,7 +113,9 @@ def _load(
 ) -> Resolved[ConfigT]:
     refuse_other_engines(overrides)
     settings = program.settings()
-    layers, problems = read_layers(program.root, overrides, file, tree, with_recipes=program.with_recipes)
+    layers, problems = read_layers(
+        program.root, overrides, file, tree, other_names=program.moved, with_recipes=program.with_recipes
+    )
     settings.problems.extend(problems)
     edited: list[Note] = []
     for layer in layers:
@@ -145,6 +150,7 @@ def _load(
         warnings=_other_names(settings)
         + tuple(Note(path, reason) for path, reason in settings.set_back.items())
         + tuple(edited)
+        + tuple(Note(path, NONE_AS_NULL) for path in sorted(layers[-1].nulls))
         + _notes(issues, "warning"),
         inert_paths=frozenset(without_effect),
     )
@@ -237,11 +243,13 @@ def _drop_invalid(settings: Settings, root: type[ConfigT]) -> frozenset[str]:
             item = detail["input"] if below else settings.values[path]
             # Of an object within a list, its place and field are named: `entry 1, weight: ..`.
             in_object = len(below) > 1 and below[0].isdigit()
-            why = f" In entry {int(below[0]) + 1}, {'.'.join(below[1:])}: {detail['msg']}." if in_object else ""
+            said = EMPTY if detail["type"] == "string_pattern_mismatch" else f"{detail['msg']}."
+            why = f" In entry {int(below[0]) + 1}, {'.'.join(below[1:])}: {said}" if in_object else ""
             wrong.setdefault(path, (item, why))
         for path, (item, why) in wrong.items():
             leaf = leaves(root)[path]
-            hint = _similar_choice(leaf, item)
+            blank = leaf.filled is not None and isinstance(item, str) and not item.strip()
+            hint = f" {EMPTY}" if blank else _similar_choice(leaf, item)
             head = _place(path, item, settings.places)
             settings.problems.append(f"{head}\nmust be {leaf.allowed}.{hint}{why} {leaf.field.description}")
             settings.drop(path)

@@ -7,17 +7,25 @@ Values are read here and not by a YAML parser, because YAML reads several of ver
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gmpo.errors import ConfigError
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[+-]?((\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+|inf|nan)")
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_WORDS = {"true": True, "false": False, "null": None}
+_NONE = "none"
 _CLOSING = {"[": "]", "{": "}"}
 _KEY = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)*")
+
+
+Kind = Literal["text", "text or null", "texts or null", "free", "other"]
+"""What a setting takes. `free`: any value, below a setting such as `override_config`.
+
+To Hydra `null` is null and `None` is a text of four letters. So it is here where a text must stand or anything may;
+where null may stand, it is null, since that is what is meant: in verl it would be a file or folder of the name None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +34,19 @@ class Override:
 
     path: str
     value: Any
+    none_as_null: bool = False
+    """The value was written `none`, without quotes, which a setting that takes texts could also hold as a text."""
 
 
-def parse_override(argument: str, texts: Container[str] = ()) -> Override | None:
+def _other(path: str) -> Kind:
+    return "other"
+
+
+def parse_override(argument: str, kind: Callable[[str], Kind] = _other) -> Override | None:
     """Read one argument; None for one that names what is the case anyway.
 
     Args:
-        texts: paths of settings that are texts: a value without quotes is taken as written.
+        kind: what the setting of a path takes. For a text, a value without quotes is taken as written.
 
     Raises:
         ConfigError: it is not of the form `KEY=VALUE`, or a bracket or quote in the value is not closed.
@@ -54,17 +68,21 @@ def parse_override(argument: str, texts: Container[str] = ()) -> Override | None
     if not equals or not _KEY.fullmatch(path):
         raise ConfigError(f"{argument!r} is not of the form KEY=VALUE, like trainer.total_epochs=2.")
     try:
-        return Override(path, _parse_text(raw) if path in texts else parse_value(raw))
+        taken = kind(path)
+        if raw.lower() == _NONE:
+            literal = taken in ("text", "free")
+            return Override(path, raw if literal else None, none_as_null="null" in taken)
+        return Override(path, _parse_text(raw) if taken in ("text", "text or null") else parse_value(raw))
     except ValueError as error:
         raise ConfigError(f"{argument!r}: {error}") from error
 
 
-def parse_overrides(arguments: Iterable[str], texts: Container[str] = ()) -> tuple[list[Override], list[str]]:
+def parse_overrides(arguments: Iterable[str], kind: Callable[[str], Kind] = _other) -> tuple[list[Override], list[str]]:
     """Read all arguments: the overrides in their order, and the messages of those that cannot be read."""
     overrides, problems = [], []
     for argument in arguments:
         try:
-            override = parse_override(argument, texts)
+            override = parse_override(argument, kind)
             overrides += [override] if override is not None else []
         except ConfigError as error:
             problems.append(str(error))
@@ -93,7 +111,7 @@ def parse_value(text: str) -> Any:
 
 
 def _parse_text(text: str) -> str | None:
-    if text.lower() in ("null", "none"):
+    if text.lower() == "null":
         return None
     return _unquote(text) if text[:1] in ("'", '"') else text
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Name, Place, Section, setting
 from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
@@ -23,20 +23,20 @@ LoggerName = Literal[
 class Data(Section):
     """Problems: where they come from, in which order, and how long prompts and answers may be."""
 
-    train_files: tuple[str, ...] = setting(
+    train_files: tuple[Place, ...] = setting(
         (),
         "Parquet or JSONL files with rows of verl's schema: one path or a list, concatenated in order.",
         role="execution",
         exact=True,
     )
-    val_files: tuple[str, ...] = setting(
+    val_files: tuple[Place, ...] = setting(
         (),
         "Files with validation problems: one path or a list. null or an empty list means no validation.",
         role="execution",
         exact=True,
     )
-    prompt_key: str = setting("prompt", "Column that holds the prompt: a list of chat messages, or a text.")
-    reward_fn_key: str = setting("data_source", "Column that names the data source, which selects the scorer.")
+    prompt_key: Name = setting("prompt", "Column that holds the prompt: a list of chat messages, or a text.")
+    reward_fn_key: Name = setting("data_source", "Column that names the data source, which selects the scorer.")
     train_batch_size: int = setting(
         1024, "Problems per training step. Answers per step are this number times rollout.n.", ge=1
     )
@@ -72,7 +72,7 @@ class Data(Section):
         "above high. Problems never asked stay in.",
         own=True,
     )
-    pass_rate_history: str | None = setting(
+    pass_rate_history: Place | None = setting(
         None,
         "Folder of an earlier run, or its pass_rates.jsonl, whose pass rates are known from the start.",
         own=True,
@@ -138,13 +138,13 @@ class Trainer(Section):
         "Where metrics go. metrics.jsonl in the run folder is always written.",
         role="bookkeeping",
     )
-    project_name: str = setting(
+    project_name: Name = setting(
         "gmpo", "Project under which loggers file the run; part of the default run folder.", role="bookkeeping"
     )
-    experiment_name: str = setting(
+    experiment_name: Name = setting(
         "run", "Name of the run for loggers; part of the default run folder.", role="bookkeeping"
     )
-    default_local_dir: str = setting(
+    default_local_dir: Place = setting(
         None,
         "The run folder: checkpoints, metrics, samples. It belongs to one run. If the derived one holds another, "
         "a folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
@@ -167,7 +167,7 @@ class Trainer(Section):
         "without a run; resume_path takes resume_from_path.",
         role="bookkeeping",
     )
-    resume_from_path: str | None = setting(None, "Checkpoint folder whose name is global_step_N.", role="bookkeeping")
+    resume_from_path: Place | None = setting(None, "Checkpoint folder whose name is global_step_N.", role="bookkeeping")
     allow_changed_config: bool = setting(
         False,
         "Go on from the newest checkpoint of a run folder although settings differ that decide what is learned. The "
@@ -186,10 +186,10 @@ class Trainer(Section):
         role="bookkeeping",
     )
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0, role="bookkeeping")
-    rollout_data_dir: str | None = setting(
+    rollout_data_dir: Place | None = setting(
         None, "Folder for all training answers, one JSONL file per step.", role="bookkeeping"
     )
-    validation_data_dir: str | None = setting(
+    validation_data_dir: Place | None = setting(
         None, "Folder for all validation answers, one JSONL file per step.", role="bookkeeping"
     )
     sample_groups: int = setting(

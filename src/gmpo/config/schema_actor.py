@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
@@ -21,13 +21,13 @@ KlLossType = Literal[
 class Model(Section):
     """The model that is trained."""
 
-    path: str = setting(
-        "",
+    path: Place | None = setting(
+        None,
         "Local Hugging Face model folder, or a name on the hub. Must be given to train.",
         role="execution",
         exact=True,
     )
-    tokenizer_path: str | None = setting(
+    tokenizer_path: Place | None = setting(
         None, "Folder or hub name of the tokenizer. null takes model.path.", role="execution", exact=True
     )
     trust_remote_code: bool = setting(
@@ -45,9 +45,14 @@ class Model(Section):
         inert="packed wherever the model and device allow; same results",
         role="execution",
     )
-    custom_chat_template: str | None = setting(
+    custom_chat_template: Text | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
     )
+
+    @property
+    def source(self) -> str:
+        """The path for those who load the model; that one is given was asked before."""
+        return self.path or ""
 
 
 class FsdpConfig(Section):
@@ -204,13 +209,18 @@ class Actor(Section):
 class RefModel(Section):
     """Weights of the reference model."""
 
-    path: str = setting(
+    path: Place | None = setting(
         None,
         "Folder or hub name of the reference model.",
         follows="actor_rollout_ref.model.path",
         role="execution",
         exact=True,
     )
+
+    @property
+    def source(self) -> str:
+        """The path for those who load the model; that one is given was asked before."""
+        return self.path or ""
 
 
 class Ref(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, one_of, setting
+from gmpo.config.fields import Name, Section, one_of, setting
 from gmpo.config.presets import PRESETS
 from gmpo.objectives import ESTIMATORS, REJECTIONS
 
@@ -76,7 +76,7 @@ class FilterGroups(Section):
     """DAPO's dynamic sampling: groups whose answers are all alike are dropped, and sampling goes on."""
 
     enable: bool = setting(False, "Sample until data.train_batch_size groups have answers that differ in metric.")
-    metric: str | None = setting(
+    metric: Name | None = setting(
         None,
         "What must differ: acc (right or wrong), score (the scorer's), seq_reward (after shaping), or any number that "
         "a reward function returns. null takes seq_reward, from which advantages are made, and acc where "
@@ -124,7 +124,7 @@ class Algorithm(Section):
         gt=0,
     )
     geo_mean_offset: float = setting(0.0, "Added to every reward before that log.", own=True)
-    gdpo_reward_keys: tuple[str, ...] = setting(
+    gdpo_reward_keys: tuple[Name, ...] = setting(
         (),
         "The rewards of adv_estimator=gdpo: numbers that the reward function returns beside its score, score, acc, or "
         "names of reward_model.extra_rewards.",

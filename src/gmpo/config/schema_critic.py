@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Place, Section, setting
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
 LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
@@ -31,14 +31,14 @@ class CriticFsdpConfig(Section):
 class CriticModel(Section):
     """The critic's weights: a backbone whose language head is replaced by one number per token."""
 
-    path: str = setting(
+    path: Place | None = setting(
         None,
         "Folder or hub name of the backbone.",
         follows="actor_rollout_ref.model.path",
         role="execution",
         exact=True,
     )
-    tokenizer_path: str | None = setting(
+    tokenizer_path: Place | None = setting(
         None,
         "Tokenizer of the critic.",
         inert="the critic reads the policy's token ids, so its tokenizer is the same",
@@ -67,6 +67,11 @@ class CriticModel(Section):
         role="execution",
     )
     fsdp_config: CriticFsdpConfig = Field(default_factory=CriticFsdpConfig)
+
+    @property
+    def source(self) -> str:
+        """The path for those who load the model; that one is given was asked before."""
+        return self.path or ""
 
 
 class CriticOptim(Optim):

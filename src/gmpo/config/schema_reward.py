@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Name, Place, Section, setting
 
 
 class OverlongBuffer(Section):
@@ -32,9 +32,9 @@ class RewardKwargs(Section):
 class ExtraReward(Section):
     """A reward beside the main one."""
 
-    path: str = setting(..., "Python file with the function.")
-    name: str = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
-    label: str | None = setting(None, "Its name in the metrics. null takes the function's.")
+    path: Place = setting(..., "Python file with the function.")
+    name: Name = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
+    label: Name | None = setting(None, "Its name in the metrics. null takes the function's.")
     weight: float = setting(1.0, "Factor of its score in the reward.")
     reward_kwargs: dict[str, Any] = setting({}, "Further keyword arguments of the function.")
 
@@ -90,7 +90,7 @@ class RewardModel(Section):
         ge=0,
         le=1,
     )
-    scorer: str | None = setting(
+    scorer: Name | None = setting(
         None,
         "Scorer of all data sources: gsm8k, math, math_dapo, aime, math_verify, countdown or stories. null chooses it "
         "by the data source.",
@@ -128,8 +128,8 @@ class RewardModel(Section):
 class CustomRewardFunction(Section):
     """A reward function of the user's own, run in the same bounded workers."""
 
-    path: str | None = setting(
+    path: Place | None = setting(
         None, "Python file with the function. null uses the scorer of the data source.", role="execution", exact=True
     )
-    name: str = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
+    name: Name = setting("compute_score", "Name of the function, with verl's or TRL's signature.")
     reward_kwargs: dict[str, Any] = setting({}, "Further keyword arguments of the function.")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Name, Place, Section, Text, setting
 from gmpo.config.schema import Device, LoggerName
 from gmpo.config.schema_training import RUN_FOLDER, Schedule
 
@@ -17,10 +17,10 @@ LARGEST_MICRO_BATCH = 32
 class SftData(Section):
     """Demonstrations."""
 
-    train_files: tuple[str, ...] = setting(
+    train_files: tuple[Place, ...] = setting(
         (), "Parquet or JSONL files with a prompt and an answer per row.", role="execution", exact=True
     )
-    val_files: tuple[str, ...] = setting(
+    val_files: tuple[Place, ...] = setting(
         (),
         "Files whose loss is measured after each epoch. null or an empty list measures none.",
         role="execution",
@@ -38,16 +38,16 @@ class SftData(Section):
     truncation: Literal["error", "left", "right"] = setting(
         "error", "What to do with a longer one: stop, keep its end (left) or keep its start (right)."
     )
-    prompt_key: str = setting("prompt", "Column of the prompt: chat messages, or a text. Dots descend into it.")
-    response_key: str = setting("extra_info.answer", "Column of the answer to imitate. Dots descend into it.")
+    prompt_key: Name = setting("prompt", "Column of the prompt: chat messages, or a text. Dots descend into it.")
+    response_key: Name = setting("extra_info.answer", "Column of the answer to imitate. Dots descend into it.")
     max_samples: int = setting(-1, "Use only so many demonstrations. -1 uses all.", ge=-1)
 
 
 class SftModel(Section):
     """The model that is trained."""
 
-    path: str = setting(
-        "",
+    path: Place | None = setting(
+        None,
         "Local Hugging Face model folder, or a name on the hub. Must be given to train.",
         role="execution",
         exact=True,
@@ -59,9 +59,14 @@ class SftModel(Section):
     enable_gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
     )
-    custom_chat_template: str | None = setting(
+    custom_chat_template: Text | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
     )
+
+    @property
+    def source(self) -> str:
+        """The path for those who load the model; that one is given was asked before."""
+        return self.path or ""
 
 
 class SftOptim(Section):
@@ -93,7 +98,7 @@ class SftTrainer(Section):
         ge=1,
         role="bookkeeping",
     )
-    default_local_dir: str = setting(
+    default_local_dir: Place = setting(
         None,
         "The run folder: metrics and the final model. It belongs to one run. If the derived one holds another, a "
         "folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
@@ -107,10 +112,10 @@ class SftTrainer(Section):
         own=True,
         role="bookkeeping",
     )
-    project_name: str = setting(
+    project_name: Name = setting(
         "gmpo", "Project under which loggers file the run; part of the default run folder.", role="bookkeeping"
     )
-    experiment_name: str = setting(
+    experiment_name: Name = setting(
         "sft", "Name of the run for loggers; part of the default run folder.", role="bookkeeping"
     )
     logger: tuple[LoggerName, ...] = setting(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from gmpo.config.fields import OneOf, Role, Section
+from gmpo.config.fields import Filled, OneOf, Role, Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -92,6 +92,20 @@ class Leaf:
         return self._types[0][1]
 
     @property
+    def filled(self) -> Filled | None:
+        """What its text, or each text of its list, names; None where a text may be blank."""
+        found = (_filled(kind) for kind in _alternatives(self.field.annotation))
+        bare = (note for note in self.field.metadata if isinstance(note, Filled))
+        return next(bare, None) or next((one for one in found if one is not None), None)
+
+    @property
+    def _noun(self) -> str | None:
+        if self.filled is None:
+            return None
+        noun = self.filled.noun
+        return f"a list of {noun.removeprefix('a ')}s" if self.kind is tuple else noun
+
+    @property
     def _types(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
         """Each type without null, bare of annotations, with its choices."""
         kinds = (kind for kind in _alternatives(self.field.annotation) if kind is not NoneType)
@@ -100,7 +114,7 @@ class Leaf:
     @property
     def allowed(self) -> str:
         """What the setting accepts, in words: `"an integer >= 1, or null"`."""
-        words = ", or ".join(_in_words(kind, choices) for kind, choices in self._types)
+        words = ", or ".join(self._noun or _in_words(kind, choices) for kind, choices in self._types)
         bounds = " and ".join(
             f"{sign} {getattr(bound, name):g}"
             for name, sign in _BOUNDS
@@ -112,6 +126,14 @@ class Leaf:
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _filled(kind: Any) -> Filled | None:
+    """The `Filled` of an annotated text, or of a list's items."""
+    if get_origin(kind) is tuple:
+        return _filled(get_args(kind)[0])
+    notes = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return next((note for note in notes if isinstance(note, Filled)), None)
 
 
 def _bare(kind: Any, notes: Iterable[Any]) -> tuple[Any, tuple[str, ...]]:
