@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from gmpo.version import __version__
 
 COMMANDS = ("quickstart", "data", "sft", "check", "train", "verl")
 """In the order in which a new user needs them."""
+LARGEST_SEED = 2**63 - 1
+"""What every generator that is seeded takes."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143."""
 
@@ -248,8 +251,11 @@ def data(
             help="Local file or folder, in the data set's own format or in verl's, not the hub.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of generated data and of --size.")] = 0,
-    size: Annotated[int | None, typer.Option(help="Number of rows to keep or make.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Seed of generated data and of --size; 0 when it is not given."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Number of rows to keep or make.")] = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(
@@ -275,10 +281,15 @@ def data(
         raise ConfigError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     console = Console()
     prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
-    with console.status(f"preparing {name}"):
-        written = prepare(name, out, source, seed=seed, size=size, against=against or (), drop=drop)
+    say, live = partial(_say, console), console.is_terminal
+    with console.status(f"preparing {name}") as status:
+        pace = _late("gmpo.data.report", "Pace")(status.update if live else say, 0.5 if live else 30.0)
+        chosen = {"seed": seed or 0, "size": size}
+        written = prepare(name, out, source, **chosen, against=against or (), drop=drop, progress=pace)
     for line in show(written):
-        _say(console, line)
+        say(line)
+    if seed is not None and size is None and any(file.source != "generated" for file in written):
+        say("note: --seed changed nothing: it chooses the rows of --size, and every row was kept")
 
 
 @app.command()
@@ -286,7 +297,7 @@ def quickstart(
     out: Annotated[
         Path, typer.Option(parser=path_of, metavar="FOLDER", help="Folder for data, models and runs.")
     ] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything: model, data, sampling.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything: model, data, sampling.")] = 1,
 ) -> None:
     """Make a small model, warm it up, train it with GMPO and show what changed: minutes on a CPU, no downloads.
 

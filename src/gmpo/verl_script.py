@@ -61,8 +61,7 @@ def run_script(script: Path, mode: Mode, overrides: Sequence[str], arguments: Se
     Raises:
         ConfigError: there is no such script, no bash, or the script ends without reaching verl's trainer.
     """
-    if not script.is_file():
-        raise ConfigError(f"{script}: there is no such file; give the path of a shell script of verl's.")
+    _require_script(script)
     with tempfile.TemporaryDirectory(prefix="gmpo-verl-") as folder:
         place = Path(folder)
         read_end, write_end = os.pipe()
@@ -84,12 +83,40 @@ def run_script(script: Path, mode: Mode, overrides: Sequence[str], arguments: Se
     skipped = tuple(dict.fromkeys(note["words"] for note in notes if note["kind"] == "skipped"))
     outcome = Outcome(next((one for one in ended if one), code), len(ended), skipped)
     if not ended:
-        what = f"ended with exit status {code}" if code else "ended"
+        what = f"ended with exit status {code} (what it printed is above)" if code else "ended"
         raise ConfigError(
-            f"{script}: {what} without reaching {TRAINERS[0]}, so there is nothing to train."
+            f"{script}: {what} without reaching {TRAINERS[0]}, so there is nothing to train. Give a script that starts "
+            "it, or the settings themselves: gmpo train KEY=VALUE..."
             + "".join(f"\n  not run: {line}" for line in skipped)
         )
     return outcome
+
+
+def _require_script(script: Path) -> None:
+    """
+    Raises:
+        ConfigError: bash would find no commands in it.
+    """
+    wanted = "give the path of a shell script that starts verl's trainer"
+    if script.is_dir():
+        held = sorted(str(file.relative_to(script)) for file in script.rglob("*.sh"))
+        there = f"it holds {', '.join(held[:5])}{', ..' * (len(held) > 5)}; name one" if held else f"{wanted}"
+        raise ConfigError(f"{script}: a folder, not a script; {there}.")
+    if not script.exists():
+        raise ConfigError(f"{script}: there is no such file; {wanted}.")
+    if script.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{script}: settings, not a script; gmpo train --config {script} reads them.")
+    if script.suffix == ".py":
+        raise ConfigError(f"{script}: a program in Python, not a shell script; {wanted}.")
+    try:
+        content = script.read_bytes() if script.is_file() else b"\0"
+    except OSError as error:
+        raise ConfigError(f"{script}: cannot be read: {error.strerror}.") from error
+    if b"\0" in content:
+        raise ConfigError(f"{script}: not a text, so no shell script; {wanted}.")
+    lines = (line.strip() for line in content.splitlines())
+    if not any(line and not line.startswith(b"#") for line in lines):
+        raise ConfigError(f"{script}: holds no command; {wanted}.")
 
 
 def _wait_for(

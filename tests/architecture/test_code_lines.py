@@ -27,7 +27,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "build": (1860, "a template's moment and the products are the run's; records that wait; thinking tags"),
     "check": (460, "what is not here; a short form that ends in a verdict"),
     "config": (3385, "settings say that they are paths or names; what `none` means"),
-    "data": (1480, "names that copies of a data set carry; contradictory rows are listed"),
+    "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (745, "an answer's numbers by name, several rewards of it"),

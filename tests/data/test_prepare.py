@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gmpo.data import gsm8k, math
+from gmpo.data import countdown, gsm8k, math, stories
 from gmpo.data.catalogue import PUBLISHED, plain_name
 from gmpo.data.files import write_parquet
-from gmpo.data.prepare import DATASETS, prepare
+from gmpo.data.prepare import DATASETS, prepare, require_memory
 from gmpo.data.problems import load_problems
+from gmpo.data.report import Pace
 from gmpo.errors import DataError
 
 NATALIA = {"question": "Natalia sold 48 clips, then half as many.", "answer": "48/2 = <<48/2=24>>24\n#### 1,072"}
@@ -243,6 +247,68 @@ def test_names_sizes_and_sources_that_mean_nothing_are_refused(tmp_path: Path) -
     assert "train.jsonl has no rows" in refusal("gsm8k", tmp_path / "out", tmp_path / "train.jsonl")
     (tmp_path / "train.json").write_text("[]")
     assert "two files of split train, train.json and train.jsonl" in refusal("gsm8k", tmp_path / "out", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("countdown", 1024), ("stories", 512)])
+def test_a_size_beyond_what_differs_or_fits_is_refused_before_anything_is_made(
+    tmp_path: Path, name: str, held_out: int
+) -> None:
+    there = {"countdown": countdown, "stories": stories}[name].DISTINCT - held_out
+    assert f"there are {there:,} " in refusal(name, tmp_path, size=there + 1)
+    with pytest.raises(DataError, match=r"take 2,000,000 GB of memory or more, and this machine has [0-9,]+\. Ask"):
+        require_memory(10**12)
+    require_memory(1000)
+
+
+def test_all_stories_that_differ_are_those_of_the_count() -> None:
+    @functools.cache
+    def after(total: int, sentences: int) -> int:
+        operations = stories.OPERATIONS.values() if sentences else ()
+        steps = [(operation, operand) for operation in operations for operand in operation.operands(total)]
+        return sum(after(one.exact(total, operand), sentences - 1) for one, operand in steps) if sentences else 1
+
+    starts = range(stories.SMALLEST, stories.LARGEST + 1)
+    assert sum(after(start, count) for count in stories.SENTENCES for start in starts) == stories.DISTINCT
+
+
+def test_all_countdown_tasks_of_three_numbers_that_differ_are_those_of_the_count() -> None:
+    """Those of four, counted the same way, take a minute in C. Enumerated: numbers in any order, any two operations."""
+    a, b, c = np.meshgrid(*[np.arange(1, countdown.LARGEST_NUMBER + 1)] * 3, indexing="ij")
+    numbers = np.sort(np.stack([a, b, c]).reshape(3, -1), axis=0)
+    code = (numbers[0] * 100 + numbers[1]) * 100 + numbers[2]
+    found = np.zeros((10**6, 100), dtype=bool)
+    for one, two in itertools.product("+-*/", repeat=2):
+        above, below = a.ravel(), np.ones(a.size, dtype=np.int64)
+        for sign, number in ((one, b.ravel()), (two, c.ravel())):
+            above = above + {"+": 1, "-": -1}.get(sign, 0) * number * below
+            above, below = above * number if sign == "*" else above, below * number if sign == "/" else below
+        right = (above > 0) & (above % below == 0) & (above <= countdown.LARGEST_TARGET * below)
+        found[code[right], above[right] // below[right]] = True
+    assert int(found.sum()) == 580_640
+
+
+def test_the_pace_is_told_with_what_is_left_and_not_too_often() -> None:
+    told: list[str] = []
+    seconds = iter([0.0, 10.0, 30.0, 31.0, 60.0, 60.0, 100.0, 200.0])
+    pace = Pace(told.append, 30.0, lambda: next(seconds))
+    for done in (1, 500, 1000, 1001, 2000):
+        pace("train", done, 10_000)
+    for done, total in ((1, None), (70, None), (80, 80)):
+        pace("test", done, total)
+    assert told == [
+        "train: 1,000 of 10,000 rows, about 0:04:30 to go",
+        "train: 2,000 of 10,000 rows, about 0:04:00 to go",
+        "test: 70 rows so far",
+    ]
+
+
+def test_every_row_that_is_made_or_read_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    prepare("countdown", tmp_path, size=3, progress=lambda *row: told.append(row))
+    assert told == [("train", 1, 3), ("train", 2, 3), ("train", 3, 3)]
+    told.clear()
+    prepare("stories", tmp_path, size=2, progress=lambda *row: told.append(row))
+    assert told[:2] == [("train", 1, 2), ("train", 2, 2)]
 
 
 def test_every_entry_of_the_table_tells_what_it_is() -> None:

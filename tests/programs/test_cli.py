@@ -286,6 +286,35 @@ def test_an_option_that_would_be_ignored_is_refused(bench: Any, command: Command
     assert "--against" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data", "countdown", "--size", "0"), "'--size'"),
+        (("data", "gsm8k", "--size", "-5"), "'--size'"),
+        (("data", "stories", "--size", "1e3"), "'--size'"),
+        (("data", "stories", "--seed", "-1"), "'--seed'"),
+        (("data", "stories", "--seed", str(2**63)), "'--seed'"),
+        (("quickstart", "--seed", "-1"), "'--seed'"),
+        (("quickstart", "--seed", str(2**63)), "'--seed'"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_is_written(
+    bench: Any, command: Command, words: tuple[str, ...], said: str
+) -> None:
+    outcome = command(*words, "--out", str(bench.folder / "out"))
+    assert (outcome.code, f"Invalid value for {said}" in outcome.err) == (2, True), outcome.err
+    assert not (bench.folder / "out").exists()
+
+
+def test_a_seed_that_chooses_nothing_is_said(bench: Any, command: Command) -> None:
+    file = bench.folder / "train.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    words = ("data", "gsm8k", "--from", str(file), "--out", str(bench.folder / "out"))
+    assert "--seed" not in command(*words).out
+    assert "--seed changed nothing" in command(*words, "--seed", "3").out
+    assert "--seed" not in command(*words, "--seed", "3", "--size", "1").out
+
+
 def test_an_empty_path_on_the_command_line_is_refused_by_every_option_and_argument(command: Command) -> None:
     """Click would read it as the folder in which we are."""
     refused = set()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,39 @@ def test_a_script_may_start_verl_twice_or_not_at_all(tmp_path: Path) -> None:
     assert twice.stdout == "gmpo train a.lr=1e-6\ngmpo train a.lr=2e-6\n"
     never = run(tmp_path, "torchrun -m verl.trainer.fsdp_sft_trainer x=1\nexit 3\n", "--print")
     assert never.returncode == 2
-    assert "ended with exit status 3 without reaching verl.trainer.main_ppo" in never.stderr
+    assert "ended with exit status 3 (what it printed is above) without reaching verl.trainer.main_ppo" in never.stderr
     assert "verl.trainer.fsdp_sft_trainer x=1" in never.stderr
     assert "give one of them" in run(tmp_path, "", "--print", "--check").stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("folder", None, "a folder, not a script; it holds a/one.sh, two.sh; name one."),
+        ("missing.sh", None, "there is no such file; give the path of a shell script that starts verl's trainer."),
+        ("binary.sh", b"\x7fELF\x02\x00\x00", "not a text, so no shell script"),
+        ("empty.sh", b"", "holds no command"),
+        ("comments.sh", b"#!/bin/bash\n\n  # python3 -m verl.trainer.main_ppo\n", "holds no command"),
+        ("ppo.yaml", b"trainer: {seed: 1}\n", "settings, not a script; gmpo train --config "),
+        ("main.py", b"print()\n", "a program in Python, not a shell script"),
+        ("other.sh", b"x=1\n", "ended without reaching verl.trainer.main_ppo, so there is nothing to train. Give a"),
+        ("broken.sh", b"if x; then\n", "ended with exit status 2 (what it printed is above) without reaching"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["--print", "--check", "train"])
+def test_what_is_no_script_of_verls_is_refused_with_what_it_is(
+    tmp_path: Path, command: Callable[..., Any], name: str, content: bytes | None, words: str, mode: str
+) -> None:
+    place = tmp_path / name
+    if content is not None:
+        place.write_bytes(content)
+    elif name == "folder":
+        (place / "a").mkdir(parents=True)
+        for script in ("two.sh", "a/one.sh"):
+            (place / script).touch()
+    outcome = command("verl", str(place), *[mode] * (mode != "train"))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"ConfigError: {place}: {words}"), outcome.err
 
 
 def test_check_judges_the_script_and_keeps_the_exit_code(tmp_path: Path) -> None:

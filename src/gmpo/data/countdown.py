@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +15,8 @@ from gmpo.streams import uniform
 
 DATA_SOURCE = "countdown"
 LARGEST_NUMBER, LARGEST_TARGET = 99, 99
+DISTINCT = 580_640 + 44_487_956
+"""Tasks with 3 and with 4 numbers that there are: what `key_of` tells apart of all that `_task` can draw."""
 _SPLITS = {"train": 0, "test": 1}
 
 
@@ -48,9 +50,20 @@ def _row(numbers: Sequence[int], target: int, solution: str | None, split: str, 
     )
 
 
-def make_rows(count: int, *, seed: int, split: str, exclude: frozenset[tuple[int, ...]] = frozenset()) -> list[Row]:
+def make_rows(
+    count: int,
+    *,
+    seed: int,
+    split: str,
+    exclude: frozenset[tuple[int, ...]] = frozenset(),
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Row]:
     """`count` solvable tasks with 3 or 4 numbers, each with a solution in `extra_info.answer`; no two are alike, and
-    none is in `exclude`."""
+    none is in `exclude`.
+
+    Args:
+        progress: told how many there are, after each.
+    """
     rows: list[Row] = []
     seen: set[tuple[int, ...]] = set(exclude)
     attempt = 0
@@ -64,6 +77,7 @@ def make_rows(count: int, *, seed: int, split: str, exclude: frozenset[tuple[int
         if (key := key_of(numbers, target)) not in seen:
             seen.add(key)
             rows.append(_row(numbers, target, solution, split, len(rows)))
+            progress(len(rows))
     return rows
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,15 @@ EXAMPLES = 3
 """Overlapping problems that the report shows."""
 CONTRADICTIONS = 20
 """Pairs of contradictory rows that the report shows."""
+ROW_BYTES = 2000
+"""Memory of a row that is made, at least: all rows of a file are held until it is written."""
+
+Progress = Callable[[str, int, int | None], object]
+"""Told the file's name, the rows that there are, and how many there will be; None where that is not known."""
+
+
+def _silent(name: str, done: int, total: int | None) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,7 @@ class DataSet(Protocol):
     def about(self) -> str:
         """One line for the help text."""
 
-    def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
+    def tables(self, source: Path | None, seed: int, size: int | None, progress: Progress) -> list[Table]:
         """All files of the data set, converted and checked, before any of them is written."""
 
 
@@ -108,15 +119,23 @@ class PublishedSet:
     def splits(self) -> Mapping[str, int]:
         return self.published.splits
 
-    def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
+    def tables(self, source: Path | None, seed: int, size: int | None, progress: Progress) -> list[Table]:
         """With `size`: that many rows of each split, chosen by the seed."""
         if source is None:
             origins = {split: self._hub_rows(split) for split in self.splits}
         else:
             origins = {split: (str(path), read_rows(path)) for split, path in self._local_files(source).items()}
-        return [self._table(split, place, rows, seed, size) for split, (place, rows) in origins.items()]
+        return [self._table(split, place, rows, seed, size, progress) for split, (place, rows) in origins.items()]
 
-    def _table(self, split: str, place: str, rows: Iterable[tuple[int, Row]], seed: int, size: int | None) -> Table:
+    def _table(
+        self,
+        split: str,
+        place: str,
+        rows: Iterable[tuple[int, Row]],
+        seed: int,
+        size: int | None,
+        progress: Progress,
+    ) -> Table:
         converted: list[Row] = []
         seen: set[Any] = set()
         repeats = 0
@@ -128,6 +147,7 @@ class PublishedSet:
                 seen.add(key)
             try:
                 converted.append(self.published.convert(row, split, len(converted)))
+                progress(split, len(converted), None)
             except DataError as error:
                 raise DataError(f"{place}, row {number}: {error}") from error
         if not converted:
@@ -194,13 +214,16 @@ class StorySet:
     demonstrations: int = 32_000
     data_source: str = field(default=stories.DATA_SOURCE)
 
-    def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
+    def tables(self, source: Path | None, seed: int, size: int | None, progress: Progress) -> list[Table]:
         """With `size`: that many training problems. No held-out problem shares its numbers with another split."""
         if source is not None:
             raise DataError(f"the stories are made, not read: leave out --from ({source})")
         test = stories.story_rows(self.test, seed=seed, split="test")
         held_out = stories.keys_of(test)
-        train = stories.story_rows(size or self.train, seed=seed, split="train", exclude=held_out)
+        count = size or self.train
+        _require_possible(count, stories.DISTINCT - len(held_out), "stories")
+        told = partial(_told, progress, count)
+        train = stories.story_rows(count, seed=seed, split="train", exclude=held_out, progress=told)
         demonstrations = stories.demonstration_rows(self.demonstrations, seed=seed, exclude=held_out)
         files = {"train": train, "test": test, "demonstrations": demonstrations}
         return [Table(name, rows, "generated", len(rows)) for name, rows in files.items()]
@@ -216,14 +239,37 @@ class CountdownSet:
     def about(self) -> str:
         return self.published.about
 
-    def tables(self, source: Path | None, seed: int, size: int | None) -> list[Table]:
+    def tables(self, source: Path | None, seed: int, size: int | None, progress: Progress) -> list[Table]:
         """With `size` and no source: that many tasks to train on."""
         if source is not None:
-            return self.published.tables(source, seed, size)
+            return self.published.tables(source, seed, size, progress)
         splits = self.published.splits
         test = countdown.make_rows(splits["test"], seed=seed, split="test")
-        train = countdown.make_rows(size or splits["train"], seed=seed, split="train", exclude=countdown.keys_of(test))
+        count, held_out = size or splits["train"], countdown.keys_of(test)
+        _require_possible(count, countdown.DISTINCT - len(held_out), "countdown tasks")
+        told = partial(_told, progress, count)
+        train = countdown.make_rows(count, seed=seed, split="train", exclude=held_out, progress=told)
         return [Table(name, rows, "generated", len(rows)) for name, rows in (("train", train), ("test", test))]
+
+
+def _told(progress: Progress, total: int, done: int) -> None:
+    progress("train", done, total)
+
+
+def _require_possible(count: int, there: int, what: str) -> None:
+    if count > there:
+        raise DataError(f"--size {count}: there are {there:,} {what} that differ and are not held out. Ask for fewer")
+    require_memory(count)
+
+
+def require_memory(count: int) -> None:
+    """Refuse what cannot be held before hours go into it."""
+    needed, here = count * ROW_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > here:
+        raise DataError(
+            f"--size {count}: so many rows take {needed / 1e9:,.0f} GB of memory or more, and this machine has "
+            f"{here / 1e9:,.0f}. Ask for fewer, or make files with several seeds"
+        )
 
 
 def _entry(name: str, published: Published) -> DataSet:
@@ -246,6 +292,7 @@ def prepare(
     size: int | None = None,
     against: Sequence[str | Path] = (),
     drop: bool = False,
+    progress: Progress = _silent,
 ) -> list[Written]:
     """Write a data set's files into the folder `out` and return what was written.
 
@@ -255,6 +302,7 @@ def prepare(
         size: rows to keep of each split (stories, countdown: rows to train on), chosen by `seed`.
         against: evaluation files whose problems are searched for in the `train` file.
         drop: leave the rows that were found out of the file.
+        progress: told of each row.
 
     All rows are converted before the first file is written. Raises: DataError for an unknown name and for every
     malformed input.
@@ -267,8 +315,10 @@ def prepare(
         raise DataError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     if size is not None and size < 1:
         raise DataError(f"--size {size}: ask for at least 1 row")
+    if seed < 0:
+        raise DataError(f"--seed {seed}: a seed is 0 or more")
     evaluation = {str(file): _questions(file) for file in against}
-    tables = DATASETS[name].tables(None if source is None else Path(source).expanduser(), seed, size)
+    tables = DATASETS[name].tables(None if source is None else Path(source).expanduser(), seed, size, progress)
     if evaluation and not any(table.name == "train" for table in tables):
         raise DataError(f"--against looks into the train file, and there is none: {', '.join(t.name for t in tables)}")
     return [

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 
 from gmpo.data.prepare import Contamination, Written
+
+
+class Pace:
+    """Says from time to time how many rows there are, and how long the rest takes.
+
+    Args:
+        every: seconds between two lines.
+    """
+
+    def __init__(self, say: Callable[[str], object], every: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._every, self._clock = say, every, clock
+        self._name, self._begun, self._said = "", 0.0, 0.0
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """There are `done` rows of `total`, where that is known, of the file `name`."""
+        now = self._clock()
+        if name != self._name:
+            self._name, self._begun, self._said = name, now, now
+        if now - self._said < self._every or done == total:
+            return
+        self._said = now
+        if total is None:
+            self._say(f"{name}: {done:,} rows so far")
+            return
+        left = timedelta(seconds=round((now - self._begun) / done * (total - done)))
+        self._say(f"{name}: {done:,} of {total:,} rows, about {left} to go")
 
 
 def prepared(files: Sequence[Written]) -> Iterator[str]:

@@ -26,6 +26,8 @@ ITEMS = ("cups", "eggs", "hats", "keys", "nuts", "pens")
 SMALLEST, LARGEST = 2, 99
 """Bounds of the true total, start included."""
 SENTENCES = (2, 3, 4)
+DISTINCT = 32_518 + 600_760 + 11_138_352
+"""Stories of 2, 3 and 4 sentences that there are, apart from names and items."""
 _TRIES = 100
 """Draws before a story may repeat the numbers of another: by then nearly all of the space is taken."""
 _PATIENCE = 100_000
@@ -146,11 +148,19 @@ def problem_key(story: Story) -> str:
     return hashlib.sha256(" ".join(numbers).encode()).hexdigest()[:16]
 
 
-def draw_stories(n: int, *, seed: int, split: str, exclude: Collection[str] = frozenset()) -> list[Story]:
+def draw_stories(
+    n: int,
+    *,
+    seed: int,
+    split: str,
+    exclude: Collection[str] = frozenset(),
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Story]:
     """`n` random stories, a function of (seed, split). None has a key in `exclude`, and no two share one.
 
     Each has 2, 3 or 4 sentences with equal chances. There are 32,518 stories of two sentences (600,760 of three,
     11,138,352 of four) apart from names and items; where nearly all of a length are taken, numbers repeat.
+    `progress` is told how many there are, after each.
     Raises: DataError for n below 1, and when `exclude` leaves no story.
     """
     if n < 1:
@@ -162,12 +172,20 @@ def draw_stories(n: int, *, seed: int, split: str, exclude: Collection[str] = fr
         story = _fresh_story(rng, rng.choice(SENTENCES), seen, exclude)
         seen.add(problem_key(story))
         stories.append(story)
+        progress(len(stories))
     return stories
 
 
-def story_rows(n: int, *, seed: int, split: str, exclude: Collection[str] = frozenset()) -> list[Row]:
+def story_rows(
+    n: int,
+    *,
+    seed: int,
+    split: str,
+    exclude: Collection[str] = frozenset(),
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Row]:
     """`n` stories in verl's schema; `extra_info` has the worked right answer in `answer` and the problem's `key`."""
-    stories = draw_stories(n, seed=seed, split=split, exclude=exclude)
+    stories = draw_stories(n, seed=seed, split=split, exclude=exclude, progress=progress)
     return [_row(story, split, i, demonstration(story, PUPILS["careful"])) for i, story in enumerate(stories)]
 
 
