@@ -172,8 +172,8 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     console = console or Console()
     resolved = _checked(config, partial(load_sft, rows=rows is not None), console)
     c: SftConfig = resolved.config
-    _need(c.model.path, "model.path", "a Hugging Face model folder or hub name")
-    _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)")
+    _need(c.model.path, "model.path", "a Hugging Face model folder or hub name", "sft")
+    _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)", "sft")
     check_writable(next(candidates(resolved)))
     data = read_demonstrations(resolved, rows, label)
     with opened_run(resolved, data.opening, console=console) as run:
@@ -191,6 +191,7 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
                 tracker=run.tracker,
                 stop=run.stop,
                 validation=parts.validation,
+                say=run.say,
             )
             model = _kept_model(run, parts.learner, done)
     return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
@@ -259,9 +260,9 @@ def _refuse_unavailable(resolved: Resolved[Any]) -> None:
         raise ConfigError(f"these settings make sense, but this version cannot run them:\n{listed}")
 
 
-def _need(given: object, path: str, what: str) -> None:
+def _need(given: object, path: str, what: str, program: str = "train") -> None:
     if not given:
-        raise ConfigError(f"{path} is not set: it names {what}. `gmpo train --help` has an example.")
+        raise ConfigError(f"{path} is not set: it names {what}. `gmpo {program} --help` has an example.")
 
 
 def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
@@ -271,7 +272,8 @@ def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
             say(f"{kind}: {note.path}: {note.reason}", style="yellow")
     if count := len(resolved.idle):
         keys = "1 key is" if count == 1 else f"{count} keys are"
-        say(f"no effect: {keys} given with the default value, where it changes nothing; `gmpo check --all` lists them")
+        listed = "; `gmpo check --all` lists them" if isinstance(resolved.config, Config) else ""  # it knows no others
+        say(f"no effect: {keys} given with the default value, where it changes nothing{listed}")
 
 
 def _overview(data: TrainingData, policy: Policy, folder: Path) -> str:

@@ -24,16 +24,16 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1140, "options refuse what is empty or out of range; what is no script of verl's"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (2625, "the float32 products of a model are timed; what stands beside a critic; bfloat16 weights"),
-    "build": (1860, "a template's moment and the products are the run's; records that wait; thinking tags"),
+    "build": (1890, "the checkpoints that there are, where another is asked for; the keys of sft"),
     "check": (460, "what is not here; a short form that ends in a verdict"),
     "config": (3385, "settings say that they are paths or names; what `none` means"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
-    "records": (745, "an answer's numbers by name, several rewards of it"),
+    "records": (765, "a record that cannot be read is not called damaged"),
     "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
     "tracking": (770, "records wait in memory while a disk is full; the processor"),
-    "training": (1375, "the model of a training that a checkpoint ends"),
+    "training": (1425, "a supervised loss that rises; what would help a checkpoint without weights"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50

@@ -152,12 +152,19 @@ def test_weights_without_optimizer_are_resumed_with_a_warning(bench: Any, weight
 
 def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench: Any, copy: Path) -> None:
     longer = {"trainer.total_training_steps": 5}
-    with pytest.raises(CheckpointError, match=r"holds no weights that load_contents=\['optimizer'\] allows to load"):
+    with pytest.raises(CheckpointError, match=r"no weights that .*load_contents=\['optimizer'\] allows") as caught:
         bench.train({**longer, f"{CHECKPOINT}.load_contents": ["optimizer"]})
-    for file in (copy / "global_step_4" / "actor").rglob("*.safetensors"):
+    assert f"Give {CHECKPOINT}.load_contents=['model', 'optimizer'], or start a new run" in str(caught.value)
+    assert bench.train({**longer, f"{CHECKPOINT}.load_contents": ["model", "optimizer"]}).steps == 5
+    for file in (copy / "global_step_5" / "actor").rglob("*.safetensors"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    longer = {"trainer.total_training_steps": 6}
+    with pytest.raises(CheckpointError, match="holds no weights at all") as caught:
         bench.train(longer)
+    assert "load_contents" not in str(caught.value)
+    assert "remove global_step_5 so that an earlier one is taken" in str(caught.value)
+    shutil.rmtree(copy / "global_step_5")
+    assert _steps(bench.train(longer)) == [5, 6]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
@@ -185,9 +192,21 @@ def test_a_checkpoint_of_another_model_is_refused(
 
 
 def test_a_missing_checkpoint_is_named(bench: Any, copy: Path) -> None:
-    path = copy / "earlier" / "global_step_9"
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
-        bench.train({"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(path)})
+    def said(path: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            bench.train({"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(path)})
+        assert f"trainer.resume_from_path={path}: " in str(caught.value)
+        return str(caught.value)
+
+    earlier = copy / "earlier"
+    assert f"no checkpoint there (no state.json). There is no folder {earlier}." in said(earlier / "global_step_9")
+    earlier.mkdir()
+    assert f"{earlier} holds no complete checkpoint" in said(earlier / "global_step_9")
+    for step in range(1, 8):
+        shutil.copytree(copy / "global_step_4", earlier / f"global_step_{step}")
+    newest = ", ".join(f"global_step_{step}" for step in (7, 6, 5, 4, 3))
+    assert f"{earlier} holds {newest} and 2 older." in said(earlier / "global_step_9")
+    assert "cannot be reached: File name too long." in said(earlier / f"global_step_{'9' * 300}")
 
 
 def test_a_folder_that_was_not_finished_is_ignored_and_replaced(bench: Any, copy: Path) -> None:

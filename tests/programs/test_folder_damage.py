@@ -176,6 +176,19 @@ def test_a_damaged_record_names_the_remedy_and_the_remedy_works(bench: Any, fold
     assert bench.train({**FOUR, **reward}).steps == 4
 
 
+def test_a_record_that_cannot_be_read_is_not_called_damaged(bench: Any, folder: Path) -> None:
+    """Of `/proc/self/mem` the system refuses to read the first byte, as of a file without permission or a bad disk."""
+    (folder / "run.json").rename(folder / "kept.json")
+    (folder / "run.json").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"run\.json: cannot be read: Input/output error\. .* leave it where") as caught:
+        bench.train(FOUR)
+    assert "move it away" not in str(caught.value)
+    (folder / "run.json").unlink()
+    (folder / "run.json").write_bytes(b"\xff{")
+    with pytest.raises(DataError, match=r"run\.json: not the record of a run"):
+        bench.train(FOUR)
+
+
 def test_a_damaged_record_in_the_derived_folder_blocks_its_own_run_alone(derived: Any) -> None:
     derived()
     (BASE / "run.json").write_text("{")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gmpo
+from gmpo.backends.devices import out_of_memory_hint
+from gmpo.build.policy import SUPERVISED_MEMORY
+from gmpo.config import SftConfig
+from gmpo.config.tree import leaves
 from gmpo.data.stories import demonstration_rows
 from gmpo.errors import BackendError, ConfigError, DataError
+from gmpo.records.run_folder import read_metrics
+from gmpo.training.supervised import LossCourse
 
 
 @pytest.fixture
@@ -201,3 +208,95 @@ def test_a_chat_template_can_be_given(bench: Any, settings: dict[str, Any]) -> N
     assert AutoTokenizer.from_pretrained(run.model).chat_template == template
     with pytest.raises(ConfigError, match="chat template: "):
         gmpo.sft({**settings, **given, "model.custom_chat_template": None}, rows=[row], console=QUIET)
+
+
+# What it says
+
+
+def test_the_end_says_the_first_and_the_last_loss(
+    bench: Any, command: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    files = bench.write_rows(demonstration_rows(16, seed=0))
+    words = [f"{key}={value}" for key, value in {**settings, "data.train_files": files}.items()]
+    outcome = command("sft", *words)
+    first, last = (read["train/loss"] for read in _metrics(bench.folder / "sft"))
+    assert outcome.code == 0
+    assert f"loss of an answer's token: {first:.4g} in update 1, {last:.4g} in update 6\n" in outcome.out
+    assert "warning" not in outcome.out
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    history = [dict(one.values) for one in read_metrics(folder)]
+    return [history[0], history[-1]]
+
+
+@pytest.mark.parametrize(
+    ("rate", "code", "words"),
+    [
+        ("3", 0, ("it rises instead of falling; the learning rate is 3; lower optim.lr", "warning: loss of an answer")),
+        ("1e18", 1, ("the loss is nan, not a number", "DivergedError: step ", "Lower optim.lr")),
+        ("1e40", 1, ("DivergedError: step 1, update: the weights are not finite", "Lower optim.lr, and begin again.")),
+    ],
+)
+def test_a_loss_that_rises_or_is_no_number_is_said_under_the_keys_of_sft(
+    bench: Any, command: Callable[..., Any], settings: dict[str, Any], rate: str, code: int, words: tuple[str, ...]
+) -> None:
+    files = bench.write_rows(demonstration_rows(16, seed=0))
+    changed = {**settings, "data.train_files": files, "optim.lr": rate, "optim.warmup_steps_ratio": 0}
+    changed |= {"trainer.total_training_steps": 12}
+    outcome = command("sft", *(f"{key}={value}" for key, value in changed.items()))
+    said = outcome.out + outcome.err
+    assert outcome.code == code, said
+    for one in words:
+        assert one in said
+    assert said.count("it rises instead") <= 1
+    assert "actor_rollout_ref" not in said
+    assert "from a checkpoint" not in said
+
+
+def test_a_loss_that_rises_is_said_once_and_batches_that_differ_are_no_rise() -> None:
+    told: list[str] = []
+    course = LossCourse(told.append)
+    for loss in (1.0, 2.9, 0.5, 3.1, 9.0, float("nan"), float("inf"), 0.4):
+        course.add(loss, 0.1)
+    course.conclude()
+    assert [line.partition(";")[0] for line in told] == [
+        "warning: update 4: the loss is 3.1 and was 1 at first: it rises instead of falling",
+        "warning: update 6: the loss is nan, not a number",
+        "loss of an answer's token: 1 in update 1, 0.4 in update 8",
+    ]
+
+
+def test_every_message_about_the_model_names_the_keys_of_sft(
+    bench: Any, command: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    files = bench.write_rows(demonstration_rows(16, seed=0))
+
+    def said(changes: dict[str, Any]) -> str:
+        changed = {**settings, "data.train_files": files, **changes}
+        outcome = command("sft", *(f"{key}={value}" for key, value in changed.items()))
+        assert outcome.code in (1, 2), outcome.out
+        assert "actor_rollout_ref" not in outcome.err
+        assert "gmpo train" not in outcome.err
+        return str(outcome.err)
+
+    model = Path(shutil.copytree(bench.model, bench.folder / "model"))
+    here = {"model.path": model}
+    assert "data.train_files: is empty" in said({"data.train_files": "[]"})
+    assert "model.path: is not given" in said({"model.path": "null"})
+    assert "give a template that takes it in model.custom_chat_template." in said(
+        {"model.custom_chat_template": "{{ raise_exception('no') }}"}
+    )
+    (model / "chat_template.jinja").unlink()
+    assert "set model.custom_chat_template to a Jinja template" in said(here)
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    assert "Put the tokenizer files beside the model in model.path." in said(here)
+    (model / "model.safetensors").write_bytes(b"")
+    shutil.copytree(bench.model, model, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+    assert "(model.path)" in said(here)
+    with pytest.raises(BackendError) as caught, out_of_memory_hint("updating the policy", SUPERVISED_MEMORY):
+        raise MemoryError
+    assert "Lower one of\n  data.micro_batch_size_per_gpu: demonstrations per pass\n  data.max_le" in str(caught.value)
+    for line in SUPERVISED_MEMORY:
+        assert line.partition(":")[0] in leaves(SftConfig)

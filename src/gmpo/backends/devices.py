@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -57,8 +57,16 @@ def describe(device: Device) -> str:
     return f"cpu, {threads} thread{'s' * (threads > 1)}, {dtype}"
 
 
+MEMORY = (
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu (or ppo_micro_batch_size_per_gpu): tokens per pass",
+    "actor_rollout_ref.rollout.max_num_seqs: answers sampled side by side",
+    "data.max_response_length: tokens per answer",
+)
+"""The settings of `gmpo train` that memory depends on."""
+
+
 @contextmanager
-def out_of_memory_hint(phase: str) -> Iterator[None]:
+def out_of_memory_hint(phase: str, settings: Sequence[str] = MEMORY) -> Iterator[None]:
     """Turn an out-of-memory error of `phase` into one that names the settings to lower."""
     try:
         yield
@@ -67,9 +75,5 @@ def out_of_memory_hint(phase: str) -> Iterator[None]:
         if not known and "can't allocate memory" not in str(error):
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BackendError(
-            f"out of memory while {phase}: {first_line}\nLower one of\n"
-            "  actor_rollout_ref.actor.ppo_max_token_len_per_gpu (or ppo_micro_batch_size_per_gpu): tokens per pass\n"
-            "  actor_rollout_ref.rollout.max_num_seqs: answers sampled side by side\n"
-            "  data.max_response_length: tokens per answer"
-        ) from error
+        listed = "\n".join(f"  {setting}" for setting in settings)
+        raise BackendError(f"out of memory while {phase}: {first_line}\nLower one of\n{listed}") from error

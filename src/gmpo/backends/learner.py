@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ class LocalLearner:
         update_split: micro-batches with gradient; score_split: without.
         reference: frozen model for KL terms, None without one; reference_split: its micro-batches.
         critic: estimates values for advantages that need them.
+        keys: `lr_key` and `nonfinite_key` of `Trainable`; those of `gmpo train` where they are not given.
         score_norms: every scored batch gets `score_norm`, also where its log-probs are not asked for.
     """
 
@@ -50,9 +52,10 @@ class LocalLearner:
         reference_split: MicroBatching | None = None,
         critic: Critic | None = None,
         score_norms: bool = False,
+        **keys: Any,
     ) -> None:
         self.model = model
-        self.policy = Trainable(model, tokenizer, optimizer, lr_key="actor_rollout_ref.actor.optim.lr")
+        self.policy = Trainable(model, tokenizer, optimizer, **{"lr_key": "actor_rollout_ref.actor.optim.lr", **keys})
         self.tokenizer = tokenizer
         self.device = device
         self.objective = objective

@@ -202,9 +202,10 @@ def load_tokenizer(source: ModelSource, *, chat_template: str | None = None) -> 
 
 
 def _no_tokenizer(source: ModelSource, reason: str) -> BackendError:
+    other = "actor_rollout_ref.model.tokenizer_path"  # which the other program has not
+    or_other = f", or set {other}" if source.key.startswith("actor_rollout_ref.") else f" in {source.key}"
     return BackendError(
-        f"cannot load a tokenizer from {source.path!r}: {reason}\n"
-        "Put the tokenizer files beside the model, or set actor_rollout_ref.model.tokenizer_path."
+        f"cannot load a tokenizer from {source.path!r}: {reason}\nPut the tokenizer files beside the model{or_other}."
     )
 
 

@@ -55,7 +55,7 @@ def score(
     whole = [torch.zeros(batch.response_ids.shape) for _ in range(outputs)]
     for rows in module.split(batch, by):
         part = batch.select(rows)
-        with torch.no_grad(), out_of_memory_hint(phase):
+        with torch.no_grad(), out_of_memory_hint(phase, by.settings):
             found = module(part, **options)
         for total, values in zip(whole, found, strict=False):
             total[rows, : values.shape[1]] = values.float().cpu()
@@ -78,6 +78,6 @@ def update(
     trainable.begin()
     records: list[Record] = []
     for rows in module.split(mini.batch, by):
-        with out_of_memory_hint(phase):
+        with out_of_memory_hint(phase, by.settings):
             records += accumulate(mini.part(rows))
     return records, trainable.step(mini.step)

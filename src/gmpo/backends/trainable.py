@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gmpo.backends.devices import MEMORY
 from gmpo.backends.storage import (
     held_moments,
     held_weights,
@@ -58,6 +59,8 @@ class MicroBatching:
 
     rows: int | None = None
     tokens: int | None = None
+    settings: Sequence[str] = MEMORY
+    """The settings that a message about lack of memory names."""
 
 
 NORM_PART = 65_536
@@ -125,7 +128,8 @@ class Trainable:
     """`model` and its optimizer. Parameters that require no gradient are left alone: they neither move nor decay.
 
     Args:
-        lr_key: the setting that a message about non-finite gradients names.
+        lr_key, nonfinite_key: the settings that a message about non-finite gradients names. Without the second there
+            are no checkpoints to go on from.
 
     Raises:
         BackendError: every parameter is frozen.
@@ -138,11 +142,13 @@ class Trainable:
         settings: OptimizerSettings,
         *,
         lr_key: str,
+        nonfinite_key: str | None = "actor_rollout_ref.actor.max_nonfinite_updates",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
         self.lr_key = lr_key
+        self.nonfinite_key = nonfinite_key
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
             raise BackendError(f"{type(model).__name__}: every parameter is frozen, so there is nothing to train")
@@ -196,11 +202,15 @@ class Trainable:
         if self.nonfinite_in_a_row >= self.settings.max_nonfinite:
             raise DivergedError(
                 f"step {step + 1}, update: the gradient was not finite ({norm}) in {self.nonfinite_in_a_row} updates "
-                f"in a row; the weights were left as they were. Lower {self.lr_key} (now {rate:g}), and go on from a "
-                "checkpoint before that, or begin again. actor_rollout_ref.actor.max_nonfinite_updates sets how many "
-                "are tolerated."
+                f"in a row; the weights were left as they were. Lower {self.lr_key} (now {rate:g}), {self._again}"
+                + (f" {self.nonfinite_key} sets how many are tolerated." if self.nonfinite_key else "")
             )
         return OptimizerStep(norm, rate, skipped=True)
+
+    @property
+    def _again(self) -> str:
+        before = "go on from a checkpoint before that, or " if self.nonfinite_key else ""
+        return f"and {before}begin again."
 
     def _require_finite(self, step: int, norm: float, rate: float) -> None:
         trained = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
@@ -209,8 +219,7 @@ class Trainable:
         if not bool(sums.isfinite().all()) and not all(bool(p.isfinite().all()) for p in trained):
             raise DivergedError(
                 f"step {step + 1}, update: the weights are not finite after an update with learning rate {rate:g} "
-                f"(gradient norm {norm:g}). Lower {self.lr_key}, and go on from a checkpoint before that, or "
-                "begin again."
+                f"(gradient norm {norm:g}). Lower {self.lr_key}, {self._again}"
             )
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,8 +19,9 @@ from gmpo.config.resolved import as_tree
 from gmpo.config.roles import by_role, length_matters
 from gmpo.config.tree import leaves
 from gmpo.config.tree import replace as with_setting
+from gmpo.data.demonstrations import rendered
 from gmpo.data.problems import Problem
-from gmpo.data.prompts import EncodedProblems, encode_prompts
+from gmpo.data.prompts import EncodedProblems
 from gmpo.records import fingerprint
 from gmpo.records.functions import of_function, same_function
 from gmpo.records.run_folder import PASS_RATES, Difference, Program, RunRecord
@@ -145,7 +145,7 @@ def supervised_content(
     source = ModelSource(model.source, model.trust_remote_code, model.override_config)
     content = _text(source, tokenizer, "model.path", moment)
     content[f"{CONTENT_OF}data.train_files"] = _problems(items)
-    some = encode_prompts(items[:RENDERED_DEMONSTRATIONS], tokenizer, max_prompt_length=sys.maxsize, moment=moment)
+    some = rendered(items[:RENDERED_DEMONSTRATIONS], tokenizer, moment)
     content[RENDERED] = fingerprint.of_json([item.prompt_ids for item in some.items])
     return {**content, VALIDATION: _problems(held_out)} if held_out else content
 

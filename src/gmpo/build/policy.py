@@ -150,6 +150,13 @@ def _supervised_source(config: SftConfig) -> ModelSource:
     )
 
 
+SUPERVISED_MEMORY = (
+    "data.micro_batch_size_per_gpu: demonstrations per pass",
+    "data.max_length: tokens of a prompt and its answer",
+)
+"""The settings of `gmpo sft` that memory depends on; model.enable_gradient_checkpointing=True saves more."""
+
+
 def build_supervised_learner(
     config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int, *, longest: int
 ) -> tuple[LocalLearner, Policy]:
@@ -167,7 +174,7 @@ def build_supervised_learner(
         config.model.enable_gradient_checkpointing,
         Longest(longest, "the longest prompt and its answer"),
     )
-    split = MicroBatching(rows=config.data.micro_batch_size_per_gpu)
+    split = MicroBatching(rows=config.data.micro_batch_size_per_gpu, settings=SUPERVISED_MEMORY)
     learner = LocalLearner(
         policy.model,
         tokenizer,
@@ -190,5 +197,7 @@ def build_supervised_learner(
         ),
         update_split=split,
         score_split=split,
+        lr_key="optim.lr",
+        nonfinite_key=None,
     )
     return learner, policy

@@ -265,15 +265,35 @@ def _going_on(start: Start, then: RunRecord) -> Start:
     return replace(start, checkpoint=origin, exact=exact, notes=tuple(notes))
 
 
+LISTED = 5
+"""Most checkpoints that a message lists."""
+
+
 def asked_checkpoint(resolved: Resolved[Any]) -> Path | None:
     """What `trainer.resume_from_path` names, if it is asked for."""
     trainer: Trainer | SftTrainer = resolved.config.trainer
     if isinstance(trainer, SftTrainer) or trainer.resume_mode != "resume_path":
         return None
     folder = Path(trainer.resume_from_path or "").expanduser().absolute()
-    if not (folder / STATE).is_file():
-        raise CheckpointError(f"trainer.resume_from_path={folder}: no checkpoint there (no {STATE})")
-    return folder
+    try:
+        if (folder / STATE).is_file():
+            return folder
+        raise CheckpointError(
+            f"trainer.resume_from_path={folder}: no checkpoint there (no {STATE}). {_there_are(folder.parent)}"
+        )
+    except OSError as error:
+        raise CheckpointError(f"trainer.resume_from_path={folder}: cannot be reached: {error.strerror}.") from error
+
+
+def _there_are(folder: Path) -> str:
+    """The newest checkpoints of a run folder."""
+    if not folder.is_dir():
+        return f"There is no folder {folder}."
+    names = [path.name for path in reversed(checkpoints(folder).values())]
+    if not names:
+        return f"{folder} holds no complete checkpoint; trainer.resume_mode=auto begins where there is none."
+    more = f" and {len(names) - LISTED} older" if len(names) > LISTED else ""
+    return f"{folder} holds {', '.join(names[:LISTED])}{more}."
 
 
 def _refuse_to_lose(folder: Path, asked: Path, then: RunRecord) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gmpo.data.files import find_files, read_rows
 from gmpo.data.problems import Problem, prompt_messages
-from gmpo.data.prompts import ChatTokenizer, encode_prompts
+from gmpo.data.prompts import ChatTokenizer, EncodedProblems, encode_prompts
 from gmpo.errors import DataError
 
 
@@ -75,6 +75,12 @@ def _at(row: Mapping[str, Any], key: str, place: str) -> Any:
     return value
 
 
+def rendered(problems: Sequence[Problem], tokenizer: ChatTokenizer, moment: datetime | None) -> EncodedProblems:
+    """The prompts through the chat template. Prompt and answer have one limit between them, so a prompt has none."""
+    key = "model.custom_chat_template"
+    return encode_prompts(problems, tokenizer, max_prompt_length=sys.maxsize, moment=moment, template_key=key)
+
+
 def encode_demonstrations(
     problems: Sequence[Problem],
     tokenizer: ChatTokenizer,
@@ -97,8 +103,7 @@ def encode_demonstrations(
     Raises: DataError as `encode_prompts` does, and for a row beyond `max_length` under `error`, or whose prompt leaves
         no room for an answer.
     """
-    # Prompt and answer have one limit between them, so the prompt has none of its own.
-    prompts = encode_prompts(problems, tokenizer, max_prompt_length=sys.maxsize, moment=moment).items
+    prompts = rendered(problems, tokenizer, moment).items
     encoded = []
     for item in prompts:
         prompt, answer = item.prompt_ids, (*_answer_ids(item.problem, encode_answer), end_id)

@@ -67,10 +67,12 @@ def encode_prompts(
     filter_overlong: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     moment: datetime | None = None,
+    template_key: str = "actor_rollout_ref.model.custom_chat_template",
 ) -> EncodedProblems:
     """Template and tokenize every prompt and apply the length limit of `max_prompt_length` tokens.
 
-    `moment` is what a template's `strftime_now` writes; None leaves it the clock.
+    `moment` is what a template's `strftime_now` writes; None leaves it the clock. `template_key` is the setting that
+    takes another template, for messages.
 
     A longer prompt is dropped with `filter_overlong`; else `truncation` decides: `left` and `right` cut that end off,
     `middle` keeps both ends, `error` refuses the data set.
@@ -80,14 +82,13 @@ def encode_prompts(
     _check_arguments(max_prompt_length, truncation, chat_template_kwargs or {})
     if not tokenizer.chat_template:
         raise DataError(
-            "the tokenizer has no chat template, so messages cannot become a prompt: set "
-            "actor_rollout_ref.model.custom_chat_template (gmpo sft: model.custom_chat_template) to a Jinja template, "
-            "or take an instruction-tuned model"
+            f"the tokenizer has no chat template, so messages cannot become a prompt: set {template_key} to a Jinja "
+            "template, or take an instruction-tuned model"
         )
     kwargs = chat_template_kwargs or {}
     if moment is not None:
         kwargs = _with_moment(tokenizer, kwargs, moment)
-    encoded = [EncodedProblem(p, _prompt_ids(p, tokenizer, kwargs)) for p in problems]
+    encoded = [EncodedProblem(p, _prompt_ids(p, tokenizer, kwargs, template_key)) for p in problems]
     overlong = [item for item in encoded if len(item.prompt_ids) > max_prompt_length]
     if filter_overlong:
         kept = [item for item in encoded if len(item.prompt_ids) <= max_prompt_length]
@@ -143,7 +144,9 @@ def _check_arguments(max_prompt_length: int, truncation: str, chat_template_kwar
         )
 
 
-def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+def _prompt_ids(
+    problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str, Any], template_key: str
+) -> tuple[int, ...]:
     messages = [dict(message) for message in problem.prompt]
     try:
         ids = tokenizer.apply_chat_template(
@@ -158,8 +161,7 @@ def _prompt_ids(problem: Problem, tokenizer: ChatTokenizer, kwargs: Mapping[str,
             ) from error
         raise DataError(
             f"{problem.id}: the chat template fails on this prompt (roles: {roles}): {error}. Change the row, or "
-            "give a template that takes it in actor_rollout_ref.model.custom_chat_template (gmpo sft: "
-            "model.custom_chat_template)."
+            f"give a template that takes it in {template_key}."
         ) from error
     if not ids:
         raise DataError(f"{problem.id}: the chat template renders this row as an empty prompt")

@@ -132,7 +132,16 @@ def read_run(folder: Path) -> RunRecord | None:
     if not file.is_file():
         return None
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read: {error.strerror}. What it holds may be whole, so leave it where it is: make it "
+            "readable (permissions, the disk), and start again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _no_record(file, error) from error
+    try:
+        saved = json.loads(text)
         if saved["format"] > FORMAT:
             raise DataError(
                 f"{file} was written by gmpo {saved['gmpo']} in format {saved['format']}; this is gmpo {__version__}, "
@@ -140,14 +149,18 @@ def read_run(folder: Path) -> RunRecord | None:
             )
         legs = tuple(_leg(leg) for leg in saved.pop("legs"))
         record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{file}: not the record of a run ({error!r}). Put it back from a copy; or move it away, and the next "
-            f"start makes a new one from {CONFIG}, {LEGS}/, {METRICS} and the checkpoints."
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _no_record(file, error) from error
     if record.status == "running":
         return replace(record, steps=max(record.steps, recorded_steps(folder)))
     return record
+
+
+def _no_record(file: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{file}: not the record of a run ({error!r}). Put it back from a copy; or move it away, and the next start "
+        f"makes a new one from {CONFIG}, {LEGS}/, {METRICS} and the checkpoints."
+    )
 
 
 def ended(record: RunRecord) -> RunRecord:

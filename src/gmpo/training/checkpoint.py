@@ -225,15 +225,26 @@ def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
         "hf_model": folder / "actor" / "huggingface" / "config.json",
     }
     has_export = any((folder / "actor" / "huggingface").glob("*.safetensors"))
-    contents = [c for c in allowed if c in files and files[c].is_file()]
-    contents = [c for c in contents if c != "hf_model" or has_export]
+    there = [c for c, file in files.items() if file.is_file() and (c != "hf_model" or has_export)]
+    contents = [c for c in allowed if c in there]
     if "model" not in contents and "hf_model" not in contents:
-        raise CheckpointError(
-            f"{folder} holds no weights that load_contents={list(allowed)} allows to load, so the run would restart "
-            "from the base model. Allow 'model' or 'hf_model' in actor_rollout_ref.actor.checkpoint.load_contents, or "
-            "start a new run in another trainer.default_local_dir."
-        )
+        raise CheckpointError(_no_weights(folder, allowed, [c for c in there if c != "optimizer"]))
     return contents
+
+
+def _no_weights(folder: Path, allowed: Sequence[str], weights: Sequence[str]) -> str:
+    key = "actor_rollout_ref.actor.checkpoint.load_contents"
+    restart = "so the run would restart from the base model"
+    new = "start a new run in another trainer.default_local_dir"
+    if weights:
+        added = f"{key}={[*weights[:1], *allowed]}"
+        return (
+            f"{folder} holds no weights that {key}={list(allowed)} allows to load, {restart}. Give {added}, or {new}."
+        )
+    return (
+        f"{folder} holds no weights at all (neither actor/model.safetensors nor actor/huggingface/*.safetensors), "
+        f"{restart}. Put them back from a copy, remove {folder.name} so that an earlier one is taken, or {new}."
+    )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -42,6 +43,49 @@ def mean_loss(learner: Learner, items: Sequence[EncodedDemonstration], *, pad_id
     return float(-scored.learner_logp[batch.sampled_mask].double().mean())
 
 
+RISES_BY = 2.0, 1.0
+"""A loss above so many times the first one and so many nats more is said to rise. Batches differ by far less."""
+
+
+class LossCourse:
+    """What there is to say of the losses of the updates, in their order.
+
+    Args:
+        say: called with a line for the user, once for a loss that rises and once for one that is not finite.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._first = self._last = math.nan
+        self._steps = 0
+        self._warned: set[str] = set()
+
+    def add(self, loss: float, rate: float) -> None:
+        """The next update's loss, and its learning rate."""
+        self._steps += 1
+        self._last = loss
+        self._first = loss if self._steps == 1 else self._first
+        lower = f"the learning rate is {rate:g}; lower optim.lr, or look at the rows of this update"
+        if not math.isfinite(loss):
+            self._once("not finite", f"warning: update {self._steps}: the loss is {loss}, not a number; {lower}")
+        elif loss > RISES_BY[0] * self._first + RISES_BY[1]:
+            rises = f"the loss is {loss:.3g} and was {self._first:.3g} at first: it rises instead of falling"
+            self._once("rises", f"warning: update {self._steps}: {rises}; {lower}")
+
+    def _once(self, kind: str, line: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._say(line)
+
+    def conclude(self) -> None:
+        """The first and the last loss, and whether that is what is wanted."""
+        if self._steps < 2:
+            return
+        line = f"loss of an answer's token: {self._first:.4g} in update 1, {self._last:.4g} in update {self._steps}"
+        fell = self._last < self._first
+        self._say(line if fell else f"warning: {line}: it did not fall. Lower optim.lr, or train for longer")
+
+
 def fine_tune(
     demonstrations: ProblemStream[EncodedDemonstration],
     *,
@@ -51,14 +95,21 @@ def fine_tune(
     tracker: Tracker,
     stop: Stop,
     validation: Sequence[EncodedDemonstration] = (),
+    say: Callable[[str], object] = lambda line: None,
 ) -> int:
-    """`total_steps` updates, one batch each; returns how many were made before the end or an interruption."""
+    """`total_steps` updates, one batch each; returns how many were made before the end or an interruption.
+
+    Args:
+        say: told of a loss that goes wrong, and of the first and the last one.
+    """
     tracker.start(0)
+    course = LossCourse(say)
     done = 0
     while done < total_steps and not stop.requested:
         with tracker.step(done + 1) as rec:
             batch = demonstration_batch(demonstrations.take(done), pad_id=pad_id)
             update = learner.update(batch, step=done)
+            course.add(update.scalars["pg_loss"], update.scalars["lr"])
             rec.add({"train/loss": update.scalars["pg_loss"], "train/lr": update.scalars["lr"]})
             rec.add({"train/grad_norm": update.scalars["grad_norm"], "train/skipped_updates": float(update.skipped)})
             rec.add({"perf/total_num_tokens": float(batch.lengths.sum())})
@@ -66,4 +117,5 @@ def fine_tune(
             if validation and (done == total_steps or done % demonstrations.steps_per_epoch == 0):
                 with rec.time("testing"):
                     rec.add({"val/loss": mean_loss(learner, validation, pad_id=pad_id)})
+    course.conclude()
     return done
