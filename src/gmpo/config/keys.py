@@ -117,28 +117,58 @@ def _off(switch: str) -> tuple[object, ...]:
     return tuple(value for gate in GATES.values() if gate["switch"] == switch for value in gate["off"])
 
 
-def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known paths most like an unknown one, best first; empty when none is close.
+ALIKE = 0.8
+"""Share of two names' letters that agree in order, from which one may be a slip of the other."""
+FEW = 3
+"""Settings of one name, at most, of which one may be meant under a section that is not theirs."""
 
-    Two things speak for a candidate: that it ends in the same names (`clip_ratio`, `actor.optim.lr`), and that it is
-    spelled alike, as a whole or over as many names as the unknown path has (`loss_mod`).
+
+def nearest(path: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known paths that an unknown one is a slip of, best first; empty when none is near.
+
+    Near is a path whose last name is the same or alike (or ends in it: `epochs`) and whose section is too, as far as
+    one is written; one that is alike as a whole, dots and underscores confused; a setting to which more was added; and,
+    where few settings have that very name, each of them.
     """
     names = path.split(".")
-    scored = []
+    near: list[tuple[tuple[int, float, float], str]] = []
+    namesakes: list[tuple[tuple[int, float, float], str]] = []
     for candidate in known:
         others = candidate.split(".")
         same = 0
         while same < min(len(names), len(others)) and names[-1 - same] == others[-1 - same]:
             same += 1
         tail = ".".join(others[-len(names) :])
-        likeness = max(_likeness(path, candidate), _likeness(path, tail))
-        if same or likeness >= 0.75:
-            scored.append(((same, likeness, _likeness(path, candidate)), candidate))
-    if not scored:
-        return []
-    scored.sort(key=lambda entry: entry[0], reverse=True)
-    (_, best, _), _ = scored[0]
-    return [candidate for (_, likeness, _), candidate in scored if likeness >= best - 0.1][:count]
+        sections = ".".join(names[:-1]), tail.rpartition(".")[0]
+        beside = len(names) == 1 or sections[0] == sections[1] or _likeness(*sections) >= ALIKE
+        likeness = (
+            _likeness(names[-1], others[-1]) if beside else max(_likeness(path, candidate), _likeness(path, tail))
+        )
+        score = (same, likeness, _likeness(path, candidate))
+        if (
+            same >= 2
+            or (beside and _alike(names[-1], others[-1]))
+            or _flat(path) == _flat(candidate)
+            or path.startswith(f"{candidate}.")
+        ):
+            near.append((score, candidate))
+        elif same:
+            namesakes.append((score, candidate))
+    found = near or (namesakes if len(namesakes) <= FEW else [])
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    return [candidate for (_, likeness, _), candidate in found if likeness >= found[0][0][1] - 0.1][:count]
+
+
+def _alike(written: str, name: str) -> bool:
+    """A slip, or one is the beginning or the end of the other: `save_frequency`, `temp`, `epochs`."""
+    short, long = sorted((written, name), key=len)
+    begins = len(short) >= 4 and long.startswith(short) and not written.startswith(f"{name}_")
+    swapped = sorted(written) == sorted(name)
+    return begins or swapped or name.endswith(f"_{written}") or _likeness(written, name) >= ALIKE
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "").replace("_", "")
 
 
 def _likeness(one: str, other: str) -> float:

@@ -22,6 +22,8 @@ from gmpo.errors import ConfigError
 
 RECIPES = Path(__file__).with_name("recipes")
 COMMAND_LINE = "command line"
+LISTED = 12
+"""Most keys of a section that a message lists."""
 GIVEN = "given"
 """Key of a saved configuration with what was set, path and value; see `gmpo.config.saved`."""
 _ACTOR = "actor_rollout_ref.actor"
@@ -181,8 +183,24 @@ class Settings:
             return f"{head}\nis not supported: {reason}."
         candidates = nearest(path, leaves(self.root))
         self.doubtful.update(candidates)
-        hint = f"Did you mean {' or '.join(candidates)}?" if candidates else "`docs/configuration.md` lists all keys."
+        hint = f"Did you mean {' or '.join(candidates)}?" if candidates else self._there(path)
         return f"{head}\nunknown key. {hint}"
+
+    def _there(self, path: str) -> str:
+        """What there is instead of an unknown key that no setting is like."""
+        parts = path.split(".")[:-1]
+        above = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        section = next((one for one in above if one in sections(self.root)), None)
+        if section is None:
+            return "`docs/configuration.md` lists all keys."
+        below = (
+            leaf.removeprefix(f"{section}.").partition(".")
+            for leaf in leaves(self.root)
+            if leaf.startswith(f"{section}.")
+        )
+        names = list(dict.fromkeys(name + dot for name, dot, _ in below))
+        shown_names = f"{', '.join(names[:LISTED])}{', ..' * (len(names) > LISTED)}"
+        return f"{section} holds {shown_names}; `docs/configuration.md` lists all keys."
 
     def resolve(self) -> None:
         """Replace interpolations (`${data.max_prompt_length}`) by what they stand for, then fit values to types."""

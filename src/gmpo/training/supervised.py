@@ -65,7 +65,7 @@ class LossCourse:
         self._steps += 1
         self._last = loss
         self._first = loss if self._steps == 1 else self._first
-        lower = f"the learning rate is {rate:g}; lower optim.lr, or look at the rows of this update"
+        lower = f"the learning rate is {rate:.3g}; lower optim.lr, or look at the rows of this update"
         if not math.isfinite(loss):
             self._once("not finite", f"warning: update {self._steps}: the loss is {loss}, not a number; {lower}")
         elif loss > RISES_BY[0] * self._first + RISES_BY[1]:
@@ -83,7 +83,7 @@ class LossCourse:
             return
         line = f"loss of an answer's token: {self._first:.4g} in update 1, {self._last:.4g} in update {self._steps}"
         fell = self._last < self._first
-        self._say(line if fell else f"warning: {line}: it did not fall. Lower optim.lr, or train for longer")
+        self._say(line if fell else f"warning: {line}: it did not fall; look at optim.lr")
 
 
 def fine_tune(
