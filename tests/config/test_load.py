@@ -261,7 +261,7 @@ def test_an_unknown_key_names_the_one_that_was_meant_first(written: str, meant: 
         ("data.maxpromptlength", ["data.max_prompt_length"]),
         ("algorithm.adv_estimater", ["algorithm.adv_estimator"]),
         ("algoritm.gamma", ["algorithm.gamma"]),
-        (f"{A}.clip_ratio_hihg", [f"{A}.clip_ratio_high", f"{A}.clip_ratio_c"]),
+        (f"{A}.clip_ratio_hihg", [f"{A}.clip_ratio_high"]),
         (f"{A}.kl_coef", ["algorithm.kl_ctrl.kl_coef"]),
         (f"{R}.temp", [f"{R}.temperature"]),
         (f"{A}.optim.beta1", [f"{A}.optim.betas"]),

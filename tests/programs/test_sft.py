@@ -234,9 +234,9 @@ def _metrics(folder: Path) -> list[dict[str, float]]:
     ("rate", "code", "words"),
     [
         (
-            "30",
+            "3",
             0,
-            ("it rises instead of falling; the learning rate is 30; lower optim.lr", "warning: loss of an answer"),
+            ("it rises instead of falling; the learning rate is 2.95; lower optim.lr", "warning: loss of an answer"),
         ),
         ("1e18", 1, ("the loss is nan, not a number", "DivergedError: step ", "Lower optim.lr")),
         ("1e40", 1, ("DivergedError: step 1, update: the weights are not finite", "Lower optim.lr, and begin again.")),
