@@ -25,7 +25,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (2625, "the float32 products of a model are timed; what stands beside a critic; bfloat16 weights"),
     "build": (1890, "the checkpoints that there are, where another is asked for; the keys of sft"),
-    "check": (460, "what is not here; a short form that ends in a verdict"),
+    "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3410, "settings say that they are paths or names; what `none` means; suggestions that are near"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (460, "what a run came to, in sentences"),

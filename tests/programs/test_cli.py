@@ -276,6 +276,18 @@ def test_check_lists_what_is_not_here_and_ready_exits_with_three(bench: Any, com
     assert command("check", "--ready", *words, "trainer.typo=8").code == 2
 
 
+def test_check_knows_the_scorers_and_the_largest_seed(bench: Any, command: Command) -> None:
+    words = bench.arguments({"custom_reward_function.path": "null"})
+    assert "There is no scorer 'gsm8'" not in command("check", "--ready", *words, "reward_model.scorer=gsm8k").out
+    outcome = command("check", "--ready", *words, "reward_model.scorer=gsm8")
+    assert (outcome.code, "There is no scorer 'gsm8'" in outcome.out) == (3, True)
+    outcome = command("check", "--ready", *words, "reward_model.scorers={gmpo/stories: gsm8}")
+    assert (outcome.code, "There is no scorer 'gsm8'" in outcome.out) == (3, True)
+    assert command("check", *words, f"trainer.seed={2**63 - 1}").code == 0
+    outcome = command("check", *words, f"trainer.seed={2**63}")
+    assert (outcome.code, "an integer >= 0 and <= 9223372036854775807" in outcome.err) == (2, True)
+
+
 def test_an_option_that_would_be_ignored_is_refused(bench: Any, command: Command) -> None:
     one, two = bench.folder / "one.yaml", bench.folder / "two.yaml"
     for file in (one, two):

@@ -237,7 +237,7 @@ def _sinks(
     say = speaker(console)
     info = replace(_info(resolved, folder), say=say, held=held)
     sinks: list[Sink] = [JsonLines(folder / METRICS, say, held)]
-    sinks += [SINKS[name](info) for name in trainer.logger if name != "console"]
+    sinks += [SINKS[name](info) for name in dict.fromkeys(trainer.logger) if name != "console"]
     if "console" in trainer.logger:
         total = opening.record.total_steps
         sinks.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gmpo.config import Config, Resolved
 from gmpo.config.resolved import Note
-from gmpo.errors import DataError
+from gmpo.errors import ConfigError, DataError
 
 MODEL = "actor_rollout_ref.model.path"
 
@@ -24,6 +24,7 @@ def not_here(resolved: Resolved[Config]) -> list[Note]:
         *(_model("critic.model.path", config.critic.model.source, False) if config.critic.enable else ()),
         *_data(config),
         *_functions(config),
+        *_scorers(config),
         *_device(config),
         *(note for note in resolved.unavailable if note.path != MODEL),
     ]
@@ -96,6 +97,21 @@ def _functions(config: Config) -> Iterator[Note]:
         assigned = any(isinstance(node, ast.Assign | ast.Import | ast.ImportFrom) for node in tree.body)
         if name not in defined and not assigned:
             yield Note(key, f"{file} defines no function {name}; it has {', '.join(sorted(defined)) or 'none'}")
+
+
+def _scorers(config: Config) -> Iterator[Note]:
+    """Names of scorers that there are not."""
+    reward = config.reward_model
+    named = [("reward_model.scorer", reward.scorer)] if reward.scorer is not None else []
+    named += [("reward_model.scorers", name) for name in reward.scorers.values()]
+    if not named or config.custom_reward_function.path is not None:
+        return
+    known = importlib.import_module("gmpo.rewards.scorers").named_scorer  # late, as above
+    for key, name in named:
+        try:
+            known(name)
+        except ConfigError as error:
+            yield Note(key, str(error))
 
 
 def _device(config: Config) -> Iterator[Note]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Name, Place, Section, setting
+from gmpo.config.fields import LARGEST_SEED, Name, Place, Section, setting
 from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
@@ -63,7 +63,9 @@ class Data(Section):
         "error", "What to do with a prompt that is too long: stop, or keep its end (left), its start (right), or both."
     )
     shuffle: bool = setting(True, "Visit the training problems in a new random order each epoch, drawn from data.seed.")
-    seed: int = setting(None, "Seed of the order of the training problems.", follows="trainer.seed", ge=0)
+    seed: int = setting(
+        None, "Seed of the order of the training problems.", follows="trainer.seed", ge=0, le=LARGEST_SEED
+    )
     train_max_samples: int = setting(-1, "Use only so many training problems. -1 uses all.", ge=-1)
     val_max_samples: int = setting(-1, "Use only so many validation problems. -1 uses all.", ge=-1)
     pass_rate_range: tuple[float, float] | None = setting(
@@ -115,7 +117,7 @@ class Trainer(Section):
     device: Device = setting(
         None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto", role="execution"
     )
-    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0, le=LARGEST_SEED)
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto",
         "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Place, Section, Text, setting
+from gmpo.config.fields import LARGEST_SEED, Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
@@ -131,7 +131,11 @@ class Actor(Section):
     ppo_epochs: int = setting(1, "Passes over the answers of a step.", ge=1)
     shuffle: bool = setting(False, "Permute the problems of a step before cutting mini-batches, anew in each epoch.")
     data_loader_seed: int = setting(
-        None, "Seed of that permutation, and of the tokens that clip_cov chooses.", follows="trainer.seed", ge=0
+        None,
+        "Seed of that permutation, and of the tokens that clip_cov chooses.",
+        follows="trainer.seed",
+        ge=0,
+        le=LARGEST_SEED,
     )
     clip_ratio: float = setting(0.2, "Clip bound for both sides where clip_ratio_low or _high is not given.", ge=0)
     clip_ratio_low: float = setting(
@@ -299,7 +303,7 @@ class Rollout(Section):
     )
     top_p: float = setting(1.0, "Sample among the most probable tokens that together reach this share.", gt=0, le=1)
     top_k: int = setting(-1, "Sample among so many most probable tokens. -1 is off.", ge=-1)
-    seed: int = setting(None, "Seed of sampling.", follows="trainer.seed", ge=0)
+    seed: int = setting(None, "Seed of sampling.", follows="trainer.seed", ge=0, le=LARGEST_SEED)
     max_num_seqs: int = setting(
         256, "Answers sampled at once. Saves memory and never changes what is sampled.", ge=1, role="execution"
     )

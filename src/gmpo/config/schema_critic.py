@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gmpo.config.fields import Place, Section, setting
+from gmpo.config.fields import LARGEST_SEED, Place, Section, setting
 from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
 
 LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
@@ -147,7 +147,7 @@ class Critic(Section):
         follows="actor_rollout_ref.actor.shuffle",
     )
     data_loader_seed: int = setting(
-        None, "Seed of that permutation.", follows="actor_rollout_ref.actor.data_loader_seed", ge=0
+        None, "Seed of that permutation.", follows="actor_rollout_ref.actor.data_loader_seed", ge=0, le=LARGEST_SEED
     )
     cliprange_value: float = setting(
         0.5, "How far a value may move from the one at the start of the step before its loss stops falling.", gt=0

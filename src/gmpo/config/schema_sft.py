@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Name, Place, Section, Text, setting
+from gmpo.config.fields import LARGEST_SEED, Name, Place, Section, Text, setting
 from gmpo.config.schema import Device, LoggerName
 from gmpo.config.schema_training import RUN_FOLDER, Schedule
 
@@ -123,7 +123,7 @@ class SftTrainer(Section):
         "Where metrics go. metrics.jsonl in the run folder is always written.",
         role="bookkeeping",
     )
-    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0)
+    seed: int = setting(1, "Root of all random streams of the run.", own=True, ge=0, le=LARGEST_SEED)
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto",
         "Float32 matrix products on a CPU. highest is torch's default, medium oneDNN's, which on some processors is "

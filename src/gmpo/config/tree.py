@@ -116,7 +116,7 @@ class Leaf:
         """What the setting accepts, in words: `"an integer >= 1, or null"`."""
         words = ", or ".join(self._noun or _in_words(kind, choices) for kind, choices in self._types)
         bounds = " and ".join(
-            f"{sign} {getattr(bound, name):g}"
+            f"{sign} {at if isinstance(at := getattr(bound, name), int) else format(at, 'g')}"
             for name, sign in _BOUNDS
             for bound in self.field.metadata
             if getattr(bound, name, None) is not None
