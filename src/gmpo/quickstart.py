@@ -37,6 +37,8 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
         ConfigError: `out` holds something else than an unfinished quickstart of this seed.
     """
     begun = out / BEGUN
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: name a folder")
     if out.exists() and any(out.iterdir()) and (not begun.exists() or json.loads(begun.read_text()) != {"seed": seed}):
         raise ConfigError(f"{out} is not empty: name another folder with --out, or remove it")
     if (out / "summary.json").exists():

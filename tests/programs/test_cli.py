@@ -318,6 +318,17 @@ def test_a_number_out_of_range_is_refused_before_anything_is_written(
     assert not (bench.folder / "out").exists()
 
 
+def test_a_file_in_the_place_of_a_folder_and_a_drop_of_every_row_are_refused(bench: Any, command: Command) -> None:
+    file = bench.write_rows()
+    outcome = command("quickstart", "--out", file)
+    assert (outcome.code, outcome.err) == (2, f"ConfigError: --out {file} is a file: name a folder\n")
+    rows = ("data", "stories", "--size", "3", "--out", str(bench.folder / "s"))
+    assert command(*rows).code == 0
+    again = (*rows[:-1], str(bench.folder / "t"), "--against", str(bench.folder / "s" / "train.parquet"))
+    outcome = command(*again, "--drop-contaminated")
+    assert (outcome.code, "--drop-contaminated leaves no row of train: all 3 are" in outcome.err) == (1, True)
+
+
 def test_a_seed_that_chooses_nothing_is_said(bench: Any, command: Command) -> None:
     file = bench.folder / "train.jsonl"
     file.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')

@@ -337,6 +337,10 @@ def _write(table: Table, out: Path, evaluation: Mapping[str, Sequence[str]], dro
         tainted |= mine
         against.append(_contamination(file, asked, most_alike(found), len(mine)))
     kept = [row for i, row in enumerate(rows) if i not in tainted]
+    if rows and not kept:
+        raise DataError(
+            f"--drop-contaminated leaves no row of {table.name}: all {len(rows)} are in what --against names"
+        )
     path = out / f"{table.name}.parquet"
     read = table.source != "generated"
     problems = problems_from_rows(kept, path.name) if read and kept else []
