@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-oldest test-cuda bench-cuda lint types clean
+.PHONY: quickstart test test-oldest test-scale test-cuda bench-cuda lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,17 @@ $(OLDEST)/.installed: pyproject.toml src/gmpo/version.py
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -n auto tests/backends tests/programs tests/examples
 
+# Several ranks on one machine: real processes under Ray.
+SCALE = .venv-scale
+
+$(SCALE)/.installed: pyproject.toml src/gmpo/version.py
+	$(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/pip install --quiet --editable ".[test,ray]"
+	touch $@
+
+test-scale: $(SCALE)/.installed  ## runs of several ranks
+	$(SCALE)/bin/python -m pytest -q tests/scale
+
 # On a machine with a CUDA device. Triton's kernels run on it here; in `make test` they are interpreted.
 test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m cuda tests/cuda tests/programs/test_cuda.py
@@ -50,4 +61,4 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) $(SCALE)

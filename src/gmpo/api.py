@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from transformers import PreTrainedModel
 
-from gmpo.backends.devices import describe
 from gmpo.build.identity import MOMENT
 from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
-from gmpo.build.policy import Policy, load_policy, policy_weights
+from gmpo.build.policy import PolicyFacts, load_policy, policy_weights
 from gmpo.build.programs import (
     Demonstrations,
     TrainingData,
@@ -125,10 +123,10 @@ def train(
             _start_graders(rewards, data, run, log)
             keep = partial(_keep_validation, run.writer, console, c)
             tracker = _profiled(run, data, console) if profile else run.tracker
-            policy, plan, parts = build_training(data, rewards, run, keep, tracker)
+            facts, plan, parts = build_training(data, rewards, run, keep, tracker)
             with closing(parts.learner), closing(parts.sampler):
-                run.say(_overview(data, policy, run.folder))
-                _say_notes(run, policy)
+                run.say(_overview(data, facts, run.folder))
+                _say_notes(run, facts)
                 _say_contradictions(run, data)
                 with model_kept(parts.learner, run.folder, say=run.say, stopping=lambda: run.stop.requested):
                     steps = run_loop(plan, parts)
@@ -160,8 +158,8 @@ def _validate(
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
         checkpoint = run.start.checkpoint
         step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
-        run.say(f"{_problems(data.problems)}; {_where(policy)} -> {run.records}")
-        _say_notes(run, policy)
+        run.say(f"{_problems(data.problems)}; {_where(policy.facts)} -> {run.records}")
+        _say_notes(run, policy.facts)
         with closing(collector.sampler):
             validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
     return Run(run.folder, Path(c.actor_rollout_ref.model.source), step, step, tuple(run.tracker.history))
@@ -180,8 +178,8 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
         if run.done:
             return _finished(run, data.length.total_steps)
         parts = build_fine_tuning(data)
-        run.say(_sft_overview(data, parts.policy, run.folder))
-        _say_notes(run, parts.policy)
+        run.say(_sft_overview(data, parts.policy.facts, run.folder))
+        _say_notes(run, parts.policy.facts)
         with closing(parts.learner):
             done = fine_tune(
                 parts.stream,
@@ -219,8 +217,8 @@ def _start_graders(rewards: Rewards, data: TrainingData | ValidationData, run: O
         run.say(unmet)
 
 
-def _say_notes(run: OpenRun, policy: Policy) -> None:
-    for note in policy.notes:
+def _say_notes(run: OpenRun, facts: PolicyFacts) -> None:
+    for note in facts.notes:
         run.say(f"note: {note}")
     if (moment := run.start.record.content.get(MOMENT)) is not None:
         run.say(f"note: the chat template writes the time: {moment}, of the run's first start, in every prompt of it")
@@ -276,24 +274,24 @@ def _print_notes(say: Say, resolved: Resolved[Any]) -> None:
         say(f"no effect: {keys} given with the default value, where it changes nothing{listed}")
 
 
-def _overview(data: TrainingData, policy: Policy, folder: Path) -> str:
+def _overview(data: TrainingData, facts: PolicyFacts, folder: Path) -> str:
     """What is about to happen, in one line."""
     held_out = "0" if (part := data.validation) is None else f"{len(part.items)}{_lost(part)}"
     counts, answers = data.counts, data.config.actor_rollout_ref.rollout.n
     steps, updates = counted(data.length.total_steps, "step"), counted(counts.updates_per_step, "update")
     return (
-        f"{_problems(data.problems)}, {held_out} for validation; {_where(policy)}; {steps} of "
+        f"{_problems(data.problems)}, {held_out} for validation; {_where(facts)}; {steps} of "
         f"{counts.prompts_per_step} x {answers} answers and {updates} -> {folder}"
     )
 
 
-def _sft_overview(data: Demonstrations, policy: Policy, folder: Path) -> str:
+def _sft_overview(data: Demonstrations, facts: PolicyFacts, folder: Path) -> str:
     rows, updates = counted(len(data.items), "demonstration"), counted(data.length.total_steps, "update")
-    return f"{rows}; {_where(policy)}; {updates} of {data.config.data.train_batch_size} -> {folder}"
+    return f"{rows}; {_where(facts)}; {updates} of {data.config.data.train_batch_size} -> {folder}"
 
 
-def _where(policy: Policy) -> str:
-    return f"{_size(policy.model)} parameters on {describe(policy.device)}"
+def _where(facts: PolicyFacts) -> str:
+    return f"{facts.parameters:,} parameters on {facts.where}"
 
 
 def _problems(part: EncodedProblems) -> str:
@@ -314,10 +312,6 @@ def _keep_validation(
     writer.validation(step, groups)
     for group in groups[: config.trainer.log_val_generations]:
         console.print(sample_panel(group, step))
-
-
-def _size(model: PreTrainedModel) -> str:
-    return f"{sum(p.numel() for p in model.parameters()):,}"
 
 
 def _profiled(run: OpenRun, data: TrainingData, console: Console) -> Profiled:

@@ -165,7 +165,7 @@ def test_special_tokens_reach_the_reward_when_they_are_asked_for(
     model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
     policy = Policy(model, words, CPU, frozenset({stop}), stop, longest=8)
     answer = [special, ordinary, stop]
-    (plain,), (whole,) = (decode_answers(policy, skip, [answer]) for skip in (True, False))
+    (plain,), (whole,) = (decode_answers(words, policy.stop_ids, skip, [answer]) for skip in (True, False))
     assert "w3" in plain
     assert words.decode([special]) not in plain
     assert words.decode([special]) in whole

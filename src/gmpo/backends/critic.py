@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from gmpo.backends.model_files import require_weights, without_place
 from gmpo.backends.models import ModelSource, load_config, quiet, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
-from gmpo.backends.trainable import MicroBatching, Trainable
+from gmpo.backends.trainable import MicroBatching, OptimizerStep, Trainable
 from gmpo.errors import BackendError
 from gmpo.records.batch import Batch
 
@@ -130,6 +131,38 @@ class ValueModule(BatchModule):
         return (scatter_tokens(values.float(), batch.sampled_mask),)
 
 
+UpdatePart = Callable[[MiniBatch], tuple[Sequence[Mapping[str, Tensor]], OptimizerStep]]
+"""A mini-batch -> the shares of its means that each of its parts leaves behind, and the optimizer's step."""
+
+
+def fit(settings: CriticSettings, batch: Batch, update: UpdatePart, *, step: int) -> dict[str, float]:
+    """`critic.ppo_epochs` passes over a credited batch, wherever `update` computes; returns verl's `critic/*`
+    metrics."""
+    s, values, mask = settings, batch.values, batch.sampled_mask
+    assert values is not None
+    assert batch.token_rewards is not None
+    returns = lambda_returns(batch.token_rewards, mask, values, gamma=s.gamma, lam=s.lam)
+    batch = batch.replace(returns=returns)
+    steps = []
+    seed = None if s.shuffle_seed is None else s.shuffle_seed + step
+    for rows in batch.mini_batches(s.mini_batch_problems, epochs=s.epochs, shuffle_seed=seed):
+        steps.append(critic_update_of(*update(every_row(batch.select(rows), step))))
+    metrics = {f"critic/{name}": sum(m[name] for m in steps) / len(steps) for name in steps[0]}
+    explained = explained_variance(values, returns, mask)
+    if not math.isnan(explained):
+        metrics["critic/vf_explained_var"] = explained
+    return metrics | {
+        **_summary("critic/values", values[mask]),
+        **_summary("critic/returns", returns[mask]),
+    }
+
+
+def critic_update_of(shares: Sequence[Mapping[str, Tensor]], stepped: OptimizerStep) -> dict[str, float]:
+    """The metrics of an update from the shares of its parts."""
+    means = {name: float(value) for name, value in added(shares).items()}
+    return {**means, "grad_norm": stepped.norm, "lr": stepped.rate}
+
+
 class Critic:
     """Values of response positions and their fitting.
 
@@ -158,31 +191,17 @@ class Critic:
 
     def fit(self, batch: Batch, *, step: int) -> dict[str, float]:
         """`critic.ppo_epochs` passes over a credited batch; returns verl's `critic/*` metrics."""
-        s = self.settings
-        values, mask = batch.values, batch.sampled_mask
-        assert values is not None
-        assert batch.token_rewards is not None
-        returns = lambda_returns(batch.token_rewards, mask, values, gamma=s.gamma, lam=s.lam)
-        batch = batch.replace(returns=returns)
-        steps = []
-        seed = None if s.shuffle_seed is None else s.shuffle_seed + step
-        for rows in batch.mini_batches(s.mini_batch_problems, epochs=s.epochs, shuffle_seed=seed):
-            steps.append(self.update(batch.select(rows), step=step))
-        metrics = {f"critic/{name}": sum(m[name] for m in steps) / len(steps) for name in steps[0]}
-        explained = explained_variance(values, returns, mask)
-        if not math.isnan(explained):
-            metrics["critic/vf_explained_var"] = explained
-        return metrics | {
-            **_summary("critic/values", values[mask]),
-            **_summary("critic/returns", returns[mask]),
-        }
+        return fit(self.settings, batch, self.update_part, step=step)
 
     def update(self, batch: Batch, *, step: int) -> dict[str, float]:
         """One optimizer update on the mini-batch `batch`; returns its metrics."""
-        mini, phase = every_row(batch, step), "updating the critic"
-        shares, stepped = passes.update(self.module, self.trainable, mini, self.update_split, phase, self.accumulate)
-        means = {name: float(value) for name, value in added(shares).items()}
-        return {**means, "grad_norm": stepped.norm, "lr": stepped.rate}
+        return critic_update_of(*self.update_part(every_row(batch, step)))
+
+    def update_part(self, mini: MiniBatch) -> tuple[list[dict[str, Tensor]], OptimizerStep]:
+        """Gradients of some rows of a mini-batch, and one step of the optimizer with those of all ranks."""
+        return passes.update(
+            self.module, self.trainable, mini, self.update_split, "updating the critic", self.accumulate
+        )
 
     def accumulate(self, part: MiniBatch) -> list[dict[str, Tensor]]:
         """Add the gradient of a micro-batch to the parameters'; returns its shares of the mini-batch's means."""

@@ -17,14 +17,39 @@ from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
 from gmpo.backends.mini_batch import MiniBatch, prepare
 from gmpo.backends.models import beyond_tokenizer
+from gmpo.backends.passes import BatchModule
 from gmpo.backends.storage import held_weights, save_huggingface
-from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.backends.trainable import MicroBatching, OptimizerSettings, OptimizerStep, Trainable
 from gmpo.backends.weights import LiveWeights
 from gmpo.ops.linear_loss import Entropies
 from gmpo.ports import Update
 from gmpo.records.batch import Batch
 
 LOGPROBS = "computing log-probs"
+
+
+def update_of(objective: Objective, mini: MiniBatch, records: Sequence[LossRecord], stepped: OptimizerStep) -> Update:
+    """The update of a mini-batch from the records of its parts, wherever these were computed."""
+    found = joined(records, mini.width)
+    return Update(
+        rows=found.rows,
+        logp=found.logp,
+        clipped=found.clipped,
+        clipped_lower=found.clipped_lower,
+        sequence_ratio=found.sequence_ratio,
+        capped=found.capped,
+        scalars={
+            "grad_norm": stepped.norm,
+            "lr": stepped.rate,
+            **({} if stepped.moved is None else {"weights_moved": stepped.moved}),
+            **{k: float(x) for k, x in found.scalars.items()},
+        },
+        skipped=stepped.skipped,
+        counted={
+            "kl_loss": mini.counts.of(AGGREGATIONS[objective.aggregation].unit),
+            "entropy": mini.computed.of("tokens"),
+        },
+    )
 
 
 class LocalLearner:
@@ -112,35 +137,30 @@ class LocalLearner:
         Raises:
             BackendError: out of memory, or too many non-finite gradients in a row.
         """
-        mini, phase = self.prepare(batch, step=step), "updating the policy"
-        records, stepped = passes.update(self.module, self.policy, mini, self.update_split, phase, self.accumulate)
-        found = joined(records, mini.width)
-        return Update(
-            rows=found.rows,
-            logp=found.logp,
-            clipped=found.clipped,
-            clipped_lower=found.clipped_lower,
-            sequence_ratio=found.sequence_ratio,
-            capped=found.capped,
-            scalars={
-                "grad_norm": stepped.norm,
-                "lr": stepped.rate,
-                **({} if stepped.moved is None else {"weights_moved": stepped.moved}),
-                **{k: float(x) for k, x in found.scalars.items()},
-            },
-            skipped=stepped.skipped,
-            counted={
-                "kl_loss": mini.counts.of(AGGREGATIONS[self.objective.aggregation].unit),
-                "entropy": mini.computed.of("tokens"),
-            },
-        )
+        mini = self.prepare(batch, step=step)
+        return update_of(self.objective, mini, *self.update_part(mini))
 
     def prepare(self, batch: Batch, *, step: int) -> MiniBatch:
         """What the backward passes must know of the mini-batch as a whole; see `gmpo.backends.mini_batch`."""
-        logp = None
-        if self.objective.chooses:
-            logp = passes.score(self.module, batch, self.score_split, LOGPROBS)[0]
-        return prepare(self.objective, batch, step, logp)
+        return prepare(self.objective, batch, step, self.logp(batch) if self.objective.chooses else None)
+
+    def logp(self, batch: Batch) -> Tensor:
+        """Log-probs `[B, T]` of the present policy, without gradient."""
+        return passes.score(self.module, batch, self.score_split, LOGPROBS)[0]
+
+    def update_part(self, mini: MiniBatch) -> tuple[list[LossRecord], OptimizerStep]:
+        """Gradients of some rows of a mini-batch, and one step of the optimizer with those of all ranks."""
+        return passes.update(self.module, self.policy, mini, self.update_split, "updating the policy", self.accumulate)
+
+    def spread(self, shard: Callable[[BatchModule], object]) -> None:
+        """Have every model's parameters sharded by `shard`. The optimizers are made anew: they belong to parameters."""
+        shard(self.module)
+        self.policy = self.policy.anew()
+        if self.reference is not None:
+            shard(self.reference)
+        if self.critic is not None:
+            shard(self.critic.module)
+            self.critic.trainable = self.critic.trainable.anew()
 
     def accumulate(self, part: MiniBatch) -> list[LossRecord]:
         """Add the gradient of a micro-batch to the parameters'; returns the records of its rows.
@@ -163,10 +183,10 @@ class LocalLearner:
             records[0] = records[0].having(entropy=o.watched_entropy(entropy, inputs.mask, part.computed))
         return records
 
-    def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
+    def snapshot(self, contents: Sequence[str], *, copy: bool, keep: bool = True) -> Callable[[Path], None]:
         """`actor/` and, with a critic, `critic/` below a folder: see `Trainable.snapshot`."""
         parts = {"actor": self.policy} | ({} if self.critic is None else {"critic": self.critic.trainable})
-        writers = {name: part.snapshot(contents, copy=copy) for name, part in parts.items()}
+        writers = {name: part.snapshot(contents, copy=copy, keep=keep) for name, part in parts.items()}
 
         def write(folder: Path) -> None:
             for name, writer in writers.items():

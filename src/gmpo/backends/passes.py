@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from gmpo.backends.devices import Device, out_of_memory_hint
@@ -34,13 +35,18 @@ class BatchModule(torch.nn.Module):
         self.model = model
         self.device = device
         self.separate = separate
+        self.agreed: Callable[[int], int] = lambda passes: passes
+        """The passes that one rank needs -> those that all of them make."""
 
     def split(self, batch: Batch, by: MicroBatching) -> list[Tensor]:
-        """Row indices of the micro-batches; where prompts are shared, answers to one prompt stay together."""
+        """Row indices of the micro-batches; where prompts are shared, answers to one prompt stay together. As many on
+        every rank: the last ones may be without rows."""
         prompts, responses = batch.prompt_mask.sum(1), batch.response_mask.sum(1)
         if self.separate is None:
-            return prefix_micro_batches(batch.group, prompts, responses, rows=by.rows, tokens=by.tokens)
-        return micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
+            parts = prefix_micro_batches(batch.group, prompts, responses, rows=by.rows, tokens=by.tokens)
+        else:
+            parts = micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
+        return parts + [torch.zeros(0, dtype=torch.long)] * (self.agreed(len(parts)) - len(parts))
 
 
 def score(
@@ -59,6 +65,8 @@ def score(
             found = module(part, **options)
         for total, values in zip(whole, found, strict=False):
             total[rows, : values.shape[1]] = values.float().cpu()
+    if isinstance(module, FSDPModule):
+        module.reshard()  # of the outermost weights, which it leaves gathered for a backward pass
     return whole
 
 

@@ -111,14 +111,19 @@ def use_product(
         kept: the choice of the run that goes on (`Product.kept`), which is taken again as long as this processor's
             oneDNN is as accurate as float32.
     """
-    global _in_attention
     if setting != "auto" or device.type != "cpu":
         product = Product("highest" if setting == "auto" else setting)
     else:
         product = _chosen(shapes, kept)
+    take_product(product)
+    return product
+
+
+def take_product(product: Product) -> None:
+    """Put a choice into effect for this process that was made in another one."""
+    global _in_attention
     torch.set_float32_matmul_precision(product.precision)
     _in_attention = product.attention_from
-    return product
 
 
 def _chosen(shapes: Shapes | None, kept: Mapping[str, Any] | None) -> Product:

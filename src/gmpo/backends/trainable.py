@@ -108,7 +108,8 @@ class Movement:
         return moved / asked if asked else None
 
     def _probed(self, values: torch.Tensor) -> torch.Tensor:
-        return values.detach().flatten()[:: self.stride]
+        here = values.to_local() if isinstance(values, DTensor) else values
+        return here.detach().flatten()[:: self.stride]
 
 
 def gradient_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -162,6 +163,10 @@ class Trainable:
         )
         self.movement = Movement(trained)
         self.nonfinite_in_a_row = 0
+
+    def anew(self) -> Trainable:
+        """The same with a new optimizer, for a model whose parameters were exchanged."""
+        return Trainable(self.model, self.tokenizer, self.settings, lr_key=self.lr_key)
 
     def begin(self) -> None:
         """Training mode, gradients zero.
@@ -222,7 +227,7 @@ class Trainable:
                 f"(gradient norm {norm:g}). Lower {self.lr_key}, {self._again}"
             )
 
-    def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
+    def snapshot(self, contents: Sequence[str], *, copy: bool, keep: bool = True) -> Callable[[Path], None]:
         """What training has come to, as a function that writes it to a folder.
 
         `model` and `optimizer` become safetensors and JSON; `hf_model` a loadable folder `huggingface/`, which without
@@ -230,9 +235,12 @@ class Trainable:
 
         Args:
             copy: keep a copy, so that training may go on before it is written.
+            keep: false on a rank that only helps to gather what another one writes; its function must not be called.
         """
-        weights = held_weights(self.model, copy=copy) if {"model", "hf_model"} & set(contents) else {}
-        moments = held_moments(self.model, self.optimizer, copy=copy) if "optimizer" in contents else {}
+        asked = {"model", "hf_model"} & set(contents)
+        weights = held_weights(self.model, copy=copy, keep=keep) if asked else {}
+        wanted = "optimizer" in contents
+        moments = held_moments(self.model, self.optimizer, copy=copy, keep=keep) if wanted else {}
         extra = {"nonfinite_in_a_row": self.nonfinite_in_a_row}
 
         def write(folder: Path) -> None:

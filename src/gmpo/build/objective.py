@@ -111,10 +111,27 @@ def split_by(dynamic: bool, rows: int | None, tokens: int) -> MicroBatching:
     return MicroBatching(tokens=tokens) if dynamic else MicroBatching(rows=rows)
 
 
-def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[CriticModel | None, list[str]]:
-    """The critic, where the advantages need one, and what the files of a backbone of its own hold beyond it."""
+def critic_settings(config: Config) -> CriticSettings | None:
+    """How the critic is fitted; None without one."""
     critic = config.critic
     if not critic.enable:
+        return None
+    return CriticSettings(
+        gamma=config.algorithm.gamma,
+        lam=config.algorithm.lam,
+        clip=critic.cliprange_value,
+        aggregation=critic.loss_agg_mode,
+        loss_scale=float(config.data.max_response_length),
+        mini_batch_problems=critic.ppo_mini_batch_size,
+        epochs=critic.ppo_epochs,
+        shuffle_seed=critic.data_loader_seed if critic.shuffle else None,
+    )
+
+
+def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[CriticModel | None, list[str]]:
+    """The critic, where the advantages need one, and what the files of a backbone of its own hold beyond it."""
+    critic, fitting = config.critic, critic_settings(config)
+    if fitting is None:
         return None, []
     own, device = critic.model, policy.device
     source = ModelSource(
@@ -139,16 +156,7 @@ def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[Crit
     made = CriticModel(
         Trainable(model, policy.tokenizer, settings, lr_key="critic.optim.lr"),
         device=device,
-        settings=CriticSettings(
-            gamma=config.algorithm.gamma,
-            lam=config.algorithm.lam,
-            clip=critic.cliprange_value,
-            aggregation=critic.loss_agg_mode,
-            loss_scale=float(config.data.max_response_length),
-            mini_batch_problems=critic.ppo_mini_batch_size,
-            epochs=critic.ppo_epochs,
-            shuffle_seed=critic.data_loader_seed if critic.shuffle else None,
-        ),
+        settings=fitting,
         update_split=split_by(
             critic.use_dynamic_bsz, critic.ppo_micro_batch_size_per_gpu, critic.ppo_max_token_len_per_gpu
         ),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gmpo.algo.losses import SUPERVISED
 from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate
-from gmpo.backends.devices import DTYPES, Device
+from gmpo.backends.devices import DTYPES, Device, describe
 from gmpo.backends.family import require_family
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
@@ -46,8 +46,21 @@ class Longest:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyFacts:
+    """What a program must know of its policy, wherever that is."""
+
+    parameters: int
+    where: str
+    """On which device, for people."""
+    stop_ids: frozenset[int]
+    pad_id: int
+    notes: tuple[str, ...] = ()
+    """What the model folders of the run hold or ask for and training leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """A model with its tokenizer and the ids that matter for sampling."""
+    """A model in this process, with its tokenizer and the ids that matter for sampling."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,7 +70,13 @@ class Policy:
     longest: Longest
     """Its longest row, which every other model of the run reads too."""
     notes: tuple[str, ...] = ()
-    """What the model folders of the run hold or ask for and training leaves out."""
+    """As of its facts."""
+
+    @property
+    def facts(self) -> PolicyFacts:
+        """What others must know of it."""
+        size = sum(p.numel() for p in self.model.parameters())
+        return PolicyFacts(size, describe(self.device), self.stop_ids, self.pad_id, self.notes)
 
 
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
@@ -123,10 +142,12 @@ def policy_weights(policy: Policy, version: int) -> WeightSource:
     return LiveWeights(policy.model, version)
 
 
-def decode_answers(policy: Policy, skip_special_tokens: bool, answers: list[list[int]]) -> list[str]:
+def decode_answers(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], skip_special_tokens: bool, answers: list[list[int]]
+) -> list[str]:
     """The texts of answers, without the token that ended each."""
-    ended = [ids[:-1] if ids and ids[-1] in policy.stop_ids else ids for ids in answers]
-    texts: list[str] = policy.tokenizer.batch_decode(ended, skip_special_tokens=skip_special_tokens)
+    ended = [ids[:-1] if ids and ids[-1] in stop_ids else ids for ids in answers]
+    texts: list[str] = tokenizer.batch_decode(ended, skip_special_tokens=skip_special_tokens)
     return texts
 
 

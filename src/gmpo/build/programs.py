@@ -10,9 +10,18 @@ from typing import Any
 
 from gmpo.build.identity import describe_run, supervised_content, training_content
 from gmpo.build.kept import moment_of
+from gmpo.build.learner import build_learner, build_sampler
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
-from gmpo.build.policy import Policy, build_policy, build_supervised_learner, build_supervised_tokenizer, end_token
+from gmpo.build.policy import (
+    Policy,
+    PolicyFacts,
+    build_policy,
+    build_supervised_learner,
+    build_supervised_tokenizer,
+    end_token,
+)
+from gmpo.build.ranks import Job, start_ranks
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
@@ -21,7 +30,6 @@ from gmpo.build.run import (
     build_evaluation,
     build_gather,
     build_history,
-    build_learner,
     build_machine,
     build_plan,
     build_problems,
@@ -41,7 +49,7 @@ from gmpo.data.demonstrations import (
 )
 from gmpo.data.problems import Problem, ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
-from gmpo.ports import Learner, Tracker
+from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
 from gmpo.rewards.combined import Rewards
@@ -105,7 +113,7 @@ def _length(counts: Numbers) -> Length:
 
 def build_training(
     data: TrainingData, rewards: Rewards, run: OpenRun, keep: Keep, tracker: Tracker
-) -> tuple[Policy, Plan, Parts]:
+) -> tuple[PolicyFacts, Plan, Parts]:
     """Load the models and put the parts of the loop together.
 
     Args:
@@ -115,10 +123,18 @@ def build_training(
     assert run.store is not None, "a training has checkpoints"
     config = data.config
     longest = longest_prompt(data.problems, data.validation)
-    policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
-    learner, beyond = build_learner(config, policy, data.length.total_steps)
-    policy = replace(policy, notes=(*policy.notes, *beyond))
-    collector = build_collector(config, policy, rewards, run.tracker.activity)
+    drew = run.tracker.activity.drew
+    learner: Learner
+    sampler: Sampler
+    if config.devices > 1:
+        ranked = Job(config, data.tokenizer, longest, data.length.total_steps, data.machine.product)
+        facts, learner, sampler = start_ranks(ranked, drew)
+    else:
+        policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
+        learner, beyond = build_learner(config, policy, data.length.total_steps)
+        facts = replace(policy.facts, notes=(*policy.notes, *beyond))
+        sampler = build_sampler(config, policy, drew)
+    collector = build_collector(config, sampler, data.tokenizer, facts, rewards, run.tracker.activity)
     history = build_history(config, run.folder, data.problems, run.say, run.writer.held.append)
     run.tracker.add(history)
     run.tracker.add(SwallowedUpdates(run.say))
@@ -133,7 +149,7 @@ def build_training(
         tracker=tracker,
         stop=run.stop,
     )
-    return policy, build_plan(config, policy, data.counts), parts
+    return facts, build_plan(config, facts, data.counts), parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +194,8 @@ def build_validator(
     """Load the policy, and put a validation together."""
     longest = longest_prompt(data.problems)
     policy = build_policy(data.config, data.tokenizer, data.machine.device, longest_prompt=longest)
-    collector = build_collector(data.config, policy, rewards, activity)
+    sampler = build_sampler(data.config, policy, activity.drew)
+    collector = build_collector(data.config, sampler, data.tokenizer, policy.facts, rewards, activity)
     return policy, collector, build_evaluation(data.config, collector, data.problems, keep)
 
 

@@ -9,32 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.devices import Device, describe, pick_device, use_any_length
-from gmpo.backends.family import require_family
-from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
     ModelSource,
-    beyond_tokenizer,
-    check_positions,
-    check_vocabulary,
     load_config,
-    load_model_with_notes,
     load_tokenizer,
 )
 from gmpo.backends.packed import FAMILIES, only_full_attention
 from gmpo.backends.products import Product, shapes_of, use_product
-from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.build.identity import PRODUCTS
 from gmpo.build.kept import products_of
-from gmpo.build.objective import (
-    build_critic,
-    build_objective,
-    build_optimizer,
-    split_by,
-)
-from gmpo.build.policy import Policy, decode_answers
+from gmpo.build.policy import PolicyFacts, decode_answers
 from gmpo.build.start import Start
 from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.numbers import Numbers
@@ -147,19 +134,6 @@ def _problems(
     )
 
 
-def build_sampler(config: Config, policy: Policy, activity: Activity) -> TorchSampler:
-    """The sampler that `rollout.name` means."""
-    rollout = config.actor_rollout_ref.rollout
-    return TorchSampler(
-        device=policy.device,
-        seed=rollout.seed,
-        stop_ids=frozenset() if rollout.ignore_eos else policy.stop_ids,
-        max_num_seqs=rollout.max_num_seqs,
-        excluded=beyond_tokenizer(policy.model, policy.tokenizer),
-        drew=activity.drew,
-    )
-
-
 def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingParams:
     """Of training rollouts, or of validation, where `do_sample=False` is greedy decoding."""
     greedy = isinstance(settings, ValKwargs) and settings.greedy
@@ -172,64 +146,19 @@ def sampling_params(settings: Rollout | ValKwargs, max_tokens: int) -> SamplingP
     )
 
 
-def build_learner(config: Config, policy: Policy, total_steps: int) -> tuple[LocalLearner, list[str]]:
-    """Policy, optimizer and, where they are asked for, the reference model and the critic; and what the files of these
-    two hold beyond them, in sentences."""
-    tree = config.actor_rollout_ref
-    reference, notes = _reference(config, policy) if config.uses_reference else (None, [])
-    critic, beyond = build_critic(config, policy, total_steps)
-    actor, rollout = tree.actor, tree.rollout
-    learner = LocalLearner(
-        policy.model,
-        policy.tokenizer,
-        device=policy.device,
-        objective=build_objective(config, total_steps),
-        optimizer=build_optimizer(
-            actor.optim,
-            max_norm=actor.grad_clip,
-            max_nonfinite=actor.max_nonfinite_updates,
-            total_steps=total_steps,
-        ),
-        update_split=split_by(
-            actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu, actor.ppo_max_token_len_per_gpu
-        ),
-        score_split=split_by(
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_micro_batch_size_per_gpu,
-            rollout.log_prob_max_token_len_per_gpu,
-        ),
-        reference=reference,
-        reference_split=split_by(
-            tree.ref.log_prob_use_dynamic_bsz,
-            tree.ref.log_prob_micro_batch_size_per_gpu,
-            tree.ref.log_prob_max_token_len_per_gpu,
-        ),
-        critic=critic,
-        score_norms=ESTIMATORS[config.algorithm.adv_estimator].needs_score_norms,
-    )
-    return learner, [*notes, *beyond]
-
-
-def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
-    """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
-    tree = config.actor_rollout_ref
-    key = "actor_rollout_ref.ref.model.path"
-    source = ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
-    model, notes = load_model_with_notes(source, policy.device.torch)
-    if tree.ref.model.path == tree.model.path:
-        return model, []
-    check_vocabulary(model, policy.tokenizer)
-    check_positions(model, policy.longest.tokens, policy.longest.what, source)
-    require_family(model, policy.device, source.path)
-    return model, [f"{key}: {note}" for note in notes]
-
-
-def build_collector(config: Config, policy: Policy, rewards: Rewards, activity: Activity) -> Collector:
+def build_collector(
+    config: Config,
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: PolicyFacts,
+    rewards: Rewards,
+    activity: Activity,
+) -> Collector:
     """Sampling and grading of the run, which tell `activity` how far they are."""
     return Collector(
-        build_sampler(config, policy, activity),
+        sampler,
         rewards,
-        decode=partial(decode_answers, policy, config.reward_model.skip_special_tokens),
+        decode=partial(decode_answers, tokenizer, facts.stop_ids, config.reward_model.skip_special_tokens),
         activity=activity,
     )
 
@@ -332,14 +261,14 @@ def build_scoring(config: Config, learner: Learner, sampler: Sampler) -> Scoring
     )
 
 
-def build_plan(config: Config, policy: Policy, numbers: Numbers) -> Plan:
+def build_plan(config: Config, facts: PolicyFacts, numbers: Numbers) -> Plan:
     """The numbers of the loop."""
     actor, trainer, data = config.actor_rollout_ref.actor, config.trainer, config.data
     assert numbers.total_steps is not None, "the number of problems is known here"
     return Plan(
         total_steps=numbers.total_steps,
         max_prompt_length=data.max_prompt_length,
-        pad_id=policy.pad_id,
+        pad_id=facts.pad_id,
         mini_batch_problems=actor.ppo_mini_batch_size,
         epochs_per_batch=actor.ppo_epochs,
         shuffle_seed=actor.data_loader_seed if actor.shuffle else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 from gmpo.config.derive import ACTOR, CRITIC, REF, ROLLOUT, Given
 from gmpo.config.issues import ROWS, VAL_ROWS, Issue, Rule, SftRule, below, error, inert, unavailable, warning
@@ -150,23 +151,40 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
 
 def not_available(config: Config, given: Given) -> Iterator[Issue]:
     tree, trainer = config.actor_rollout_ref, config.trainer
-    one_device = "this version trains in one process on one device; more come with multi-GPU support"
+    no_parts = "this version does not divide a sequence between ranks"
     if not tree.model.path:
         yield unavailable("actor_rollout_ref.model.path", "is not given; name a local model folder or a hub model")
     if tree.rollout.name == "vllm":
         reason = f"comes with multi-GPU support; {ROLLOUT}.name=hf (the default) samples with the embedded sampler"
         yield unavailable(f"{ROLLOUT}.name", reason)
     if trainer.nnodes > 1:
-        yield unavailable("trainer.nnodes", one_device)
-    if (trainer.n_gpus_per_node or 0) > 1:
-        yield unavailable("trainer.n_gpus_per_node", one_device)
+        yield unavailable("trainer.nnodes", "this version has the ranks of a run on one machine")
+    if config.devices > 1 and find_spec("ray") is None:
+        needs = "several ranks are started by Ray, which is not installed: pip install 'gmpo[ray]'"
+        yield unavailable("trainer.n_gpus_per_node", needs)
     for path, degree in (
         (ACTOR, tree.actor.ulysses_sequence_parallel_size),
         (REF, tree.ref.ulysses_sequence_parallel_size),
     ):
         if degree > 1 and (path == ACTOR or f"{path}.ulysses_sequence_parallel_size" in given):
-            yield unavailable(f"{path}.ulysses_sequence_parallel_size", one_device)
+            yield unavailable(f"{path}.ulysses_sequence_parallel_size", no_parts)
     yield from _loggers(trainer.logger)
+
+
+def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
+    """Several ranks, and what only they have."""
+    size, world = config.actor_rollout_ref.actor.fsdp_config.fsdp_size, config.devices
+    path = f"{ACTOR}.fsdp_config.fsdp_size"
+    if world == 1:
+        yield from inert("one process shares with no other", path, "actor_rollout_ref.nccl_timeout")
+        return
+    if size == 0 or (0 < size < world and world % size):
+        yield error(path, f"does not divide the {world} ranks into groups of equal size", "trainer.n_gpus_per_node")
+    if config.trainer.val_only:
+        yield from inert("a validation on its own runs in one process", "trainer.n_gpus_per_node")
+    if config.trainer.device != "cpu":
+        reason = "ranks on GPUs have been run on CPUs only so far; compare the first steps with a run on one GPU"
+        yield warning("trainer.n_gpus_per_node", reason)
 
 
 def _loggers(names: Sequence[str]) -> Iterator[Issue]:
@@ -196,6 +214,7 @@ def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
 
 RULES: Sequence[Rule] = (
     batch_sizes,
+    several_ranks,
     group_size,
     micro_batches,
     log_prob_micro_batches,

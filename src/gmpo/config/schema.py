@@ -106,12 +106,12 @@ class Trainer(Section):
         ge=1,
         role="bookkeeping",
     )
-    nnodes: int = setting(1, "Machines.", ge=1, inert="this version trains in one process", role="execution")
+    nnodes: int = setting(1, "Machines.", ge=1, role="execution")
     n_gpus_per_node: int | None = setting(
         None,
-        "Devices per machine. null takes those present.",
+        "Devices per machine, each with a rank of the learner; with device=cpu, processes on the CPU. Several need Ray "
+        "(`pip install 'gmpo[ray]'`). null and 0 are one process on one device.",
         ge=0,
-        inert="this version trains on one device",
         role="execution",
     )
     device: Device = setting(

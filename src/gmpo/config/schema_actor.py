@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gmpo.config.fields import LARGEST_SEED, Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
-from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
+from gmpo.config.schema_training import ONE_PROCESS, ONE_STRATEGY, Contents, LossAggMode, Optim, Precision, Strategy
 
 DEFAULT_GROUP_SIZE = 5
 VLLM_ONLY = "the vllm sampler reads it, which is not available yet"
@@ -64,7 +64,7 @@ class FsdpConfig(Section):
     optimizer_offload: bool = setting(
         False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS, role="execution"
     )
-    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS, role="execution")
+    fsdp_size: int = setting(-1, "Ranks that share one copy of the parameters; -1 is all.", ge=-1, role="execution")
     forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS, role="execution")
     model_dtype: Precision = setting("fp32", "Precision of the stored weights.")
     dtype: Precision | None = setting(
@@ -106,7 +106,7 @@ class Checkpoint(Section):
 class Actor(Section):
     """The policy's update."""
 
-    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS, role="execution")
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_STRATEGY, role="execution")
     ppo_mini_batch_size: int = setting(
         256, "Problems per optimizer update; all answers to a problem stay together.", ge=1
     )
@@ -381,3 +381,9 @@ class ActorRolloutRef(Section):
     actor: Actor = Field(default_factory=Actor)
     ref: Ref = Field(default_factory=Ref)
     rollout: Rollout = Field(default_factory=Rollout)
+    nccl_timeout: int = setting(
+        600,
+        "Seconds that ranks wait for each other, and without a sign of life from a rank, after which the run ends.",
+        ge=1,
+        role="execution",
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from gmpo.config.fields import LARGEST_SEED, Place, Section, setting
-from gmpo.config.schema_training import ONE_PROCESS, Contents, LossAggMode, Optim, Precision, Strategy
+from gmpo.config.schema_training import ONE_PROCESS, ONE_STRATEGY, Contents, LossAggMode, Optim, Precision, Strategy
 
 LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
 WITH_THE_ACTOR = "the critic is saved and restored with the actor, which actor.checkpoint governs"
@@ -22,7 +22,13 @@ class CriticFsdpConfig(Section):
     optimizer_offload: bool = setting(
         False, "Move optimizer state to the CPU between phases.", inert=ONE_PROCESS, role="execution"
     )
-    fsdp_size: int = setting(-1, "Ranks per shard group; -1 is all.", ge=-1, inert=ONE_PROCESS, role="execution")
+    fsdp_size: int = setting(
+        -1,
+        "Ranks that share one copy of the parameters; -1 is all.",
+        ge=-1,
+        inert="the critic is sharded as the actor is",
+        role="execution",
+    )
     forward_prefetch: bool = setting(False, "Fetch the next layer's shards early.", inert=ONE_PROCESS, role="execution")
     model_dtype: Precision = setting("fp32", "Precision of the stored weights.", inert="it is always fp32")
     dtype: Precision | None = setting(None, "Precision of the forward and backward pass.", inert=LIKE_THE_ACTOR)
@@ -98,7 +104,7 @@ class Critic(Section):
         "Whether there is a critic. Giving another value than the derived one is an error.",
         derived="True exactly when algorithm.adv_estimator needs one",
     )
-    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_PROCESS, role="execution")
+    strategy: Strategy = setting("fsdp", "How parameters are sharded.", inert=ONE_STRATEGY, role="execution")
     ppo_mini_batch_size: int = setting(
         None,
         "Problems per optimizer update of the critic.",

@@ -6,7 +6,8 @@ from typing import Literal
 
 from gmpo.config.fields import Section, setting
 
-ONE_PROCESS = "this version trains in one process, so there is nothing to shard or to move"
+ONE_STRATEGY = "FSDP2 shards the parameters of several ranks, under either name"
+ONE_PROCESS = "this version keeps parameters and optimizer state where they are computed with"
 
 RUN_FOLDER = "checkpoints/{project_name}/{experiment_name}"
 """The run folder where none is given."""

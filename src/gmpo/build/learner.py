@@ -1,0 +1,95 @@
+"""The learner of a training and the embedded sampler, in the process that they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from gmpo.backends.family import require_family
+from gmpo.backends.learner import LocalLearner
+from gmpo.backends.models import (
+    ModelSource,
+    beyond_tokenizer,
+    check_positions,
+    check_vocabulary,
+    load_model_with_notes,
+)
+from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.build.objective import build_critic, build_objective, build_optimizer, split_by
+from gmpo.build.policy import Policy
+from gmpo.config import Config
+from gmpo.objectives import ESTIMATORS
+
+
+def build_sampler(
+    config: Config, policy: Policy, drew: Callable[[int], object], model: PreTrainedModel | None = None
+) -> TorchSampler:
+    """The sampler that `rollout.name` means.
+
+    Args:
+        drew: is told how many tokens were drawn.
+        model: its own, None where it samples from the learner's.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    return TorchSampler(
+        device=policy.device,
+        seed=rollout.seed,
+        stop_ids=frozenset() if rollout.ignore_eos else policy.stop_ids,
+        max_num_seqs=rollout.max_num_seqs,
+        excluded=beyond_tokenizer(policy.model, policy.tokenizer),
+        model=model,
+        drew=drew,
+    )
+
+
+def build_learner(config: Config, policy: Policy, total_steps: int) -> tuple[LocalLearner, list[str]]:
+    """Policy, optimizer and, where they are asked for, the reference model and the critic; and what the files of these
+    two hold beyond them, in sentences."""
+    tree = config.actor_rollout_ref
+    reference, notes = _reference(config, policy) if config.uses_reference else (None, [])
+    critic, beyond = build_critic(config, policy, total_steps)
+    actor, rollout = tree.actor, tree.rollout
+    learner = LocalLearner(
+        policy.model,
+        policy.tokenizer,
+        device=policy.device,
+        objective=build_objective(config, total_steps),
+        optimizer=build_optimizer(
+            actor.optim,
+            max_norm=actor.grad_clip,
+            max_nonfinite=actor.max_nonfinite_updates,
+            total_steps=total_steps,
+        ),
+        update_split=split_by(
+            actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu, actor.ppo_max_token_len_per_gpu
+        ),
+        score_split=split_by(
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_micro_batch_size_per_gpu,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+        reference=reference,
+        reference_split=split_by(
+            tree.ref.log_prob_use_dynamic_bsz,
+            tree.ref.log_prob_micro_batch_size_per_gpu,
+            tree.ref.log_prob_max_token_len_per_gpu,
+        ),
+        critic=critic,
+        score_norms=ESTIMATORS[config.algorithm.adv_estimator].needs_score_norms,
+    )
+    return learner, [*notes, *beyond]
+
+
+def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
+    """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
+    tree = config.actor_rollout_ref
+    key = "actor_rollout_ref.ref.model.path"
+    source = ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
+    model, notes = load_model_with_notes(source, policy.device.torch)
+    if tree.ref.model.path == tree.model.path:
+        return model, []
+    check_vocabulary(model, policy.tokenizer)
+    check_positions(model, policy.longest.tokens, policy.longest.what, source)
+    require_family(model, policy.device, source.path)
+    return model, [f"{key}: {note}" for note in notes]
