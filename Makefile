@@ -44,7 +44,7 @@ $(SCALE)/.installed: pyproject.toml src/gmpo/version.py
 	touch $@
 
 test-scale: $(SCALE)/.installed  ## runs of several ranks
-	$(SCALE)/bin/python -m pytest -q tests/scale
+	$(SCALE)/bin/python -m pytest -q tests/programs/scale
 
 # On a machine with a CUDA device. Triton's kernels run on it here; in `make test` they are interpreted.
 test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU

@@ -1,0 +1,99 @@
+"""A run on several ranks is the run of one process: the same answers, losses, gradients and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+
+A, R, C = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "critic"
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "gmpo": (2, {}),
+    "grpo, token mean": (2, {"recipe": "grpo", f"{A}.loss_agg_mode": "token-mean"}),
+    "dr_grpo": (2, {"recipe": "dr_grpo"}),
+    "gspo": (2, {"recipe": "gspo"}),
+    "clip_cov, which chooses tokens of the whole mini-batch": (2, {f"{A}.policy_loss.loss_mode": "clip_cov"}),
+    "ppo with a critic": (2, {"recipe": "ppo", f"{C}.optim.lr": 1e-3, f"{C}.ppo_mini_batch_size": 2}),
+    "a reference": (2, {f"{A}.use_kl_loss": True, f"{A}.kl_loss_coef": 0.1}),
+    "two copies of two shards": (4, {f"{A}.fsdp_config.fsdp_size": 2}),
+    "three ranks, of which one has no problem": (3, {}),
+}
+"""Ranks, and what differs from the bench's settings."""
+COMMON = {"trainer.total_training_steps": 3, f"{A}.optim.lr": 1e-4, "trainer.test_freq": 3, "trainer.save_freq": -1}
+METRICS = (
+    "critic/score/mean",
+    "response_length/mean",
+    "actor/pg_loss",
+    "actor/grad_norm",
+    "actor/entropy",
+    "actor/kl_loss",
+    "actor/pg_clipfrac",
+    "critic/vf_loss",
+    "critic/grad_norm",
+    "val/pass@1",
+)
+"""Of each step, as far as a case has them."""
+CLOSE = 2e-5
+
+
+def close(one: Mapping[str, float], other: Mapping[str, float]) -> None:
+    for name in METRICS:
+        if name in one or name in other:
+            assert other[name] == pytest.approx(one[name], rel=CLOSE, abs=1e-6), name
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("cluster")
+def test_several_ranks_make_the_run_of_one_process(bench: Any, weights: Any, case: str) -> None:
+    ranks, changes = CASES[case]
+    changes = {**COMMON, **changes}
+    held_out = bench.rows[:4]
+    alone = bench.train(changes, run="alone", val_rows=held_out)
+    spread = bench.train({**changes, "trainer.n_gpus_per_node": ranks}, run="spread", val_rows=held_out)
+    assert len(alone.history) == len(spread.history)
+    for one, other in zip(alone.history, spread.history, strict=True):
+        close(one, other)
+    one, other = weights(alone.model), weights(spread.model)
+    assert one.keys() == other.keys()
+    start = weights(bench.model)
+    moved = max(float((one[n] - start[n]).abs().max()) for n in start)
+    apart = max(float((one[n] - other[n]).abs().max()) for n in one)
+    assert moved > 1e-4, "the example must move"
+    # AdamW divides by the root of its own square: rounding of a component near 0 moves its weight by a part of lr.
+    assert apart < 0.05 * moved
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_a_run_goes_on_with_another_number_of_ranks(bench: Any, weights: Any, before: int, after: int) -> None:
+    """Weights, moments, position: two steps and two more are four."""
+    whole = {**COMMON, "trainer.total_training_steps": 4, "trainer.save_freq": 2}
+    straight = bench.train(whole, run="straight")
+    half = bench.train({**whole, "trainer.total_training_steps": 2, "trainer.n_gpus_per_node": before})
+    assert half.steps == 2
+    rest = bench.train({**whole, "trainer.n_gpus_per_node": after})
+    assert [m["training/global_step"] for m in rest.history] == [3, 4]
+    for one, other in zip(straight.history[2:], rest.history, strict=True):
+        close(one, other)
+    one, other = weights(straight.model), weights(rest.model)
+    assert max(float((one[n] - other[n]).abs().max()) for n in one) < 1e-5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_checkpoint_of_ranks_is_that_of_one_process(bench: Any) -> None:
+    """The same files with the same tensors, so that whatever reads one reads the other."""
+    from safetensors.torch import load_file
+
+    changes = {**COMMON, "trainer.total_training_steps": 2, "trainer.save_freq": 2}
+    folders = [bench.train({**changes, "trainer.n_gpus_per_node": n}, run=str(n)).folder for n in (1, 2)]
+    files = [{str(f.relative_to(folder)): f for f in (folder / "global_step_2").rglob("*")} for folder in folders]
+    assert files[0].keys() == files[1].keys()
+    for name in ("actor/model.safetensors", "actor/optimizer.safetensors"):
+        one, other = (load_file(found[f"global_step_2/{name}"]) for found in files)
+        assert one.keys() == other.keys()
+        assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in other.items()}
+        for n in one:
+            torch.testing.assert_close(one[n], other[n], rtol=1e-2, atol=1e-6)
