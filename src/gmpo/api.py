@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,11 @@ from gmpo.config.fields import Section
 from gmpo.config.numbers import counted
 from gmpo.data.problems import contradictions
 from gmpo.data.prompts import EncodedProblems
-from gmpo.errors import ConfigError
+from gmpo.errors import ConfigError, LostRankError
 from gmpo.metrics.conclusion import conclusion
 from gmpo.ports import Learner
 from gmpo.records.rollout import Group
-from gmpo.records.run_folder import GRADERS, MODEL, read_metrics
+from gmpo.records.run_folder import GRADERS, MODEL, read_metrics, what_remains
 from gmpo.rewards.combined import Rewards
 from gmpo.rewards.printed import PrintedLog
 from gmpo.tracking.console import sample_panel
@@ -128,7 +128,10 @@ def train(
                 run.say(_overview(data, facts, run.folder))
                 _say_notes(run, facts)
                 _say_contradictions(run, data)
-                with model_kept(parts.learner, run.folder, say=run.say, stopping=lambda: run.stop.requested):
+                with (
+                    _naming_checkpoint(run.folder),
+                    model_kept(parts.learner, run.folder, say=run.say, stopping=lambda: run.stop.requested),
+                ):
                     steps = run_loop(plan, parts)
                 model = _kept_model(run, parts.learner, steps)
         for line in conclusion([one.values for one in read_metrics(run.folder)]):
@@ -193,6 +196,15 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
             )
             model = _kept_model(run, parts.learner, done)
     return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
+
+
+@contextmanager
+def _naming_checkpoint(folder: Path) -> Iterator[None]:
+    """A rank that is lost ends the run: say what it can go on from."""
+    try:
+        yield
+    except LostRankError as error:
+        raise LostRankError(f"{error} {what_remains(folder)}") from error
 
 
 def _kept_model(run: OpenRun, learner: Learner, steps: int) -> Path:

@@ -26,6 +26,10 @@ class DivergedError(BackendError):
     """The weights, or what is computed from them, are no longer finite: nothing of them is worth keeping."""
 
 
+class LostRankError(BackendError):
+    """A process of the learner died or does not answer: the run cannot go on, and nothing can be saved of this step."""
+
+
 class GradingError(BackendError):
     """Too many answers of a step could not be graded.
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.devices import describe, pick_device, use_any_length
 from gmpo.backends.products import Product, take_product
+from gmpo.backends.ranks.group import prepare_ray
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.rank import Member, RankParts
 from gmpo.backends.ranks.sampler import RankedSampler
@@ -49,6 +50,7 @@ def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, R
     Raises:
         BackendError: Ray is missing, or there are too few devices; whatever loading a model raises.
     """
+    prepare_ray()
     try:
         from gmpo.backends.ranks.ray_ranks import RayPlan, RayRanks
     except ImportError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from gmpo.errors import DivergedError, GmpoError, GradingError
+from gmpo.errors import DivergedError, GmpoError, GradingError, LostRankError
 from gmpo.metrics.updates import step_metrics
 from gmpo.ports import Learner, Sampler, Step, Tracker, WeightSource
 from gmpo.records.batch import Batch, collate
@@ -76,8 +76,8 @@ class Parts:
         before = capture(step, self.stateful)
         try:
             yield
-        except DivergedError:
-            raise  # these weights are no checkpoint
+        except (DivergedError, LostRankError):
+            raise  # these weights are no checkpoint, and those are out of reach
         except (GmpoError, StepAbandonedError) as error:
             said = [rec.failed(error.answers)] if isinstance(error, GradingError) and error.answers else []
             if step > 0:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-
 A, R, C = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "critic"
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "gmpo": (2, {}),

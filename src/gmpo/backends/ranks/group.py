@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -43,3 +46,14 @@ class Ranks(Protocol):
     def close(self) -> None:
         """End the processes. May be called twice."""
         ...
+
+
+def prepare_ray() -> None:
+    """Ray's own settings, which it reads when it is imported: nothing is reported to anyone, and a cluster that is
+    started here takes work from those who have its token alone. (Ray would write a token of its own to a file that all
+    users of the machine can read.)"""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

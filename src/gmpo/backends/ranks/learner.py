@@ -37,11 +37,17 @@ class RankedLearner:
         self.ranks = ranks
         self.objective = objective
         self.critic = critic
+        self.step = 0
+        """Training steps behind the weights."""
         self._held = itertools.count()
 
     def score(self, batch: Batch, *, old: bool) -> Batch:
         """See `gmpo.ports.Learner`."""
-        return batch.replace(**self._filled(batch, "score", (old,), phase="computing log-probs"))
+        return batch.replace(**self._filled(batch, "score", (old,), phase=self._scoring))
+
+    @property
+    def _scoring(self) -> str:
+        return f"computing log-probs in step {self.step + 1}"
 
     def update_critic(self, batch: Batch, *, step: int) -> Mapping[str, float]:
         """See `gmpo.ports.Learner`."""
@@ -54,7 +60,7 @@ class RankedLearner:
         """See `gmpo.ports.Learner`."""
         logp = None
         if self.objective.chooses:
-            logp = self._filled(batch, "logp", (), phase="computing log-probs", only="logp")["logp"]
+            logp = self._filled(batch, "logp", (), phase=self._scoring, only="logp")["logp"]
         mini = prepare(self.objective, batch, step, logp)
         records, stepped = self._update("update", mini, f"updating the policy in step {step + 1}")
         return update_of(self.objective, mini, records, stepped)
@@ -83,6 +89,7 @@ class RankedLearner:
 
     def weights(self, version: int) -> RankWeights:
         """Where the ranks' sampler finds them: in the ranks."""
+        self.step = version
         return RankWeights(version)
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from gmpo.backends.ranks.rank import Member, Rank, RankParts, Whereabouts
-from gmpo.errors import BackendError, GmpoError
+from gmpo.errors import BackendError, GmpoError, LostRankError
 
 PULSE_S = 5.0
 """Seconds between two questions for a sign of life."""
@@ -82,11 +83,10 @@ class RayRanks:
         return self.plan.world
 
     def _connect(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         plan, options = self.plan, {"log_to_driver": False, "logging_level": "error", "namespace": "gmpo"}
         if ray.is_initialized():
             return
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             if plan.address is not None:
                 ray.init(address=plan.address, **options)
@@ -101,6 +101,10 @@ class RayRanks:
                 f"{where} cannot be reached: {_first_line(error)}. RAY_ADDRESS names a cluster that runs (`ray status` "
                 "tells whether it does, RAY_AUTH_TOKEN must be its token); without it one is started here."
             ) from error
+        finally:
+            # Ray's own would end this process at once, without a checkpoint.
+            if terminate is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminate)
         self.started = True
 
     def _place(self, make: Callable[[Member], RankParts]) -> None:
@@ -117,7 +121,7 @@ class RayRanks:
             "num_cpus": 1,
             "num_gpus": 1 if plan.device == "cuda" else 0,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(plan.threads)}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(plan.threads), "GMPO_DRIVER": str(os.getpid())}},
         }
         # A sign of life, and files that are written while training goes on, each have a thread of their own.
         actor = ray.remote(concurrency_groups={"pulse": 1, "files": 1})(Rank)
@@ -149,7 +153,12 @@ class RayRanks:
         """See `Ranks`."""
         self._refuse_if_broken(phase)
         reference = getattr(self.actors[0], method).options(concurrency_group="files").remote(*arguments)
-        return self._get([reference], phase)[0]
+        try:
+            return ray.get(reference)
+        except RayActorError as error:
+            raise self._failed({0: error}, phase) from error
+        except RayTaskError as error:
+            raise error.cause from error  # this rank's alone, for example of its disk
 
     def stream(
         self, method: str, arguments: Callable[[int], tuple[Any, ...]], *, phase: str
@@ -228,16 +237,16 @@ class RayRanks:
                 found.append(number)
         return found
 
-    def _lost(self, what: str, phase: str) -> BackendError:
+    def _lost(self, what: str, phase: str) -> LostRankError:
         self.broken = what
-        return BackendError(f"{what} while {phase}: this run cannot go on without it.")
+        return LostRankError(f"{what} while {phase}; a run cannot go on without one of its ranks.")
 
     def _named(self, number: int) -> str:
         return str(self.where[number]) if number < len(self.where) else f"rank {number}"
 
     def _refuse_if_broken(self, phase: str) -> None:
         if self.broken is not None:
-            raise BackendError(f"{phase}: the ranks are not usable any more, because {self.broken}.")
+            raise LostRankError(f"{phase}: the ranks are not usable any more, because {self.broken}.")
 
     def close(self) -> None:
         """See `Ranks`."""
