@@ -209,7 +209,7 @@ def test_a_setting_that_nobody_reads_is_found() -> None:
     assert "data.seed" in unread(Config, set())
     assert "data.seed" not in unread(Config, {("Data", "seed")})
     assert "data.seed" in unread(Config, {("", "seed")})  # several sections have a seed
-    assert "trainer.nnodes" not in unread(Config, set())  # inert, with its reason
+    assert "trainer.balance_batch" not in unread(Config, set())  # inert, with its reason
 
 
 def test_what_reads_a_section_reads_those_that_extend_it() -> None:

@@ -40,6 +40,7 @@ LATE_IMPORTS_ALLOWED = {
     "rewards/custom.py",
     "ops/kernels.py",
     "check/readiness.py",
+    "build/ranks.py",
 }
 """Modules that import by name when they run: optional packages, users' files, what would make `gmpo --help` slow."""
 

@@ -253,12 +253,13 @@ def test_the_saved_configuration_of_supervised_learning_says_what_was_set_too(tm
 def test_keys_without_effect_are_told_apart_by_whether_they_ask_for_something() -> None:
     resolved = load(
         tree={
-            "trainer": {"nnodes": 1, "balance_batch": False},
+            "trainer": {"balance_batch": False},
+            "data": {"return_raw_chat": True},
             A: {"kl_loss_coef": 0.001, "kl_loss_type": "k2"},
             "actor_rollout_ref.model": {"lora_rank": 0, "use_liger": True},
         }
     )
-    assert resolved.idle == {"trainer.nnodes", f"{A}.kl_loss_coef", "actor_rollout_ref.model.lora_rank"}
+    assert resolved.idle == {"data.return_raw_chat", f"{A}.kl_loss_coef", "actor_rollout_ref.model.lora_rank"}
     assert [note.path for note in resolved.without_effect] == [
         "trainer.balance_batch",
         f"{A}.kl_loss_type",

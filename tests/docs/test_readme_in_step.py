@@ -35,7 +35,15 @@ PAGES = (
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
-SEVERAL_GPUS = ("multi-GPU support", "one process", "one device", "the vllm sampler")
+SEVERAL_GPUS = (
+    "multi-GPU support",
+    "one process",
+    "several ranks",
+    "between ranks",
+    "one machine",
+    "computed with",
+    "vllm",
+)
 """Words of the reasons of settings that wait for several GPUs."""
 CODE = r"`[^`]+`"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

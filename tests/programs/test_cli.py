@@ -169,8 +169,8 @@ def test_data_writes_stories_that_train_reads(bench: Any, command: Command) -> N
 
 
 def test_a_file_and_words_unite_and_the_words_win(bench: Any, command: Command) -> None:
-    """Of the file's keys those alone are spoken of that were set: `trainer.nnodes` here, at its default."""
-    assert command("train", *bench.arguments({"trainer.nnodes": 1})).code == 0
+    """Of the file's keys those alone are spoken of that were set: `data.return_raw_chat` here, at its default."""
+    assert command("train", *bench.arguments({"data.return_raw_chat": True})).code == 0
     again = command(
         "train",
         "--config",

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -52,22 +53,22 @@ def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, R
     """
     prepare_ray()
     try:
-        from gmpo.backends.ranks.ray_ranks import RayPlan, RayRanks
+        ray_ranks: Any = import_module("gmpo.backends.ranks.ray_ranks")
     except ImportError as error:
         raise BackendError(
             f"several ranks are started by Ray, which cannot be imported ({error}): {INSTALL}"
         ) from error
-    config = job.config
+    config: Config = job.config
     device = pick_device(config.trainer.device, config.actor_rollout_ref.actor.fsdp_config.dtype)
     world = config.devices
-    plan = RayPlan(
+    plan = ray_ranks.RayPlan(
         world=world,
         device=device.torch.type,
         threads=max(1, torch.get_num_threads() // world),
         patience=float(config.actor_rollout_ref.nccl_timeout),
         address=os.environ.get("RAY_ADDRESS"),
     )
-    ranks = RayRanks.start(plan, partial(build_rank, job))
+    ranks = ray_ranks.RayRanks.start(plan, partial(build_rank, job))
     try:
         facts = cast(PolicyFacts, ranks.call("build", lambda _: (), phase="loading the models")[0])
     except BaseException:
@@ -80,15 +81,15 @@ def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, R
 
 def build_rank(job: Job, member: Member) -> RankParts:
     """Load the models in a rank's process and shard them."""
-    config = job.config
-    precision = config.actor_rollout_ref.actor.fsdp_config
-    device = pick_device(config.trainer.device, precision.dtype)
+    config: Config = job.config
+    actor = config.actor_rollout_ref.actor
+    device = pick_device(config.trainer.device, actor.fsdp_config.dtype)
     use_any_length(device.torch)
     take_product(job.product)
     policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
     learner, beyond = build_learner(config, policy, job.total_steps)
     sampler = build_sampler(config, policy, lambda tokens: None, deepcopy(policy.model).requires_grad_(False))
     facts = replace(policy.facts, notes=(*policy.notes, *beyond), where=describe(device))
-    mesh = make_mesh(device.torch, member.world, precision.fsdp_size)
+    mesh = make_mesh(device.torch, member.world, actor.fsdp_config.fsdp_size)
     learner.spread(lambda module: shard(module, mesh, device))
     return RankParts(learner, sampler, facts)

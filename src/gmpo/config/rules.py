@@ -182,7 +182,7 @@ def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
         yield error(path, f"does not divide the {world} ranks into groups of equal size", "trainer.n_gpus_per_node")
     if config.trainer.val_only:
         yield from inert("a validation on its own runs in one process", "trainer.n_gpus_per_node")
-    if config.trainer.device != "cpu":
+    if config.trainer.device != "cpu" and find_spec("ray") is not None:
         reason = "ranks on GPUs have been run on CPUs only so far; compare the first steps with a run on one GPU"
         yield warning("trainer.n_gpus_per_node", reason)
 

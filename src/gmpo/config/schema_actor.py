@@ -8,7 +8,16 @@ from pydantic import Field
 
 from gmpo.config.fields import LARGEST_SEED, Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
-from gmpo.config.schema_training import ONE_PROCESS, ONE_STRATEGY, Contents, LossAggMode, Optim, Precision, Strategy
+from gmpo.config.schema_training import (
+    ONE_PROCESS,
+    ONE_SEQUENCE,
+    ONE_STRATEGY,
+    Contents,
+    LossAggMode,
+    Optim,
+    Precision,
+    Strategy,
+)
 
 DEFAULT_GROUP_SIZE = 5
 VLLM_ONLY = "the vllm sampler reads it, which is not available yet"
@@ -188,7 +197,7 @@ class Actor(Section):
         role="bookkeeping",
     )
     ulysses_sequence_parallel_size: int = setting(
-        1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS, role="execution"
+        1, "Devices that share one sequence.", ge=1, inert=ONE_SEQUENCE, role="execution"
     )
     use_torch_compile: bool = setting(
         True, "Compile the entropy function.", inert="nothing is compiled", role="execution"
@@ -234,7 +243,7 @@ class Ref(Section):
         None,
         "How parameters are sharded.",
         follows="actor_rollout_ref.actor.strategy",
-        inert=ONE_PROCESS,
+        inert=ONE_SEQUENCE,
         role="execution",
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
@@ -258,7 +267,7 @@ class Ref(Section):
         "Devices that share one sequence.",
         follows="actor_rollout_ref.actor.ulysses_sequence_parallel_size",
         ge=1,
-        inert=ONE_PROCESS,
+        inert=ONE_SEQUENCE,
         role="execution",
     )
     use_torch_compile: bool = setting(

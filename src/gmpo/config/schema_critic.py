@@ -7,7 +7,16 @@ from typing import Any
 from pydantic import Field
 
 from gmpo.config.fields import LARGEST_SEED, Place, Section, setting
-from gmpo.config.schema_training import ONE_PROCESS, ONE_STRATEGY, Contents, LossAggMode, Optim, Precision, Strategy
+from gmpo.config.schema_training import (
+    ONE_PROCESS,
+    ONE_SEQUENCE,
+    ONE_STRATEGY,
+    Contents,
+    LossAggMode,
+    Optim,
+    Precision,
+    Strategy,
+)
 
 LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
 WITH_THE_ACTOR = "the critic is saved and restored with the actor, which actor.checkpoint governs"
@@ -163,7 +172,7 @@ class Critic(Section):
     )
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
     ulysses_sequence_parallel_size: int = setting(
-        1, "Devices that share one sequence.", ge=1, inert=ONE_PROCESS, role="execution"
+        1, "Devices that share one sequence.", ge=1, inert=ONE_SEQUENCE, role="execution"
     )
     model: CriticModel = Field(default_factory=CriticModel)
     optim: CriticOptim = Field(default_factory=CriticOptim)
