@@ -109,6 +109,8 @@ def train(
     resolved = _checked(config, partial(load, rows=rows is not None, val_rows=val_rows is not None), console)
     c: Config = resolved.config
     _need(c.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", "a Hugging Face model folder or hub name")
+    if profile and c.devices > 1:
+        raise ConfigError("a profile is of one process, and this run has several ranks: set trainer.n_gpus_per_node=1.")
     check_writable(next(candidates(resolved)))
     functions = [] if reward is None else [reward] if callable(reward) else list(reward)
     if c.trainer.val_only:
