@@ -23,17 +23,10 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1140, "options refuse what is empty or out of range; what is no script of verl's"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-<<<<<<< HEAD
-    "backends": (2625, "the float32 products of a model are timed; what stands beside a critic; bfloat16 weights"),
-    "build": (1890, "the checkpoints that there are, where another is asked for; the keys of sft"),
-    "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
-    "config": (3410, "settings say that they are paths or names; what `none` means; suggestions that are near"),
-=======
     "backends": (3340, "several ranks: dealing, FSDP2, processes that are watched, the driver's learner and sampler"),
     "build": (1980, "what each rank of a run builds, and how they are started"),
-    "check": (460, "what is not here; a short form that ends in a verdict"),
+    "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3425, "several ranks, and what only they have"),
->>>>>>> c80cb21 (wip)
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (460, "what a run came to, in sentences"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
