@@ -21,7 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
-    ".": (1150, "a lost rank is told with its checkpoint; options refuse what is empty or out of range; what is no script of verl's"),
+    ".": (1150, "options refuse what is empty or out of range; a lost rank is told with its checkpoint"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (3340, "several ranks: dealing, FSDP2, processes that are watched, the driver's learner and sampler"),
     "build": (1995, "what each rank of a run builds, and how they are started"),
