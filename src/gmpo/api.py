@@ -35,6 +35,7 @@ from gmpo.data.problems import contradictions
 from gmpo.data.prompts import EncodedProblems
 from gmpo.errors import ConfigError, LostRankError
 from gmpo.metrics.conclusion import conclusion
+from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import GRADERS, MODEL, read_metrics, what_remains
@@ -136,7 +137,8 @@ def train(
                 ):
                     steps = run_loop(plan, parts)
                 model = _kept_model(run, parts.learner, steps)
-        for line in conclusion([one.values for one in read_metrics(run.folder)]):
+        compares = ESTIMATORS[c.algorithm.adv_estimator].needs_groups
+        for line in conclusion([one.values for one in read_metrics(run.folder)], compares=compares):
             run.say(line)
     return Run(run.folder, model, steps, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
 

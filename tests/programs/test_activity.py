@@ -23,7 +23,7 @@ def test_a_silence_is_broken_by_a_line_with_phase_answers_and_tokens(
     monkeypatch.setattr(console, "SILENCE_S", 0.05)
     printed = tmp_path / "printed.txt"
     with printed.open("w", buffering=1) as file:
-        line = f"grading: 16 of 16 answers, .* tokens|validation|{printed}"
+        line = f"grading: 16 of 16 answers sampled, 0 graded, .* tokens|validation|{printed}"
 
         def reward(solution_str: str) -> float:
             import re
@@ -41,7 +41,8 @@ def test_a_silence_is_broken_by_a_line_with_phase_answers_and_tokens(
             console=Console(file=file, width=200),
         )
     tokens = sum(sample["tokens"] for sample in lines(run.folder / "samples" / "1.jsonl"))
-    said = re.findall(r"after step 0/1 - grading: 16 of 16 answers, (\d+) tokens\n", printed.read_text())
+    wanted = r"after step 0/1 - grading: 16 of 16 answers sampled, 0 graded, (\d+) tokens\n"
+    said = re.findall(wanted, printed.read_text())
     assert said
     assert {int(count) for count in said} == {tokens}
 
@@ -52,12 +53,12 @@ def test_a_terminal_shows_it_in_the_bar_and_a_file_only_after_a_silence() -> Non
         shown = Console(file=out, force_terminal=terminal, width=200)
         sink = ConsoleSink(shown, label="train", total_steps=3, steps_per_epoch=3, activity=activity)
         sink.start(0)
-        activity.begin("validation")
+        activity.begin("validation", lambda: 1)
         activity.ask(8)
         activity.answered(2)
         activity.drew(99)
         sink.progress.refresh()
-        assert ("validation: 2 of 8 answers, 99 tokens" in out.getvalue()) == terminal
+        assert ("validation: 2 of 8 answers sampled, 1 graded, 99 tokens" in out.getvalue()) == terminal
         sink.close()
 
 

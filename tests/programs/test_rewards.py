@@ -133,7 +133,7 @@ def test_a_grading_that_fails_keeps_the_steps_that_are_done_and_the_answers(
         bench.train(changes)
     folder = bench.folder / "run"
     assert str(folder / "samples" / "2.failed.jsonl") in str(raised.value)
-    assert f"{folder / 'global_step_1'} holds the 1 steps that are done" in str(raised.value)
+    assert f"{folder / 'global_step_1'} holds the run after step 1;" in str(raised.value)
     kept = lines(folder / "samples" / "2.failed.jsonl")
     assert [line["step"] for line in kept] == [2] * 16
     assert all("no judge" in line["reason"] and line["input"] for line in kept)

@@ -49,10 +49,13 @@ from gmpo.data.demonstrations import (
 )
 from gmpo.data.problems import Problem, ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
+from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
+from gmpo.records.run_folder import SAMPLES
 from gmpo.rewards.combined import Rewards
+from gmpo.tracking.notices import Notices
 from gmpo.tracking.rounding import SwallowedUpdates
 from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
@@ -138,6 +141,8 @@ def build_training(
     history = build_history(config, run.folder, data.problems, run.say, run.writer.held.append)
     run.tracker.add(history)
     run.tracker.add(SwallowedUpdates(run.say))
+    compares = ESTIMATORS[config.algorithm.adv_estimator].needs_groups
+    run.tracker.add(Notices(run.say, f"{run.folder / SAMPLES}/", compares=compares))
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,

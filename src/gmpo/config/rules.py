@@ -26,6 +26,12 @@ from gmpo.config.schema_training import Optim
 UNAVAILABLE_LOGGERS = ("mlflow", "swanlab", "vemlp_wandb", "clearml")
 
 
+LARGEST_RATE = 0.02
+"""The library's standard deviation of new weights."""
+FEWEST_TOKENS = 4
+"""Of an answer's limit."""
+
+
 def resuming(config: Config, given: Given) -> Iterator[Issue]:
     trainer, path = config.trainer, "trainer.resume_from_path"
     if trainer.resume_mode != "resume_path":
@@ -92,6 +98,16 @@ def _schedule(optim: Optim, prefix: str) -> Iterator[Issue]:
         yield from inert("a constant learning rate has no end", f"{prefix}.total_training_steps")
     yield from _schedule_shape(optim.lr_scheduler_type, prefix)
     yield from _betas(optim.betas, f"{prefix}.betas")
+    yield from _rate(optim.lr, f"{prefix}.lr")
+
+
+def _rate(rate: float, path: str) -> Iterator[Issue]:
+    if rate > LARGEST_RATE:
+        yield warning(
+            path,
+            "an update of AdamW moves each weight by about the learning rate, and a model's weights are of the order "
+            f"of {LARGEST_RATE:g}: the policy will fall apart. 1e-6 is usual for language models, 1e-4 for tiny ones",
+        )
 
 
 def _schedule_shape(shape: str, prefix: str) -> Iterator[Issue]:
@@ -134,6 +150,9 @@ def validation(config: Config, given: Given) -> Iterator[Issue]:
 
 def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
     data, custom = config.data, config.custom_reward_function
+    if data.max_response_length < FEWEST_TOKENS:
+        reason = "hardly an answer fits, with its end token: all others are cut and judged as they stand"
+        yield warning("data.max_response_length", reason)
     if not data.shuffle:
         yield from inert("data.shuffle is off; problems keep their order", "data.seed")
     if ROWS in given:
@@ -208,6 +227,7 @@ def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
     if not config.model.path:
         yield unavailable("model.path", "is not given; name a local model folder or a hub model")
     yield from _schedule_shape(config.optim.lr_scheduler_type, "optim")
+    yield from _rate(config.optim.lr, "optim.lr")
     yield from _betas(config.optim.betas, "optim.betas")
     yield from _loggers(config.trainer.logger)
 

@@ -20,6 +20,10 @@ ALIKE_FROM_THE_START = "seq-mean-token-mean"
 """The aggregation of `vanilla` that has the gradient of a loss per response while every ratio is 1."""
 
 
+FAR_FROM_PUBLISHED = 50
+"""So many times a loss's published bound, a bound is taken for that of another loss."""
+
+
 def estimator(config: Config, given: Given) -> Iterator[Issue]:
     """The estimator's numbers, and whether the loss can take its advantages."""
     algorithm, loss = config.algorithm, config.actor_rollout_ref.actor.policy_loss.loss_mode
@@ -120,6 +124,12 @@ def clip_bounds(config: Config, given: Given) -> Iterator[Issue]:
         what = "clips log-ratios" if traits.log_clip else "clips the ratio of a whole answer"
         bounds = f"{low:g}" if low == high else f"{low:g} and {high:g}, {actor.clip_ratio / high:.0f} times less"
         yield warning(CLIP_KEYS[0], f"is verl's default; {mode} {what}, and its published bounds are {bounds}")
+    elif traits.published_clip is not None and bounded and not traits.log_clip:
+        high = traits.published_clip[1]
+        if actor.clip_ratio_high > FAR_FROM_PUBLISHED * high:
+            bounds = " and ".join(f"{bound:g}" for bound in traits.published_clip)
+            reason = f"{mode} clips the ratio of a whole answer; its published bounds are {bounds}: it hardly binds"
+            yield warning(CLIP_KEYS[2], reason)
     if "clip_low" in traits.numbers and not traits.log_clip and actor.clip_ratio_low >= 1:
         yield warning(CLIP_KEYS[1], "is 1 or more, so 1 - low never binds: ratios are positive")
     if "power" in traits.numbers and LOSS_KEYS["power"] not in given:

@@ -77,6 +77,7 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
         "perf/total_num_tokens": float(prompts.sum() + responses.sum()),
     }
     rights = [[graded.grade.verdict == Verdict.CORRECT for graded in group.graded] for group in groups]
+    metrics["rollout/problems"] = float(len(groups))
     metrics["rollout/all_right_groups"] = sum(map(all, rights)) / len(rights)
     metrics["rollout/all_wrong_groups"] = sum(not any(one) for one in rights) / len(rights)
     for part in answers[0].parts:

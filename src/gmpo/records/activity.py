@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,10 +18,12 @@ class Activity:
     """Answers that the phase of sampling will have, as far as is known."""
     tokens: int = 0
     """Sampled in the phase of sampling, those of unfinished answers included."""
+    graded: Callable[[], int] | None = None
+    """Of the answers of the phase of sampling, how many are graded."""
 
-    def begin(self, phase: str) -> None:
+    def begin(self, phase: str, graded: Callable[[], int] | None = None) -> None:
         """A phase of sampling begins."""
-        self.phase, self.answers, self.asked, self.tokens = phase, 0, 0, 0
+        self.phase, self.answers, self.asked, self.tokens, self.graded = phase, 0, 0, 0, graded
 
     def ask(self, answers: int) -> None:
         self.asked += answers
@@ -34,4 +37,5 @@ class Activity:
     def __str__(self) -> str:
         if self.phase not in ("sampling", "validation", "grading"):
             return self.phase
-        return f"{self.phase}: {self.answers} of {self.asked} answers, {self.tokens} tokens"
+        graded = f", {self.graded()} graded" if self.graded is not None else ""
+        return f"{self.phase}: {self.answers} of {self.asked} answers sampled{graded}, {self.tokens} tokens"

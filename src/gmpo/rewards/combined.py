@@ -115,6 +115,11 @@ class Judging:
     ) -> None:
         self.close()
 
+    @property
+    def graded(self) -> int:
+        """Answers that have all their grades."""
+        return min(grading.graded for _, grading in self._gradings)
+
     def close(self) -> None:
         """Give up what is not graded yet."""
         for _, grading in self._gradings:

@@ -305,6 +305,11 @@ class Grading:
     ) -> None:
         self.close()
 
+    @property
+    def graded(self) -> int:
+        """Requests that have their grade."""
+        return len(self._batch.grades)
+
     def close(self) -> None:
         """Give up what is not graded yet; nothing happens after `finish`."""
         self._grader._forget(self._number)

@@ -36,12 +36,8 @@ LINE = (
     "rollout/all_right_groups",
     "response_length/mean",
     "actor/entropy",
-    "actor/pg_loss",
     "actor/grad_norm",
-    "actor/log_ratio/min",
-    "actor/log_ratio/max",
     "actor/pg_clipfrac",
-    "actor/pg_clipfrac_lower",
     "perf/throughput",
     "timing_s/step",
 )
@@ -108,7 +104,8 @@ class ConsoleSink:
     def say_activity(self) -> None:
         """A plain line with what the run is doing, if it is doing anything."""
         if doing := str(self.activity):
-            line = f"after step {self.step}/{self.total_steps} - {doing}"
+            of = f"/{self.total_steps}" if self.total_steps else ""
+            line = f"after step {self.step}{of} - {doing}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -120,9 +117,15 @@ class ConsoleSink:
             step % self.every == 0 or step in (1, self.total_steps) or any(name.startswith("val/") for name in metrics)
         ):
             shown = " - ".join(f"{name}:{_shown(name, metrics)}" for name in LINE if name in metrics)
-            line = f"step:{step}/{self.total_steps} - {self._epoch(step)}{self._left(step)} - {shown}"
+            line = f"{self._where(step)} - {shown}"
             self.console.print(line, highlight=False, soft_wrap=True)
             self.printed.set()
+
+    def _where(self, step: int) -> str:
+        """Of a validation on its own, which makes no step, only whose it is."""
+        if self.total_steps == 0:
+            return f"validation after step {step}"
+        return f"step:{step}/{self.total_steps} - {self._epoch(step)}{self._left(step)}"
 
     def _left(self, step: int) -> str:
         """The time that the steps to come will take at the pace so far."""
@@ -132,6 +135,8 @@ class ConsoleSink:
         return f" - left {timedelta(seconds=round((time.monotonic() - self.began) / done * rest))}"
 
     def _epoch(self, step: int) -> str:
+        if self.total_steps == 0:
+            return ""
         epochs = -(-self.total_steps // self.steps_per_epoch)
         return f"epoch {max(1, -(-step // self.steps_per_epoch))} of {epochs}"
 
@@ -163,7 +168,7 @@ def _short(metrics: Mapping[str, float]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, thousands as k: `0.437`, `12.3k`."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:.1f}k"
+    """Three significant digits, thousands as k: `0.437`, `1.43k`, `0.00613`, `6.1e-05`."""
+    if abs(value) >= 1_000:
+        return f"{value / 1000:.3g}k" if abs(value) < 1e6 else f"{value:.3g}"
     return f"{value:.3g}"

@@ -154,7 +154,7 @@ class Store:
             self.save(learner, state)
             if (failure := self._failure()) is not None:
                 raise failure
-        return f"{folder} holds the {state.step} steps that are done; the same command goes on from there."
+        return f"{folder} holds the run after step {state.step}; the same command goes on from there."
 
     def restore(self, learner: Learner) -> State | None:
         """Load the checkpoint that `resume` names into `learner`; None where the run starts anew.

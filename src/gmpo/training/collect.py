@@ -73,7 +73,8 @@ class RolloutPhase:
         self._namespace = namespace
         self._greedy = replace(params, n=1, temperature=0.0) if greedy_baseline else None
         self._judging = collector.rewards.begin()
-        collector.activity.begin("validation" if namespace == VALIDATION else "sampling")
+        phase = "validation" if namespace == VALIDATION else "sampling"
+        collector.activity.begin(phase, lambda: self._judging.graded)
         self._graded = 0
         self._answers: list[_Answers] = []
         self._baselines: list[_Answers] = []
