@@ -166,7 +166,8 @@ def check(
     settings: Settings = None,
     config: ConfigFile = None,
     ready: Annotated[
-        bool, typer.Option("--ready", help="Exit with 3 where something is not here that `gmpo train` needs.")
+        bool,
+        typer.Option("--ready", help="Rehearse the start, up to reading weights; exit with 3 where it fails."),
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Also every setting, what follows from others, and the memory by items.")
@@ -183,11 +184,13 @@ def check(
     what is not here (model, data, columns, reward file, devices, and what this version cannot run yet); and, last,
     whether `gmpo train` would start.
 
-    Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: something is not here. Every key stands
-    in docs/configuration.md, memory in docs/scaling.md.
+    Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: `gmpo train` would not start. Every key
+    stands in docs/configuration.md, memory in docs/scaling.md.
     """
     resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
     absent = _late("gmpo.check.readiness", "not_here")(resolved)
+    if ready and not absent:
+        absent = _late("gmpo.build.rehearsal", "what_stops")(resolved)
     report = _late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
     Console().print(report)
     if ready and absent:

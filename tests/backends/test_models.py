@@ -146,7 +146,7 @@ def test_a_folder_without_configuration_says_what_a_model_folder_holds(tmp_path:
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no-such-model"}', "{}"])
 def test_a_configuration_that_cannot_be_read_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
-    with pytest.raises(BackendError, match="cannot read the configuration of model"):
+    with pytest.raises(BackendError, match=r"config\.json (cannot be read|is no JSON object|of model)"):
         load(folder)
 
 
@@ -159,7 +159,7 @@ def test_a_folder_without_weights_hints_at_save_contents(folder: Path) -> None:
 def test_a_weight_file_that_breaks_off_is_named(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BackendError, match="cannot load model"):
+    with pytest.raises(BackendError, match=r"model\.safetensors cannot be read.* broke off"):
         load(folder)
 
 
@@ -173,7 +173,7 @@ def test_a_missing_parameter_is_refused_and_never_random(folder: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     edit(folder / "config.json", intermediate_size=48)
-    with pytest.raises(BackendError, match="cannot load model"):
+    with pytest.raises(BackendError, match=r"down_proj\.weight' is \[32, 64\] in the weight files and \[32, 48\]"):
         load(folder)
 
 

@@ -298,7 +298,7 @@ def test_every_message_about_the_model_names_the_keys_of_sft(
     assert "Put the tokenizer files beside the model in model.path." in said(here)
     (model / "model.safetensors").write_bytes(b"")
     shutil.copytree(bench.model, model, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
-    assert "cannot load model" in said(here)
+    assert "model.safetensors cannot be read" in said(here)
     with pytest.raises(BackendError) as caught, out_of_memory_hint("updating the policy", SUPERVISED_MEMORY):
         raise MemoryError
     assert "Lower one of\n  data.micro_batch_size_per_gpu: demonstrations per pass\n  data.max_le" in str(caught.value)

@@ -20,7 +20,7 @@ from gmpo.algo.values import explained_variance, value_loss
 from gmpo.backends import passes
 from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import MiniBatch, every_row
-from gmpo.backends.model_files import require_weights, without_place
+from gmpo.backends.model_files import library, require_finite, require_weights, without_place
 from gmpo.backends.models import ModelSource, load_config, quiet, resolve
 from gmpo.backends.packed import response_hidden, scatter_tokens, share_prefixes
 from gmpo.backends.passes import BatchModule
@@ -47,18 +47,15 @@ def load_value_model_with_notes(source: ModelSource, device: torch.device) -> tu
     config = load_config(source)
     config.num_labels = 1
     config.classifier_dropout = 0.0
-    try:
-        # The library reports the head as newly made on every load; which weights were missing is checked below.
-        with quiet():
-            loaded: Any = AutoModelForTokenClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=source.trust_remote_code,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise BackendError(f"cannot make a critic from {source.named}: {error}") from error
+    # The library reports the head as newly made on every load; which weights were missing is checked below.
+    with library(f"make a critic from {source.named}"), quiet():
+        loaded: Any = AutoModelForTokenClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+        )
     model: PreTrainedModel
     model, info = loaded
     where = source.named
@@ -69,6 +66,7 @@ def load_value_model_with_notes(source: ModelSource, device: torch.device) -> tu
     missing = sorted(set(info["missing_keys"]) - set(head))
     if missing:
         raise BackendError(f"{where}: {len(missing)} parameters are missing, for example {missing[0]!r}")
+    require_finite(model.base_model, where)
     with torch.no_grad():
         for parameter in value_head(model).parameters():
             parameter.zero_()

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gmpo.errors import BackendError
+from gmpo.errors import BackendError, GmpoError
+
+DESCRIPTIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files of a model folder that are a JSON object each. Of a broken one the library says little, or takes its defaults
+in silence."""
+COPY_AGAIN = "Copy or download the model folder again."
 
 INDEXES = {"model.safetensors": "model.safetensors.index.json", "pytorch_model.bin": "pytorch_model.bin.index.json"}
 """A weight file, and the index of its parts where it is cut; the library takes the first of the four that is there."""
@@ -27,6 +42,75 @@ def adapters_in(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
+@contextmanager
+def library(what: str) -> Iterator[None]:
+    """Whatever the library raises inside, which may be any exception of any of its parts, becomes one message.
+
+    Args:
+        what: was tried, for example `load the weights of model 'x'`.
+    """
+    try:
+        yield
+    except GmpoError:
+        raise
+    except Exception as error:
+        raise BackendError(f"cannot {what}: {said_by(error)}") from error
+
+
+def said_by(error: BaseException) -> str:
+    """What an exception says, on one line, and of what kind it is where it says nothing or only a name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines)
+    return said if " " in said else f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def require_descriptions(folder: Path) -> None:
+    """Raise BackendError where a file that describes the model or its tokenizer cannot be read."""
+    for name in DESCRIPTIONS:
+        file = folder / name
+        if file.exists():
+            _require_object(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _require_object(file: Path, changed: int) -> None:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BackendError(f"{file} cannot be read: {said_by(error)}. {COPY_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise BackendError(f"{file} is no JSON object but a {type(found).__name__}. {COPY_AGAIN}")
+
+
+def _require_headers(folder: Path) -> None:
+    """Every weight file begins with the list of its tensors, and is as long as that says."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if not file.is_file():
+            raise BackendError(f"{file} is no file, where weights are looked for. {COPY_AGAIN}")
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise BackendError(
+                f"weight file {file} cannot be read: {said_by(error)}. It is damaged, or its copy or download broke "
+                f"off. {COPY_AGAIN}"
+            ) from error
+
+
+def require_finite(model: nn.Module, where: str) -> None:
+    """Raise BackendError for weights that are no numbers, which no training could mend."""
+    held = ((name, p) for name, p in model.named_parameters() if not p.is_meta)
+    # A sum is not finite where a weight is not, and seldom otherwise; it is many times as fast.
+    odd = [name for name, p in held if not bool(p.detach().sum().isfinite()) and not bool(p.isfinite().all())]
+    if odd:
+        count = sum(int((~p.isfinite()).sum()) for name, p in model.named_parameters() if name in odd)
+        named = f"{', '.join(odd[:3])}{', ..' if len(odd) > 3 else ''}"
+        raise BackendError(
+            f"{where}: {count} of its weights not finite, in {named}. The model diverged before it was saved, or the "
+            "file is damaged: take an earlier checkpoint, or copy it again."
+        )
+
+
 def require_weights(folder: Path) -> None:
     """Raise BackendError for a local model folder without weights, with parts of them missing, or with some that would
     be left out."""
@@ -40,6 +124,7 @@ def require_weights(folder: Path) -> None:
     if not folder.is_dir():
         return
     _require_parts(folder)
+    _require_headers(folder)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise BackendError(
             f"model folder {folder} has no weights (*.safetensors). It may hold only the configuration and tokenizer "

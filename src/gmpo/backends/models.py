@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -23,7 +22,14 @@ from transformers import (
 )
 
 from gmpo.backends.hub import require_hub
-from gmpo.backends.model_files import require_weights, without_place
+from gmpo.backends.model_files import (
+    library,
+    require_descriptions,
+    require_finite,
+    require_weights,
+    said_by,
+    without_place,
+)
 from gmpo.errors import BackendError
 
 # Its progress bars would tear ours apart.
@@ -68,7 +74,10 @@ def resolve(path: str) -> str:
                 f"model folder {folder} has no config.json. A Hugging Face model folder holds config.json, "
                 "*.safetensors and tokenizer files."
             )
+        require_descriptions(folder)
         return str(folder)
+    if folder.is_file():
+        raise BackendError(f"model path {path!r} is a file: name the folder that holds config.json and the weights.")
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise BackendError(f"model path {path!r} is neither a folder on this machine nor a hub name like 'org/model'.")
     require_hub(path)
@@ -81,10 +90,8 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     A policy with dropout has no well-defined log-probs: old and current ones would differ before any update.
     """
     path = resolve(source.path)
-    try:
+    with library(f"make sense of config.json of {source.named}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise BackendError(f"cannot read the configuration of model {source.path!r}: {error}") from error
     refuse_router_loss(source)
     if (quantized := getattr(config, "quantization_config", None)) is not None:
         how = quantized.get("quant_method") if isinstance(quantized, Mapping) else type(quantized).__name__
@@ -143,11 +150,16 @@ def load_model_with_notes(
     path = resolve(source.path)
     require_weights(Path(path))
     asked = (source.override_config or {}).get("attn_implementation")
-    try:
+    with library(f"load {source.named}"), quiet():
         model, info = _pretrained(source, path, dtype, asked or "sdpa")
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BackendError(f"cannot load model {source.path!r}: {error}") from error
     where = source.named
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, held, wanted = mismatched[0]
+        raise BackendError(
+            f"{where}: config.json describes another model than the weights are of: {name!r} is {list(held)} in the "
+            f"weight files and {list(wanted)} by config.json ({len(mismatched)} weights differ). Put the config.json "
+            "back that belongs to them."
+        )
     notes = without_place(model, model.base_model, info["unexpected_keys"], where, shortened=source.changes_layers)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -155,6 +167,7 @@ def load_model_with_notes(
             f"{where}: {len(missing)} parameters are not in its weight files, for example "
             f"{missing[0]!r}. They would be random; the folder is incomplete or belongs to another architecture."
         )
+    require_finite(model, where)
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the method's own annotation
     return model, notes
 
@@ -169,6 +182,7 @@ def _pretrained(source: ModelSource, path: str, dtype: torch.dtype, attention: s
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name afterwards
         )
     except ValueError as error:
         asked = "attn_implementation" in (source.override_config or {})
@@ -191,8 +205,10 @@ def load_tokenizer(source: ModelSource, *, chat_template: str | None = None) -> 
     path = resolve(source.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _no_tokenizer(source, str(error).splitlines()[0]) from error
+    except Exception as error:  # the library's parts each raise kinds of their own
+        if (Path(path) / "config.json").is_file():
+            load_config(source)  # where that is the cause, it says so itself
+        raise _no_tokenizer(source, said_by(error)) from error
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         # For known architectures the library makes an empty tokenizer where there is none.
         raise _no_tokenizer(source, "there are no tokenizer files")
@@ -211,10 +227,12 @@ def _no_tokenizer(source: ModelSource, reason: str) -> BackendError:
 
 def load_generation(source: ModelSource) -> GenerationConfig:
     """The generation configuration that the model has once it is loaded: its file's, or what its own one says."""
-    try:
-        return GenerationConfig.from_pretrained(resolve(source.path), trust_remote_code=source.trust_remote_code)
-    except OSError:  # there is no such file
-        return GenerationConfig.from_model_config(load_config(source))
+    path = resolve(source.path)
+    with library(f"make sense of generation_config.json of {source.named}"):
+        try:
+            return GenerationConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+        except OSError:  # there is no such file
+            return GenerationConfig.from_model_config(load_config(source))
 
 
 def stop_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -227,10 +245,12 @@ def stop_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTok
     """
     ids: set[int] = set()
     for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
-        if isinstance(value, int):
-            ids.add(value)
-        elif value is not None:
-            ids.update(int(v) for v in value)
+        found = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+        if odd := [one for one in found if not isinstance(one, int)]:
+            raise BackendError(
+                f"eos_token_id = {odd[0]!r} is no token id: correct generation_config.json or config.json of the model."
+            )
+        ids.update(found)
     if not ids:
         raise BackendError(
             "neither the tokenizer nor the generation configuration names an end token (eos_token), so no answer could "

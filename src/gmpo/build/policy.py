@@ -154,17 +154,18 @@ def decode_answers(
 def build_supervised_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that is fine-tuned."""
     model = config.model
-    return load_tokenizer(_supervised_source(config), chat_template=model.custom_chat_template)
+    return load_tokenizer(supervised_source(config), chat_template=model.custom_chat_template)
 
 
 def end_token(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """What ends a demonstration's answer: the tokenizer's end token, else one of the model's."""
     if tokenizer.eos_token_id is not None:
         return int(tokenizer.eos_token_id)
-    return min(stop_token_ids(load_generation(_supervised_source(config)), tokenizer))
+    return min(stop_token_ids(load_generation(supervised_source(config)), tokenizer))
 
 
-def _supervised_source(config: SftConfig) -> ModelSource:
+def supervised_source(config: SftConfig) -> ModelSource:
+    """The model that is fine-tuned, under the keys that name it."""
     model = config.model
     return ModelSource(
         model.source, model.trust_remote_code, model.override_config, "model.path", "model.override_config"
@@ -188,7 +189,7 @@ def build_supervised_learner(
     """
     optim = config.optim
     policy = _policy(
-        _supervised_source(config),
+        supervised_source(config),
         tokenizer,
         device,
         torch.float32,

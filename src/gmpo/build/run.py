@@ -21,7 +21,7 @@ from gmpo.backends.packed import FAMILIES, only_full_attention
 from gmpo.backends.products import Product, shapes_of, use_product
 from gmpo.build.identity import PRODUCTS
 from gmpo.build.kept import products_of
-from gmpo.build.policy import PolicyFacts, decode_answers
+from gmpo.build.policy import PolicyFacts, decode_answers, supervised_source
 from gmpo.build.start import Start
 from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.numbers import Numbers
@@ -78,8 +78,7 @@ def build_machine(resolved: Resolved[Any], program: Program) -> Machine:
         source = ModelSource(model.source, model.trust_remote_code, model.override_config)
         longest = config.data.max_prompt_length + config.data.max_response_length
     else:
-        dtype, longest = None, config.data.max_length
-        source = ModelSource(config.model.source, config.model.trust_remote_code, config.model.override_config)
+        dtype, longest, source = None, config.data.max_length, supervised_source(config)
     device, setting = pick_device(config.trainer.device, dtype), config.trainer.matmul_precision
     use_any_length(device.torch)
     if setting != "auto" or device.torch.type != "cpu":

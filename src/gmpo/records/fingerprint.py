@@ -45,7 +45,7 @@ def of_model(folder: Path) -> str:
     models that were trained differently differ nearly everywhere, so that they are told apart; a change of a few bytes
     between the blocks is not seen.
     """
-    weights = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    weights = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
     parts = [of_file(folder / "config.json"), *(f"{file.name} {_of_weights(file)}" for file in weights)]
     return of_json(parts)
 

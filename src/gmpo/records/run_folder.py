@@ -199,6 +199,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         BackendError: another process has it.
     """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -213,7 +214,11 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # A start that was refused leaves nothing behind; the lock goes while it is held.
+        if new and [place.name for place in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
         lock.release()
+        remove_empty(new)
 
 
 def is_open(folder: Path) -> bool:
