@@ -185,13 +185,13 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
         if run.done:
             return _finished(run, data.length.total_steps)
         parts = build_fine_tuning(data)
-        run.say(_sft_overview(data, parts.policy.facts, run.folder))
-        _say_notes(run, parts.policy.facts)
-        with closing(parts.learner):
+        with _naming_checkpoint(run.folder), closing(parts.learner):
+            run.say(_sft_overview(data, parts.facts, run.folder))
+            _say_notes(run, parts.facts)
             done = fine_tune(
                 parts.stream,
                 total_steps=data.length.total_steps,
-                pad_id=parts.policy.pad_id,
+                pad_id=parts.facts.pad_id,
                 learner=parts.learner,
                 tracker=run.tracker,
                 stop=run.stop,

@@ -141,13 +141,13 @@ def package_reads() -> Reads:
 
 def _properties(schema: Iterable[str]) -> dict[str, Reads]:
     """What each property of a section reads."""
-    found = {}
+    found: dict[str, Reads] = {}
     for section in (node for text in schema for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
         for method in (node for node in section.body if isinstance(node, ast.FunctionDef)):
             reader = _Reader()
             reader.types["self"] = frozenset({section.name} & SECTIONS.keys())
             reader.visit(method)
-            found[method.name] = reader.reads
+            found[method.name] = found.get(method.name, set()) | reader.reads
     return found
 
 

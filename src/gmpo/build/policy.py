@@ -35,6 +35,9 @@ from gmpo.config import Config, SftConfig
 from gmpo.ports import WeightSource
 from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
 
+SUPERVISED_OBJECTIVE = Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0)
+"""Of fine-tuning: the mean `-logp` of the answers' tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Longest:
@@ -201,7 +204,7 @@ def build_supervised_learner(
         policy.model,
         tokenizer,
         device=device,
-        objective=Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0),
+        objective=SUPERVISED_OBJECTIVE,
         optimizer=OptimizerSettings(
             learning_rate=partial(
                 learning_rate,

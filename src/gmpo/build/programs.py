@@ -21,7 +21,7 @@ from gmpo.build.policy import (
     build_supervised_tokenizer,
     end_token,
 )
-from gmpo.build.ranks import Job, start_ranks
+from gmpo.build.ranks import Job, SupervisedJob, start_ranks, start_supervised_ranks
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
@@ -248,7 +248,7 @@ def read_demonstrations(resolved: Resolved[SftConfig], rows: Rows | None, label:
 class FineTuning:
     """The parts of supervised fine-tuning."""
 
-    policy: Policy
+    facts: PolicyFacts
     learner: Learner
     stream: ProblemStream[EncodedDemonstration]
     """The demonstrations in the order in which they are learned."""
@@ -270,15 +270,17 @@ def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
     )
     items, held_out = encode(demonstrations.items), demonstrations.held_out
     validation = encode(held_out) if held_out else []
-    learner, policy = build_supervised_learner(
-        config,
-        tokenizer,
-        demonstrations.machine.device,
-        demonstrations.length.total_steps,
-        longest=max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation)),
-    )
+    longest = max(len(one.prompt_ids) + len(one.answer_ids) for one in (*items, *validation))
+    total, machine = demonstrations.length.total_steps, demonstrations.machine
+    learner: Learner
+    if config.devices > 1:
+        job = SupervisedJob(config, tokenizer, longest, total, machine.product)
+        facts, learner = start_supervised_ranks(job)
+    else:
+        learner, policy = build_supervised_learner(config, tokenizer, machine.device, total, longest=longest)
+        facts = policy.facts
     return FineTuning(
-        policy,
+        facts,
         learner,
         ProblemStream(items, data.train_batch_size, shuffle=True, seed=config.trainer.seed),
         validation,

@@ -16,25 +16,28 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gmpo.backends.devices import describe, pick_device, use_any_length
+from gmpo.backends.devices import Device, pick_device, use_any_length
+from gmpo.backends.learner import LocalLearner
 from gmpo.backends.products import Product, take_product
-from gmpo.backends.ranks.group import prepare_ray
+from gmpo.backends.ranks.group import Ranks, prepare_ray
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.rank import Member, RankParts
 from gmpo.backends.ranks.sampler import RankedSampler
 from gmpo.backends.ranks.sharding import make_mesh, shard
 from gmpo.build.learner import build_learner, build_sampler
 from gmpo.build.objective import build_objective, critic_settings
-from gmpo.build.policy import PolicyFacts, build_policy
-from gmpo.config import Config
+from gmpo.build.policy import SUPERVISED_OBJECTIVE, PolicyFacts, build_policy, build_supervised_learner
+from gmpo.config import Config, SftConfig
 from gmpo.errors import BackendError
 
+PATIENCE_S = 600.0
+"""Of fine-tuning, as `actor_rollout_ref.nccl_timeout` of a training."""
 INSTALL = "pip install 'gmpo[ray]', or trainer.n_gpus_per_node=1."
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a rank needs to build its parts; it travels to every process."""
+    """What a rank of a training needs to build its parts; it travels to every process."""
 
     config: Config
     tokenizer: PreTrainedTokenizerBase
@@ -45,51 +48,97 @@ class Job:
     """The float32 products in effect in the driver."""
 
 
+@dataclass(frozen=True, slots=True)
+class SupervisedJob:
+    """The same of supervised fine-tuning."""
+
+    config: SftConfig
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    """Tokens of the longest demonstration, prompt and answer."""
+    total_steps: int
+    product: Product
+
+
 def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, RankedLearner, RankedSampler]:
-    """Start the ranks and have them load the models.
+    """Start the ranks of a training and have them load the models.
 
     Raises:
         BackendError: Ray is missing, or there are too few devices; whatever loading a model raises.
     """
+    config: Config = job.config
+    dtype = config.actor_rollout_ref.actor.fsdp_config.dtype
+    ranks, facts = _started(
+        config, dtype, float(config.actor_rollout_ref.nccl_timeout), partial(build_rank, job), "loading the models"
+    )
+    learner = RankedLearner(ranks, build_objective(config, job.total_steps), critic_settings(config))
+    return facts, learner, RankedSampler(ranks, drew)
+
+
+def start_supervised_ranks(job: SupervisedJob) -> tuple[PolicyFacts, RankedLearner]:
+    """The same for supervised fine-tuning, which samples nothing."""
+    ranks, facts = _started(job.config, None, PATIENCE_S, partial(build_supervised_rank, job), "loading the model")
+    return facts, RankedLearner(ranks, SUPERVISED_OBJECTIVE, None)
+
+
+def _started(
+    config: Config | SftConfig,
+    dtype: str | None,
+    patience: float,
+    make: Callable[[Member], RankParts],
+    phase: str,
+) -> tuple[Ranks, PolicyFacts]:
     prepare_ray()
     try:
         ray_ranks: Any = import_module("gmpo.backends.ranks.ray_ranks")
     except ImportError as error:
-        raise BackendError(
-            f"several ranks are started by Ray, which cannot be imported ({error}): {INSTALL}"
-        ) from error
-    config: Config = job.config
-    device = pick_device(config.trainer.device, config.actor_rollout_ref.actor.fsdp_config.dtype)
+        why = f"several ranks are started by Ray, which cannot be imported ({error}): {INSTALL}"
+        raise BackendError(why) from error
     world = config.devices
     plan = ray_ranks.RayPlan(
         world=world,
-        device=device.torch.type,
+        device=pick_device(config.trainer.device, dtype).torch.type,
         threads=max(1, torch.get_num_threads() // world),
-        patience=float(config.actor_rollout_ref.nccl_timeout),
+        patience=patience,
         address=os.environ.get("RAY_ADDRESS"),
     )
-    ranks = ray_ranks.RayRanks.start(plan, partial(build_rank, job))
+    ranks: Ranks = ray_ranks.RayRanks.start(plan, make)
     try:
-        facts = cast(PolicyFacts, ranks.call("build", lambda _: (), phase="loading the models")[0])
+        facts = cast(PolicyFacts, ranks.call("build", lambda _: (), phase=phase)[0])
     except BaseException:
         ranks.close()
         raise
-    learner = RankedLearner(ranks, build_objective(config, job.total_steps), critic_settings(config))
-    where = f"{world} ranks under Ray, {facts.where} each"
-    return replace(facts, where=where), learner, RankedSampler(ranks, drew)
+    return ranks, replace(facts, where=f"{world} ranks under Ray, {facts.where} each")
 
 
 def build_rank(job: Job, member: Member) -> RankParts:
-    """Load the models in a rank's process and shard them."""
+    """Load the models of a training in a rank's process and shard them."""
     config: Config = job.config
     actor = config.actor_rollout_ref.actor
-    device = pick_device(config.trainer.device, actor.fsdp_config.dtype)
-    use_any_length(device.torch)
-    take_product(job.product)
+    device = _device(config, actor.fsdp_config.dtype, job.product)
     policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
     learner, beyond = build_learner(config, policy, job.total_steps)
     sampler = build_sampler(config, policy, lambda tokens: None, deepcopy(policy.model).requires_grad_(False))
-    facts = replace(policy.facts, notes=(*policy.notes, *beyond), where=describe(device))
-    mesh = make_mesh(device.torch, member.world, actor.fsdp_config.fsdp_size)
-    learner.spread(lambda module: shard(module, mesh, device))
+    facts = replace(policy.facts, notes=(*policy.notes, *beyond))
+    _spread(learner, device, member, actor.fsdp_config.fsdp_size)
     return RankParts(learner, sampler, facts)
+
+
+def build_supervised_rank(job: SupervisedJob, member: Member) -> RankParts:
+    """Load the model of supervised fine-tuning in a rank's process and shard it."""
+    device = _device(job.config, None, job.product)
+    learner, policy = build_supervised_learner(job.config, job.tokenizer, device, job.total_steps, longest=job.longest)
+    _spread(learner, device, member, -1)
+    return RankParts(learner, None, policy.facts)
+
+
+def _device(config: Config | SftConfig, dtype: str | None, product: Product) -> Device:
+    device = pick_device(config.trainer.device, dtype)
+    use_any_length(device.torch)
+    take_product(product)
+    return device
+
+
+def _spread(learner: LocalLearner, device: Device, member: Member, size: int) -> None:
+    mesh = make_mesh(device.torch, member.world, size)
+    learner.spread(lambda module: shard(module, mesh, device))

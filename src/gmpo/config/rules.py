@@ -176,11 +176,7 @@ def not_available(config: Config, given: Given) -> Iterator[Issue]:
     if tree.rollout.name == "vllm":
         reason = f"comes with multi-GPU support; {ROLLOUT}.name=hf (the default) samples with the embedded sampler"
         yield unavailable(f"{ROLLOUT}.name", reason)
-    if trainer.nnodes > 1:
-        yield unavailable("trainer.nnodes", "this version has the ranks of a run on one machine")
-    if config.devices > 1 and find_spec("ray") is None:
-        needs = "several ranks are started by Ray, which is not installed: pip install 'gmpo[ray]'"
-        yield unavailable("trainer.n_gpus_per_node", needs)
+    yield from _ranks_not_here(config)
     for path, degree in (
         (ACTOR, tree.actor.ulysses_sequence_parallel_size),
         (REF, tree.ref.ulysses_sequence_parallel_size),
@@ -188,6 +184,20 @@ def not_available(config: Config, given: Given) -> Iterator[Issue]:
         if degree > 1 and (path == ACTOR or f"{path}.ulysses_sequence_parallel_size" in given):
             yield unavailable(f"{path}.ulysses_sequence_parallel_size", no_parts)
     yield from _loggers(trainer.logger)
+
+
+def _ranks_not_here(config: Config | SftConfig) -> Iterator[Issue]:
+    if config.trainer.nnodes > 1:
+        yield unavailable("trainer.nnodes", "this version has the ranks of a run on one machine")
+    if config.devices > 1 and find_spec("ray") is None:
+        needs = "several ranks are started by Ray, which is not installed: pip install 'gmpo[ray]'"
+        yield unavailable("trainer.n_gpus_per_node", needs)
+
+
+def _ranks_on_gpus(config: Config | SftConfig) -> Iterator[Issue]:
+    if config.devices > 1 and config.trainer.device != "cpu" and find_spec("ray") is not None:
+        reason = "ranks on GPUs have been run on CPUs only so far; compare the first steps with a run on one GPU"
+        yield warning("trainer.n_gpus_per_node", reason)
 
 
 def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
@@ -201,9 +211,7 @@ def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
         yield error(path, f"does not divide the {world} ranks into groups of equal size", "trainer.n_gpus_per_node")
     if config.trainer.val_only:
         yield from inert("a validation on its own runs in one process", "trainer.n_gpus_per_node")
-    if config.trainer.device != "cpu" and find_spec("ray") is not None:
-        reason = "ranks on GPUs have been run on CPUs only so far; compare the first steps with a run on one GPU"
-        yield warning("trainer.n_gpus_per_node", reason)
+    yield from _ranks_on_gpus(config)
 
 
 def _loggers(names: Sequence[str]) -> Iterator[Issue]:
@@ -228,6 +236,8 @@ def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
         yield unavailable("model.path", "is not given; name a local model folder or a hub model")
     yield from _schedule_shape(config.optim.lr_scheduler_type, "optim")
     yield from _rate(config.optim.lr, "optim.lr")
+    yield from _ranks_not_here(config)
+    yield from _ranks_on_gpus(config)
     yield from _betas(config.optim.betas, "optim.betas")
     yield from _loggers(config.trainer.logger)
 

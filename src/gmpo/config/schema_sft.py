@@ -132,6 +132,14 @@ class SftTrainer(Section):
         own=True,
         role="execution",
     )
+    nnodes: int = setting(1, "Machines.", ge=1, role="execution")
+    n_gpus_per_node: int | None = setting(
+        None,
+        "Devices per machine, each with a rank of the learner; with device=cpu, processes on the CPU. Several need Ray "
+        "(`pip install 'gmpo[ray]'`). null and 0 are one process on one device.",
+        ge=0,
+        role="execution",
+    )
     device: Device = setting(
         None, "Where to compute. auto takes CUDA when it is present, else the CPU.", derived="auto", role="execution"
     )
@@ -144,3 +152,8 @@ class SftConfig(Section):
     model: SftModel = Field(default_factory=SftModel)
     optim: SftOptim = Field(default_factory=SftOptim)
     trainer: SftTrainer = Field(default_factory=SftTrainer)
+
+    @property
+    def devices(self) -> int:
+        """Devices of the run. A count that is not given is taken as 1."""
+        return self.trainer.nnodes * max(1, self.trainer.n_gpus_per_node or 1)

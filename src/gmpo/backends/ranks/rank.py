@@ -62,8 +62,8 @@ class RankParts:
 
     learner: LocalLearner
     """Sharded."""
-    sampler: TorchSampler
-    """With a model of its own, whole."""
+    sampler: TorchSampler | None
+    """With a model of its own, whole; None where nothing is sampled."""
     facts: object
     """What the driver must know of the policy; the same on all ranks."""
 
@@ -152,6 +152,7 @@ class Rank:
     def load_sampler(self, version: int) -> None:
         """Give the sampler the policy's present weights."""
         assert self.parts is not None
+        assert self.parts.sampler is not None
         self.parts.sampler.load(GatheredWeights(self.learner.model, version))
 
     def generate(
@@ -160,6 +161,7 @@ class Rank:
         """The answers to each request, with its place, as soon as they are there."""
         assert self.parts is not None
         sampler = self.parts.sampler
+        assert sampler is not None
         done: queue.SimpleQueue[tuple[int, Sequence[Completion]] | BaseException | None] = queue.SimpleQueue()
 
         def sample() -> None:
