@@ -63,7 +63,7 @@ def _what(resolved: Resolved[Any], folder: Path, checkpoint: Path | None) -> str
         return "validating the base model: no checkpoint is asked for"
     base = resolved.config.actor_rollout_ref.model.source
     return (
-        f"warning: {folder} holds no checkpoint and nothing else of a run: {base} itself is validated, as model.path names it. "
+        f"warning: {folder} holds no checkpoint and nothing else of a run: {base} itself is validated. "
         f"{FOLDER} names the folder of a run, whose newest checkpoint is validated then."
     )
 
