@@ -17,6 +17,7 @@ from rich.table import Table
 
 from gmpo.api import Run, sft, train
 from gmpo.backends.tiny_model import make_model, word_tokenizer
+from gmpo.build.start import check_writable
 from gmpo.data.files import write_parquet
 from gmpo.data.stories import demonstration_rows, keys_of, story_rows, vocabulary
 from gmpo.errors import ConfigError
@@ -36,18 +37,10 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
     Raises:
         ConfigError: `out` holds something else than an unfinished quickstart of this seed.
     """
-    begun = out / BEGUN
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: name a folder")
-    if out.exists() and any(out.iterdir()) and (not begun.exists() or json.loads(begun.read_text()) != {"seed": seed}):
-        raise ConfigError(f"{out} is not empty: name another folder with --out, or remove it")
-    if (out / "summary.json").exists():
-        raise ConfigError(f"{out} holds a finished quickstart: name another folder with --out, or remove it")
+    _begin(out, seed)
     seconds: dict[str, float] = {}
     console.rule("1  data and model")
     start = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps({"seed": seed}))
     _make_data(out / "data", seed)
     parameters = make_model(out / "model", word_tokenizer(vocabulary()), seed=seed)
     console.print(f"{parameters:,} parameters, random weights -> {out / 'model'}", highlight=False, soft_wrap=True)
@@ -76,6 +69,35 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
     for text in (*notes(summary), "", how_to_go_on(out, run.model, run.folder)):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return summary
+
+
+def _begin(out: Path, seed: int) -> None:
+    """Make the folder, and write down in it whose it is."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: name a folder")
+    begun = out / BEGUN
+    try:
+        if out.exists() and any(out.iterdir()) and _seed_in(begun) != seed:
+            raise ConfigError(
+                f"--out {out} is not empty, and what it holds is no quickstart of seed {seed}: name another folder "
+                "with --out, or remove it"
+            )
+        if (out / "summary.json").exists():
+            raise ConfigError(f"{out} holds a finished quickstart: name another folder with --out, or remove it")
+        check_writable(out, "--out")
+        out.mkdir(parents=True, exist_ok=True)
+        begun.write_text(json.dumps({"seed": seed}))
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot write there: {error}. Name another folder with --out.") from error
+
+
+def _seed_in(begun: Path) -> int | None:
+    """The seed that a folder was begun with; None where the file does not say."""
+    try:
+        seed: int = json.loads(begun.read_text())["seed"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return seed
 
 
 def _say_interrupted(console: Console, phase: str, run: Run, then: str) -> None:

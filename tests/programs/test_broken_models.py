@@ -169,3 +169,16 @@ def test_a_check_of_readiness_makes_the_start_of_a_training(bench: Any, command:
         assert outcome.code == 3
         assert said in outcome.out
         assert command("train", *words).code == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["under/a/file", "of another seed"], ids=["below a file", "a folder that holds something else"]
+)
+def test_a_quickstart_says_where_it_cannot_write(command: Command, tmp_path: Path, place: str) -> None:
+    (tmp_path / "under").write_text("no folder")
+    (tmp_path / "of another seed").mkdir()
+    (tmp_path / "of another seed" / "notes.txt").write_text("mine")
+    outcome = command("quickstart", "--out", str(tmp_path / place))
+    assert outcome.code in (1, 2)
+    assert f"--out {tmp_path / place}" in outcome.err.replace("\n", " ") or "--out=" in outcome.err
+    assert (tmp_path / "under").read_text() == "no folder"

@@ -139,8 +139,8 @@ def _is_the_run(then: RunRecord | None, resolved: Resolved[Any], now: RunRecord)
     return not starts_anew and then.program == now.program and not compare(then, now, resolved).identity
 
 
-def check_writable(folder: Path) -> None:
-    """Fail before the model is loaded rather than at the first checkpoint. No folder is left behind."""
+def check_writable(folder: Path, key: str = FOLDER) -> None:
+    """Fail before the model is loaded rather than at the first record. No folder is left behind. `key` names it."""
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"{FOLDER}={folder}: cannot write there: {error}. Name a folder that can be written to."
+            f"{key}={folder}: cannot write there: {error}. Name a folder that can be written to."
         ) from error
     finally:
         remove_empty(new)

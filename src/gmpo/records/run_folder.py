@@ -201,7 +201,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock, fresh = FileLock(folder / LOCK), not (folder / LOCK).exists()
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -215,7 +215,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         # A start that was refused leaves nothing behind; the lock goes while it is held.
-        if new and [place.name for place in folder.iterdir()] == [LOCK]:
+        if fresh and [place.name for place in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
         lock.release()
         remove_empty(new)
