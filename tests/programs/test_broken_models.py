@@ -182,3 +182,11 @@ def test_a_quickstart_says_where_it_cannot_write(command: Command, tmp_path: Pat
     assert outcome.code in (1, 2)
     assert f"--out {tmp_path / place}" in outcome.err.replace("\n", " ") or "--out=" in outcome.err
     assert (tmp_path / "under").read_text() == "no folder"
+
+
+def test_a_check_of_readiness_tells_a_refused_setting_under_its_key(bench: Any, command: Command) -> None:
+    """`require` is for a scorer that grades none of these rows."""
+    words = [word for word in bench.arguments() if not word.startswith("custom_reward_function")]
+    outcome = command("check", "--ready", *words, "reward_model.require=boxed")
+    assert outcome.code == 3
+    assert "reward_model.require" in outcome.out

@@ -9,12 +9,13 @@ from gmpo.backends.model_files import require_weights
 from gmpo.backends.models import resolve
 from gmpo.build.programs import TrainingData, ValidationData, read_training, read_validation
 from gmpo.build.rewards import build_rewards, check_run_references, hidden_thinking
+from gmpo.build.start import FOLDER, candidates, check_writable
 from gmpo.config import Config, Resolved
 from gmpo.config.resolved import Note
 from gmpo.errors import BackendError, ConfigError, DataError
 
-KEYS = {BackendError: "actor_rollout_ref.model.path", DataError: "data.train_files", ConfigError: "the settings"}
-"""What an error of a kind is told under."""
+KEYS = {BackendError: "actor_rollout_ref.model.path", DataError: "data.train_files", ConfigError: FOLDER}
+"""What an error of a kind is told under, where it names no setting that is given."""
 
 
 def what_stops(resolved: Resolved[Config]) -> list[Note]:
@@ -27,6 +28,7 @@ def _stopping(resolved: Resolved[Config]) -> Iterator[Note]:
     config = resolved.config
     own = config.custom_reward_function.path is not None or bool(config.reward_model.extra_rewards)
     try:
+        check_writable(next(candidates(resolved)))
         data: TrainingData | ValidationData
         if config.trainer.val_only:
             data = read_validation(resolved, None, [], None, "check")
@@ -41,4 +43,5 @@ def _stopping(resolved: Resolved[Config]) -> Iterator[Note]:
             check_run_references(config, rewards, data.asked)
     except (BackendError, DataError, ConfigError) as error:
         kind = next(kind for kind in KEYS if isinstance(error, kind))
-        yield Note(KEYS[kind], str(error))
+        named = [key for key in resolved.given if isinstance(error, ConfigError) and key in str(error)]
+        yield Note(min(named, key=str(error).index, default=KEYS[kind]), str(error))
