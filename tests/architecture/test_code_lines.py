@@ -28,11 +28,11 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3500, "several ranks; rates, lengths and bounds that make no sense are warned of"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
-    "metrics": (555, "whether a policy fell apart, by more than chance; what n=1 can say"),
+    "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (765, "a record that cannot be read is not called damaged"),
     "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
-    "tracking": (815, "a policy that falls apart and gradings that fail are said while a run goes on"),
+    "tracking": (845, "a policy that falls apart, validations that fall and gradings that fail are said during a run"),
     "training": (1425, "a supervised loss that rises; what would help a checkpoint without weights"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""

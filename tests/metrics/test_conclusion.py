@@ -36,9 +36,17 @@ def step(**changes: float) -> dict[str, float]:
     ],
 )
 def test_the_verdict_is_that_of_the_intervals(last: Mapping[str, float], verdict: str) -> None:
-    (line,) = conclusion([validated(0.3, 0.2, 0.4), validated(0.9, 0.8, 0.95), last])
+    (line,) = conclusion([validated(0.3, 0.2, 0.4), validated(0.35, 0.26, 0.45), last])
     assert line.startswith("pass@1 0.300 (0.200-0.400) -> ")
     assert f": {verdict}" in line
+
+
+def test_a_rise_that_is_lost_again_is_said_beside_the_verdict() -> None:
+    """0.9 with a standard error of 0.15 / 3.92 = 0.038, then 0.5 with 0.046: a fall of 0.4 / 0.060 = 6.7 deviations."""
+    high, low = validated(0.9, 0.8, 0.95) | {"training/global_step": 20.0}, validated(0.5, 0.41, 0.59)
+    first, second = conclusion([validated(0.3, 0.2, 0.4), high, low])
+    assert first.endswith("better: the 95 % intervals do not overlap")
+    assert "highest after step 20, 0.900 (0.800-0.950), and fell since" in second
 
 
 def test_a_run_that_cannot_learn_says_why() -> None:

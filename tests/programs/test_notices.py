@@ -23,7 +23,7 @@ def step(solved: int, **failed: float) -> dict[str, float]:
 def said_of(steps: list[Mapping[str, float]]) -> list[tuple[int, str]]:
     """Lines with the step after which each came."""
     said: list[tuple[int, str]] = []
-    notices = Notices(lambda line: said.append((number, line)), "run/samples/")
+    notices = Notices(lambda line: said.append((number, line)), "run/samples/", "run/validation/")
     notices.start(0)
     for number, metrics in enumerate(steps, 1):
         notices.write(number, metrics)
@@ -35,7 +35,7 @@ def test_a_collapse_is_said_once_at_the_step_in_which_it_is_certain_with_the_che
     (only,) = said_of([step(12), step(12), *[step(0)] * 6])
     assert only[0] == 4
     assert "step 4: the policy seems to have fallen apart: no problem of the last 2 steps" in only[1]
-    assert "global_step_2 or an older checkpoint" in only[1]
+    assert "go on from global_step_1 or an older checkpoint" in only[1], "step 3 was sampled by the weights of step 2"
     assert f"{A}.optim.lr" in only[1]
 
 
@@ -52,10 +52,37 @@ def test_answers_that_become_all_alike_are_said_once() -> None:
 def test_failing_gradings_are_said_at_the_first_and_when_they_are_ten_times_as_many() -> None:
     found = said_of([step(4), step(4, timeout=2.0), step(4, timeout=2.0), step(4, grader_error=16.0), step(4)])
     assert [number for number, _ in found] == [2, 4]
-    assert "2 answers so far could not be graded (in this step 2 timeout); their reward is 0" in found[0][1]
+    assert "2 answers so far could not be graded (now 2 timeout); their reward is 0" in found[0][1]
     assert "20 answers so far" in found[1][1]
     assert "16 grader_error" in found[1][1]
     assert "run/samples/" in found[0][1]
+
+
+def test_failing_gradings_of_a_validation_are_said_with_the_folder_of_its_answers() -> None:
+    (only,) = said_of([{"val/pass@1": 0.5, "val/timeout": 3.0}, step(4)])
+    assert only[0] == 1
+    assert "3 answers so far could not be graded (now 3 timeout in the validation)" in only[1]
+    assert "The reasons are in run/validation/" in only[1]
+
+
+def test_a_validation_that_falls_is_said_once() -> None:
+    high = {"val/pass@1": 0.5, "val/pass@1_low": 0.46, "val/pass@1_high": 0.54, "training/global_step": 1.0}
+    low = {"val/pass@1": 0.3, "val/pass@1_low": 0.26, "val/pass@1_high": 0.34, "training/global_step": 2.0}
+    (only,) = said_of([high, low, low])
+    assert only[0] == 2
+    assert "pass@1 fell from 0.500 (0.460-0.540) after step 1 to 0.300 (0.260-0.340)" in only[1]
+
+
+def test_a_run_that_goes_on_is_judged_with_the_steps_before() -> None:
+    """The steps of the earlier process solved 12 of 16 problems each; those beyond the checkpoint count no more."""
+    before = [step(12) | {"training/global_step": float(n)} for n in (1, 2, 3)]
+    said: list[str] = []
+    notices = Notices(said.append, "s/", "v/", past=lambda: before)
+    notices.start(2)
+    notices.write(3, step(0))
+    assert not said
+    notices.write(4, step(0))
+    assert "(0 of 32), 24 of 32 before" in said[0]
 
 
 def test_a_run_whose_grader_fails_below_the_limit_says_so_on_the_console(bench: Any) -> None:
@@ -71,7 +98,7 @@ def test_a_run_whose_grader_fails_below_the_limit_says_so_on_the_console(bench: 
         reward=reward,
         console=Console(file=out, width=200),
     )
-    assert "answers so far could not be graded (in this step" in out.getvalue()
+    assert "answers so far could not be graded (now" in out.getvalue()
     assert "grader_error); their reward is 0" in out.getvalue()
 
 

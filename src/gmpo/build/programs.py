@@ -53,7 +53,7 @@ from gmpo.objectives import ESTIMATORS
 from gmpo.ports import Learner, Sampler, Tracker
 from gmpo.records.activity import Activity
 from gmpo.records.rollout import Group
-from gmpo.records.run_folder import SAMPLES
+from gmpo.records.run_folder import SAMPLES, VALIDATION, read_metrics
 from gmpo.rewards.combined import Rewards
 from gmpo.tracking.notices import Notices
 from gmpo.tracking.rounding import SwallowedUpdates
@@ -106,6 +106,10 @@ def read_training(
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
 
 
+def _recorded(run: OpenRun) -> list[Mapping[str, float]]:
+    return [one.values for one in read_metrics(run.folder)]
+
+
 def _length(counts: Numbers) -> Length:
     """The length of a run whose number of problems is known."""
     assert counts.steps_per_epoch is not None
@@ -142,7 +146,8 @@ def build_training(
     run.tracker.add(history)
     run.tracker.add(SwallowedUpdates(run.say))
     compares = ESTIMATORS[config.algorithm.adv_estimator].needs_groups
-    run.tracker.add(Notices(run.say, f"{run.folder / SAMPLES}/", compares=compares))
+    places = (f"{run.folder / SAMPLES}/", f"{run.folder / VALIDATION}/")
+    run.tracker.add(Notices(run.say, *places, compares=compares, past=partial(_recorded, run)))
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from gmpo.metrics.collapse import collapse, stalled
+from gmpo.metrics.collapse import STEP, collapse, fallen, stalled
 
 History = Sequence[Mapping[str, float]]
 
@@ -16,7 +16,7 @@ def conclusion(history: History, *, compares: bool = True) -> list[str]:
         compares: advantages compare the answers to a problem, so that nothing is learned from equal rewards.
     """
     steps = [metrics for metrics in history if "critic/score/mean" in metrics]
-    return [*_validations([m for m in history if "val/pass@1" in m]), *_learning(steps, compares)]
+    return [*_validations([m for m in history if "val/pass@1" in m]), *_learning(history, steps, compares)]
 
 
 def pass_rate(metrics: Mapping[str, float]) -> str:
@@ -24,6 +24,11 @@ def pass_rate(metrics: Mapping[str, float]) -> str:
     low, high = metrics.get("val/pass@1_low"), metrics.get("val/pass@1_high")
     interval = "" if low is None or high is None else f" ({low:.3f}-{high:.3f})"
     return f"{metrics['val/pass@1']:.3f}{interval}"
+
+
+def after(metrics: Mapping[str, float]) -> str:
+    """` after step 40`; nothing where the step is not known."""
+    return f" after step {metrics[STEP]:.0f}" if STEP in metrics else ""
 
 
 def _validations(found: History) -> Iterator[str]:
@@ -43,9 +48,11 @@ def _validations(found: History) -> Iterator[str]:
     else:
         verdict = "no difference that can be told: the 95 % intervals overlap"
     yield f"pass@1 {pass_rate(first)} -> {pass_rate(last)}: {verdict}"
+    if (fall := fallen(found)) is not None and fall[0] != first:
+        yield f"pass@1 was highest{after(fall[0])}, {pass_rate(fall[0])}, and fell since: prefer a checkpoint of then"
 
 
-def _learning(steps: History, compares: bool) -> Iterator[str]:
+def _learning(history: History, steps: History, compares: bool) -> Iterator[str]:
     if not steps:
         return
     wrong = _mean([m.get("rollout/all_wrong_groups", 0.0) for m in steps])
@@ -71,7 +78,7 @@ def _learning(steps: History, compares: bool) -> Iterator[str]:
     elif not compares and (reward := _only_reward(steps)) is not None:
         what = f"nothing could be learned: every answer had the reward {reward:g}."
         yield f"{what} {_why(steps, wrong, right)}"
-    elif (found := collapse(steps)) is not None:
+    elif (found := collapse(history)) is not None:
         yield (
             f"the policy fell apart: {found}. Look at samples/, and go on from a checkpoint before that with a lower "
             "actor_rollout_ref.actor.optim.lr"

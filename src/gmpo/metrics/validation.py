@@ -36,6 +36,7 @@ def validation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "val/response_length/clip_ratio": float(np.mean([a.completion.finish_reason == "length" for a in answers])),
     }
     for verdict in Verdict:
+        metrics[f"val/{verdict}"] = float(sum(a.grade.verdict == verdict for a in answers))
         metrics[f"val/{verdict}_share"] = sum(a.grade.verdict == verdict for a in answers) / len(answers)
     return metrics
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
-from gmpo.metrics.collapse import collapse, stalled
+from gmpo.metrics.collapse import STEP, collapse, fallen, stalled
+from gmpo.metrics.conclusion import after, pass_rate
 from gmpo.records.run_folder import CHECKPOINT
 
 UNJUDGED = ("timeout", "grader_error")
 """Verdicts of answers without a judgement."""
+RATE = "actor_rollout_ref.actor.optim.lr"
+
+
+def _nothing() -> Sequence[Mapping[str, float]]:
+    return ()
 
 
 class Notices:
@@ -16,51 +23,82 @@ class Notices:
 
     Args:
         say: receives the lines.
-        samples: where the answers are, for the reader.
+        samples: where the answers of steps are, for the reader; validation: those of validations.
         compares: advantages compare the answers to a problem.
+        past: what an earlier process recorded of the run, for a judgement of the whole of it.
     """
 
-    def __init__(self, say: Callable[[str], object], samples: str, *, compares: bool = True) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], object],
+        samples: str,
+        validation: str,
+        *,
+        compares: bool = True,
+        past: Callable[[], Sequence[Mapping[str, float]]] = _nothing,
+    ) -> None:
         self.compares = compares
         self.say = say
         self.samples = samples
+        self.validation = validation
+        self.past = past
         self.start(0)
 
     def start(self, step: int) -> None:
-        """What came before is forgotten."""
-        self.steps: list[Mapping[str, float]] = []
-        self.collapsed = False
+        """What failed in grading before is forgotten."""
+        earlier = self.past() if step > 0 else ()
+        self.history: list[Mapping[str, float]] = [m for m in earlier if m.get(STEP, math.inf) <= step]
+        self.collapsed = self.fell = False
         self.failed, self.told = 0, 0
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at a step."""
-        if "critic/score/mean" not in metrics:
-            return
-        self.steps.append(metrics)
-        if not self.collapsed and (found := collapse(self.steps)) is not None:
+        """Look at a step, or at a validation."""
+        self.history.append({**metrics, STEP: step})
+        if "critic/score/mean" in metrics and not self.collapsed:
+            self._collapse(step)
+        if "val/pass@1" in metrics and not self.fell and not self.collapsed:
+            self._fall(step)
+        self._gradings(step, metrics)
+
+    def _collapse(self, step: int) -> None:
+        steps = [m for m in self.history if "critic/score/mean" in m]
+        if (found := collapse(self.history)) is not None:
             self.collapsed = True
-            last = step - found.steps
-            where = f"{CHECKPOINT}{last} or an older checkpoint" if last > 0 else "the start"
+            last = step - found.steps - 1  # the weights that sampled the last step with a right answer
+            where = f"{CHECKPOINT}{last} or an older checkpoint, if one was kept," if last > 0 else "the start"
             self.say(
                 f"warning: step {step}: the policy seems to have fallen apart: {found}. It seldom recovers: look at "
-                f"{self.samples}, and go on from {where} with a lower actor_rollout_ref.actor.optim.lr."
+                f"{self.samples}, and go on from {where} with a lower {RATE}."
             )
-        elif not self.collapsed and self.compares and (stop := stalled(self.steps)) is not None:
+        elif self.compares and (stop := stalled(steps)) is not None:
             self.collapsed = True
             self.say(f"warning: step {step}: {stop}. See {self.samples}.")
-        self._gradings(step, metrics)
+
+    def _fall(self, step: int) -> None:
+        """Of validations, by more than chance."""
+        if (fall := fallen(self.history)) is not None:
+            self.fell = True
+            best, last = fall
+            self.say(
+                f"warning: step {step}: pass@1 fell from {pass_rate(best)}{after(best)} to {pass_rate(last)}. Look at "
+                f"{self.validation}; a lower {RATE} keeps the policy nearer to what it was."
+            )
 
     def _gradings(self, step: int, metrics: Mapping[str, float]) -> None:
         """Said at the first failure, and whenever they are ten times as many."""
-        now = {kind: round(metrics.get(f"reward/{kind}", 0.0)) for kind in UNJUDGED}
-        self.failed += sum(now.values())
-        if self.failed < max(1, 10 * self.told):
+        parts = []
+        for kind in UNJUDGED:
+            in_step, held_out = round(metrics.get(f"reward/{kind}", 0.0)), round(metrics.get(f"val/{kind}", 0.0))
+            self.failed += in_step + held_out
+            parts += [f"{in_step} {kind}"] if in_step else []
+            parts += [f"{held_out} {kind} in the validation"] if held_out else []
+        if not parts or self.failed < max(1, 10 * self.told):
             return
         self.told = self.failed
-        kinds = ", ".join(f"{count} {kind}" for kind, count in now.items() if count)
+        where = self.samples if any(metrics.get(f"reward/{kind}") for kind in UNJUDGED) else self.validation
         self.say(
-            f"warning: step {step}: {self.failed} answers so far could not be graded (in this step {kinds}); their "
-            f"reward is 0. The reasons are in {self.samples}; a run stops above reward_model.max_failed_share."
+            f"warning: step {step}: {self.failed} answers so far could not be graded (now {', '.join(parts)}); their "
+            f"reward is 0. The reasons are in {where}; a run stops above reward_model.max_failed_share."
         )
 
     def close(self) -> None:
