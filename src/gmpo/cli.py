@@ -15,12 +15,11 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from gmpo.errors import ConfigError, DataError, GmpoError
+from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
 
 COMMANDS = ("quickstart", "data", "sft", "check", "train", "verl")
 """In the order in which a new user needs them."""
-LARGEST_SEED = 2**63 - 1
-"""What every generator that is seeded takes."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143."""
 

@@ -24,7 +24,7 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1170, "options refuse what is empty or out of range; a lost rank is told with its checkpoint"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (3425, "several ranks; each file of a model folder is looked at, what the library raises is told"),
-    "build": (2065, "what each rank of a run builds; the rehearsal of a start"),
+    "build": (2080, "what each rank of a run builds; the rehearsal of a start"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3500, "several ranks; rates, lengths and bounds that make no sense are warned of"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),

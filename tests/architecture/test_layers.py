@@ -22,7 +22,7 @@ PACKAGE = {str(path.relative_to(SOURCE)): path.read_text() for path in FILES}
 """Path below the package -> source."""
 
 LAYERS = {
-    0: ("errors", "version", "streams", "objectives", "config"),
+    0: ("errors", "limits", "version", "streams", "objectives", "config"),
     1: ("algo", "ops", "data", "rewards"),
     2: ("records",),
     3: ("ports",),

@@ -13,10 +13,6 @@ Role = Literal["identity", "execution", "bookkeeping"]
 """What a changed setting means to a run that goes on: see `setting`."""
 
 
-LARGEST_SEED = 2**63 - 1
-"""What every generator that is seeded takes."""
-
-
 class Section(BaseModel):
     """A node of the configuration tree. Unknown keys, implicit conversions and later changes are refused."""
 

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import LARGEST_SEED, Name, Place, Section, setting
+from gmpo.config.fields import Name, Place, Section, setting
 from gmpo.config.schema_actor import ActorRolloutRef
 from gmpo.config.schema_algorithm import Algorithm
 from gmpo.config.schema_critic import Critic
 from gmpo.config.schema_reward import CustomRewardFunction, RewardModel
 from gmpo.config.schema_training import RUN_FOLDER
+from gmpo.limits import LARGEST_SEED
 
 Truncation = Literal["error", "left", "right", "middle"]
 Device = Literal["auto", "cpu", "cuda"]

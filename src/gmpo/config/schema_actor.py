@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import LARGEST_SEED, Place, Section, Text, setting
+from gmpo.config.fields import Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import (
     ONE_PROCESS,
@@ -18,6 +18,7 @@ from gmpo.config.schema_training import (
     Precision,
     Strategy,
 )
+from gmpo.limits import LARGEST_SEED
 
 DEFAULT_GROUP_SIZE = 5
 VLLM_ONLY = "the vllm sampler reads it, which is not available yet"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gmpo.config.fields import LARGEST_SEED, Place, Section, setting
+from gmpo.config.fields import Place, Section, setting
 from gmpo.config.schema_training import (
     ONE_PROCESS,
     ONE_SEQUENCE,
@@ -17,6 +17,7 @@ from gmpo.config.schema_training import (
     Precision,
     Strategy,
 )
+from gmpo.limits import LARGEST_SEED
 
 LIKE_THE_ACTOR = "the critic is computed in the actor's precision"
 WITH_THE_ACTOR = "the critic is saved and restored with the actor, which actor.checkpoint governs"

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import LARGEST_SEED, Name, Place, Section, Text, setting
+from gmpo.config.fields import Name, Place, Section, Text, setting
 from gmpo.config.schema import Device, LoggerName
 from gmpo.config.schema_training import RUN_FOLDER, Schedule
+from gmpo.limits import LARGEST_SEED
 
 LARGEST_MICRO_BATCH = 32
 """Most demonstrations of a micro-batch whose size is not given."""
