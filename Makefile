@@ -51,7 +51,7 @@ test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m cuda tests/cuda tests/programs/test_cuda.py
 
 bench-cuda: $(VENV)/.installed  ## head, sampler and step on a CUDA device, beside their floors: about 4 minutes
-	$(BIN)/python benchmarks/cuda.py --json benchmarks/results/cuda.json
+	$(BIN)/python benchmarks/on_cuda.py --json benchmarks/results/cuda.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -23,10 +23,10 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1170, "options refuse what is empty or out of range; a lost rank is told with its checkpoint"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (3425, "several ranks; each file of a model folder is looked at, what the library raises is told"),
-    "build": (2080, "what each rank of a run builds; the rehearsal of a start"),
+    "backends": (3590, "sequences that several ranks compute together: slices, exchange of heads, joint passes"),
+    "build": (2100, "what each rank of a run builds; sequences that cannot be divided are refused before the start"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
-    "config": (3500, "several ranks; rates, lengths and bounds that make no sense are warned of"),
+    "config": (3515, "several ranks, and which of them share sequences"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),

@@ -1,4 +1,5 @@
-"""Two processes that share a policy under FSDP, each with its part of the rows: the gradient of one process.
+"""Processes that share a policy under FSDP, each with its part of the rows: the gradient of one process. So it is where
+they compute the sequences of all of them together.
 
 They run the learner's own `prepare`, `accumulate` and `step`. The processes are started by the name of this file, since
 a spawned one could not import a test module.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     PreTrainedModel,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from gmpo.algo.losses import POLICY_LOSSES
@@ -32,8 +33,10 @@ from gmpo.algo.objective import LossRecord, Objective, joined
 from gmpo.backends.critic import Critic, CriticSettings
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
-from gmpo.backends.mini_batch import MiniBatch, every_row
+from gmpo.backends.mini_batch import MiniBatch, every_row, prepare
+from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.passes import BatchModule
+from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
 from gmpo.backends.tiny_model import word_tokenizer
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.records.batch import Batch, pad_left, pad_right
@@ -43,16 +46,46 @@ GEO = Objective(
 )
 WITH_TERMS = replace(GEO, kl_coef=0.3, entropy_coef=0.05)
 CHOOSING = replace(GEO, policy_loss=POLICY_LOSSES["kl_cov"], loss_numbers={"kl_cov_share": 0.2, "kl_coef": 1.0})
-CASES: dict[str, tuple[bool, str, Objective]] = {
-    "tied head, packed rows": (True, "sdpa", GEO),
-    "own head, packed rows": (False, "sdpa", GEO),
-    "tied head, padded rows": (True, "eager", WITH_TERMS),
-    "own head, padded rows": (False, "eager", WITH_TERMS),
-    "a loss that chooses its tokens": (True, "sdpa", CHOOSING),
+
+
+@dataclass(frozen=True)
+class Case:
+    tied: bool
+    """The head is the embedding."""
+    attention: str
+    """It decides between packed and padded rows."""
+    objective: Objective
+    world: int = 2
+    together: int = 1
+    """Ranks that compute sequences together."""
+    copy: int = -1
+    """Ranks that share one copy of the parameters."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """To the model's shape."""
+    recompute: bool = False
+
+
+MANY_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {**MANY_HEADS, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+CASES: Mapping[str, Case] = {
+    "tied head, packed rows": Case(True, "sdpa", GEO),
+    "own head, packed rows": Case(False, "sdpa", GEO),
+    "tied head, padded rows": Case(True, "eager", WITH_TERMS),
+    "own head, padded rows": Case(False, "eager", WITH_TERMS),
+    "a loss that chooses its tokens": Case(True, "sdpa", CHOOSING),
+    "experts": Case(False, "sdpa", GEO, changes=EXPERTS),
+    "sequences of two, one key head": Case(True, "sdpa", WITH_TERMS, together=2),
+    "sequences of two, recomputed": Case(False, "sdpa", GEO, together=2, changes=MANY_HEADS, recompute=True),
+    "sequences of two, experts": Case(False, "sdpa", GEO, together=2, changes=EXPERTS),
+    "two copies of two shards": Case(True, "sdpa", GEO, world=4, copy=2),
+    "sequences of two on four": Case(True, "sdpa", CHOOSING, world=4, together=2),
+    "sequences of two on two copies": Case(False, "sdpa", GEO, world=4, together=2, copy=2, changes=MANY_HEADS),
+    "sequences of four, two key heads": Case(True, "sdpa", GEO, world=4, together=4, changes=MANY_HEADS),
 }
-"""Whether the head is the embedding, the attention, which decides between packed and padded rows, and the objective."""
-PARTS = ((slice(0, 2), slice(2, 4)), (slice(4, 6), slice(0, 0)))
-"""Of the rows with signal, what each process computes: twice two, and the rest and none."""
+CRITICS = {"critic": (2, 1), "critic, sequences of two": (2, 2), "critic, sequences of two on four": (4, 2)}
+"""World, and ranks that compute sequences together."""
+PARTS = {2: ((0, 2), (2, 4)), 4: ((0, 1), (1, 1), (1, 4), (4, 6))}, {2: ((4, 6), (0, 0)), 4: ((0, 0),) * 4}
+"""Of the rows with signal, what each process computes in two passes: none of them, too."""
 OPTIMIZER = OptimizerSettings(
     lambda step: 1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, max_norm=0.05, max_nonfinite=3
 )
@@ -80,13 +113,16 @@ def redraw(model: PreTrainedModel) -> None:
                 parameter.normal_(0.0, 0.15, generator=generator)
 
 
-def make_learner(tied: bool, attention: str, objective: Objective) -> LocalLearner:
-    config = Qwen3Config(**SHAPE, tie_word_embeddings=tied)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+def make_learner(case: Case) -> LocalLearner:
+    make = Qwen3MoeConfig if "num_experts" in case.changes else Qwen3Config
+    config = make(**{**SHAPE, **case.changes}, tie_word_embeddings=case.tied)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=case.attention)
     redraw(model)
+    if case.recompute:
+        checkpoint_activations(model)
     split = MicroBatching(rows=2)
     return LocalLearner(
-        model, WORDS, device=CPU, objective=objective, optimizer=OPTIMIZER, update_split=split, score_split=split
+        model, WORDS, device=CPU, objective=case.objective, optimizer=OPTIMIZER, update_split=split, score_split=split
     )
 
 
@@ -128,15 +164,10 @@ def whole(x: Any) -> Tensor:
     return found.detach()
 
 
-def shard(module: BatchModule) -> None:
-    """Gradients are summed: the counts in the denominators are those of all ranks."""
-    mesh, layers = init_device_mesh("cpu", (dist.get_world_size(),)), module.model.base_model.layers
-    for part in (*layers, module):  # type: ignore[misc, not-iterable]
-        fully_shard(part, mesh=mesh)
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
+def spread(module: BatchModule, together: int, copy: int = -1) -> None:
+    where, world = torch.device("cpu"), dist.get_world_size()
+    group = sequence_group(where, world, dist.get_rank(), together)
+    shard(module, make_mesh(where, world, copy), CPU, group)
 
 
 def apart(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
@@ -145,24 +176,31 @@ def apart(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]
     return {name: float((got[name] - g).abs().max() / g.abs().max()) for name, g in wanted.items()}
 
 
-def accumulated(learner: LocalLearner, mini: MiniBatch, parts: tuple[slice, ...]) -> list[LossRecord]:
+def accumulated(learner: LocalLearner, mini: MiniBatch, parts: Sequence[tuple[int, int]]) -> list[LossRecord]:
     learner.policy.begin()
     numbers = torch.arange(len(mini.rows))
-    return [record for part in parts for record in learner.accumulate(mini.part(numbers[part]))]
+    return [record for part in parts for record in learner.accumulate(mini.part(numbers[slice(*part)]))]
 
 
-def compare(case: str, rank: int) -> dict[str, Any]:
+def compare(case: Case, rank: int) -> dict[str, Any]:
     """Largest differences between the shared and the single policy, relative to the largest entry."""
-    alone, shared, batch = make_learner(*CASES[case]), make_learner(*CASES[case]), batch_of()
-    shard(shared.module)
-    # An optimizer belongs to the parameters as they are now.
-    shared.policy = Trainable(shared.model, shared.tokenizer, OPTIMIZER, lr_key="lr")
+    alone, shared, batch = make_learner(case), make_learner(case), batch_of()
+    spread(shared.module, case.together, case.copy)
+    shared.policy = shared.policy.anew()
     found: dict[str, Any] = {}
-    minis = [learner.prepare(batch, step=0) for learner in (alone, shared)]
+    # Every rank scores rows of its own, of which it makes another number of passes than the others.
+    rows = [torch.arange(7)[r :: case.world] for r in range(case.world)][rank]
+    scored = shared.score(batch.select(rows), old=True).learner_logp
+    wanted_logp = alone.score(batch, old=True).learner_logp
+    assert scored is not None
+    assert wanted_logp is not None
+    away = (scored - wanted_logp[rows][:, : scored.shape[1]]).abs()
+    found["logp"] = float(torch.cat([away.flatten(), torch.zeros(1)]).max())  # one rank's rows have no tokens
+    minis = [prepare(alone.objective, batch, 0, wanted_logp) for _ in range(2)]
     found["rows"] = minis[0].rows.tolist()
-    expected = accumulated(alone, minis[0], (slice(None),))
-    gathered: list[Any] = [None, None]
-    dist.all_gather_object(gathered, accumulated(shared, minis[1], PARTS[rank]))
+    expected = accumulated(alone, minis[0], ((0, 6),))
+    gathered: list[Any] = [None] * case.world
+    dist.all_gather_object(gathered, accumulated(shared, minis[1], [part[case.world][rank] for part in PARTS]))
     wanted, got = gradients(alone.model), gradients(shared.model)
     found["gradient"] = apart(got, wanted)
     for name, records in (("alone", expected), ("shared", [record for part in gathered for record in part])):
@@ -184,25 +222,39 @@ def make_critic() -> Critic:
     return Critic(trainable, device=CPU, settings=settings, update_split=split, score_split=split)
 
 
-def compare_critics(rank: int) -> dict[str, float]:
+def compare_critics(world: int, together: int, rank: int) -> dict[str, float]:
     """The same for the critic, which computes every row; differences of its gradient."""
     alone, shared, batch = make_critic(), make_critic(), batch_of()
-    shard(shared.module)
+    spread(shared.module, together)
     batch = batch.replace(values=0.1 * batch.response_mask, returns=batch.advantage)
     mini, numbers = every_row(batch, 0), torch.arange(batch.rows)
     alone.trainable.begin()
     alone.accumulate(mini)
     shared.trainable.begin()
-    for part in ((slice(0, 3), slice(3, 6)), (slice(6, 7), slice(0, 0)))[rank]:
-        shared.accumulate(mini.part(numbers[part]))
+    for part in (((0, 3), (3, 6)), ((6, 7), (0, 0)), ((0, 0), (0, 0)), ((0, 0), (0, 0)))[rank]:
+        shared.accumulate(mini.part(numbers[slice(*part)]))
     return apart(gradients(shared.trainable.model), gradients(alone.trainable.model))
 
 
-def main(rank: int, folder: Path) -> None:
+def passes_of_a_group() -> list[list[int]]:
+    """Rows of each pass of two ranks with micro-batches of 5, 2 and of 3, 3, 1 tokens, 6 tokens a pass."""
+    group = sequence_group(torch.device("cpu"), 2, dist.get_rank(), 2)
+    assert group is not None
+    costs = ([5, 2], [3, 3, 1])[group.rank]
+    return [rows.tolist() for rows in group.passes([torch.tensor([i]) for i in range(len(costs))], costs, 6)]
+
+
+def main(world: int, rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store, patience = f"file://{folder / 'store'}", timedelta(minutes=3)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
-    found = {case: compare(case, rank) for case in CASES} | {"critic": {"gradient": compare_critics(rank)}}
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=patience)
+    found: dict[str, Any] = {name: compare(case, rank) for name, case in CASES.items() if case.world == world}
+    for name, (size, together) in CRITICS.items():
+        if size == world:
+            found[name] = {"gradient": compare_critics(world, together, rank)}
+    if world == 2:
+        found["passes"] = [None, None]
+        dist.all_gather_object(found["passes"], passes_of_a_group())
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -210,35 +262,44 @@ def main(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        errors = [process.communicate(timeout=400)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    content: dict[str, dict[str, Any]] = json.loads((folder / "found.json").read_text())
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for world in (2, 4):
+        folder = tmp_path_factory.mktemp("ranks")
+        commands = [[sys.executable, __file__, str(world), str(rank), str(folder)] for rank in range(world)]
+        ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+        try:
+            errors = [process.communicate(timeout=400)[1] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        assert [process.returncode for process in ranks] == [0] * world, "\n".join(errors)
+        content |= json.loads((folder / "found.json").read_text())
     return content
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_have_the_gradient_of_one_process(found: dict[str, dict[str, Any]], case: str) -> None:
-    """With unequal parts, one of them empty."""
+def test_ranks_have_the_gradient_of_one_process(found: dict[str, Any], case: str) -> None:
+    """With unequal parts, one of them empty; and the log-probs, for which each makes another number of passes."""
+    assert found[case]["logp"] < 1e-5
     assert max(found[case]["gradient"].values()) < 1e-5, found[case]["gradient"]
     alone, shared = found[case]["norms"]
     assert shared == pytest.approx(alone, rel=1e-5)
     assert alone > OPTIMIZER.max_norm, "the example must reach the bound"
 
 
-def test_two_ranks_have_the_critics_gradient_of_one_process(found: dict[str, dict[str, Any]]) -> None:
-    assert max(found["critic"]["gradient"].values()) < 1e-5
+@pytest.mark.parametrize("case", CRITICS)
+def test_ranks_have_the_critics_gradient_of_one_process(found: dict[str, Any], case: str) -> None:
+    assert max(found[case]["gradient"].values()) < 1e-5
+
+
+def test_a_group_makes_passes_of_what_its_ranks_may_hold(found: dict[str, Any]) -> None:
+    """5 + 1, 3 + 3 and 2 tokens."""
+    assert found["passes"] == [[[0], [], [1]], [[2], [0, 1], []]]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_make_the_update_and_the_record_of_one_process(found: dict[str, dict[str, Any]], case: str) -> None:
+def test_ranks_make_the_update_and_the_record_of_one_process(found: dict[str, Any], case: str) -> None:
     alone, shared = found[case]["alone"], found[case]["shared"]
     assert alone.keys() == shared.keys()
     for name, value in alone.items():
@@ -248,4 +309,4 @@ def test_two_ranks_make_the_update_and_the_record_of_one_process(found: dict[str
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

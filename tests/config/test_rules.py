@@ -19,6 +19,7 @@ from gmpo.objectives import ESTIMATORS, LOSSES
 A = "actor_rollout_ref.actor"
 R = "actor_rollout_ref.rollout"
 F = "actor_rollout_ref.ref"
+ULYSSES = "ulysses_sequence_parallel_size"
 VALIDATES = "data.val_files=v.parquet"
 
 
@@ -101,7 +102,7 @@ def test_what_makes_sense_but_is_missing_here_is_unavailable() -> None:
             f"{R}.name=vllm",
             "trainer.nnodes=2",
             "trainer.n_gpus_per_node=8",
-            f"{A}.ulysses_sequence_parallel_size=4",
+            f"{A}.ulysses_sequence_parallel_size=4",  # it is there on CPUs only
             "trainer.logger=[console,mlflow,swanlab]",
         ]
     )
@@ -111,6 +112,43 @@ def test_what_makes_sense_but_is_missing_here_is_unavailable() -> None:
     assert reasons["trainer.logger"].startswith("mlflow, swanlab: no such logger")
     assert resolved.honoured == frozenset()
     assert resolved.inert == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trainer.n_gpus_per_node=3"], "does not divide the 3 ranks into groups of equal size"),
+        (
+            ["trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.use_kl_loss=True", f"{F}.{ULYSSES}=3"],
+            f"{F}.{ULYSSES} = 3",
+        ),
+        (["trainer.n_gpus_per_node=2", "critic.enable=True", f"critic.{ULYSSES}=4"], f"critic.{ULYSSES} = 4"),
+    ],
+)
+def test_ranks_that_share_sequences_are_groups_of_equal_size(words: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load([*words, f"{A}.{ULYSSES}=2", "trainer.device=cpu"])
+    assert reason in str(refused.value)
+
+
+def test_one_rank_shares_its_sequences_with_nobody() -> None:
+    resolved = load(["actor_rollout_ref.model.path=m", f"{A}.{ULYSSES}=2"])
+    assert {note.path: note.reason for note in resolved.unavailable} == {
+        f"{A}.{ULYSSES}": "divides sequences between ranks, and this run has one: trainer.n_gpus_per_node"
+    }
+
+
+def test_on_cpus_ranks_share_sequences() -> None:
+    """Also those of a critic that does not exist, which are not asked for."""
+    resolved = load(
+        [
+            "actor_rollout_ref.model.path=m",
+            "trainer.device=cpu",
+            "trainer.n_gpus_per_node=4",
+            f"{A}.ulysses_sequence_parallel_size=2",
+        ]
+    )
+    assert f"{A}.ulysses_sequence_parallel_size" in resolved.honoured
 
 
 def test_nothing_is_unavailable_once_the_model_is_given() -> None:

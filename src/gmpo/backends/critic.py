@@ -123,7 +123,7 @@ class ValueModule(BatchModule):
 
     def forward(self, batch: Batch) -> tuple[Tensor]:
         """`[B, T]`, 0 where nothing was sampled."""
-        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask)
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask, group=self.group)
         with self.device.autocast():
             values = value_head(self.model)(hidden).squeeze(1)
         return (scatter_tokens(values.float(), batch.sampled_mask),)

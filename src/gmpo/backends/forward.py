@@ -110,7 +110,7 @@ class PolicyModule(BatchModule):
         layer: Any = self.model.get_output_embeddings()
         embedding: Any = self.model.get_input_embeddings()
         tied = TiedWeight(embedding) if embedding.weight is layer.weight and layer.weight.grad is not None else None
-        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask, tied=tied)
+        hidden = response_hidden(self.model, batch, self.device, mask=batch.sampled_mask, tied=tied, group=self.group)
         weight = layer.weight if tied is None else tied.weight
         return hidden.to(self.device.compute), replace(self.head, weight=weight, bias=layer.bias)
 

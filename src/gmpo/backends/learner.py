@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ from gmpo.ports import Update
 from gmpo.records.batch import Batch
 
 LOGPROBS = "computing log-probs"
+Part = Literal["policy", "reference", "critic"]
 
 
 def update_of(objective: Objective, mini: MiniBatch, records: Sequence[LossRecord], stepped: OptimizerStep) -> Update:
@@ -152,14 +153,14 @@ class LocalLearner:
         """Gradients of some rows of a mini-batch, and one step of the optimizer with those of all ranks."""
         return passes.update(self.module, self.policy, mini, self.update_split, "updating the policy", self.accumulate)
 
-    def spread(self, shard: Callable[[BatchModule], object]) -> None:
+    def spread(self, shard: Callable[[BatchModule, Part], object]) -> None:
         """Have every model's parameters sharded by `shard`. The optimizers are made anew: they belong to parameters."""
-        shard(self.module)
+        shard(self.module, "policy")
         self.policy = self.policy.anew()
         if self.reference is not None:
-            shard(self.reference)
+            shard(self.reference, "reference")
         if self.critic is not None:
-            shard(self.critic.module)
+            shard(self.critic.module, "critic")
             self.critic.trainable = self.critic.trainable.anew()
 
     def accumulate(self, part: MiniBatch) -> list[LossRecord]:

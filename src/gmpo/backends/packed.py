@@ -12,13 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from gmpo.backends.devices import Device
 from gmpo.backends.mini_batch import stand_in
+from gmpo.backends.models import ModelSource
 from gmpo.backends.prefix_attention import LAYOUT, NAME, PLAIN
 from gmpo.backends.prefix_layout import prefix_layout
+from gmpo.backends.sequence_parallel import SequenceGroup, why_heads_stay
 from gmpo.backends.structure import additions
+from gmpo.errors import BackendError
 from gmpo.records.batch import Batch
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
@@ -44,16 +47,42 @@ def why_separate(model: PreTrainedModel, device: Device) -> str | None:
     config = model.config
     if additions(model.get_input_embeddings()):
         return "its embedding was altered from outside, and is read past its module"
-    library = type(model).__module__.startswith("transformers.models.")
-    if not library or config.model_type not in FAMILIES:
-        return f"{type(model).__name__} (model_type {config.model_type!r}) is none of {', '.join(sorted(FAMILIES))}"
-    if not only_full_attention(config):
-        return "some of its layers do not attend to the whole context (sliding window)"
+    if not type(model).__module__.startswith("transformers.models."):
+        return f"{type(model).__name__} is not a model of transformers itself"
+    if reason := why_family_separate(config):
+        return reason
     if config._attn_implementation not in (PLAIN, NAME):
         return f"its attention implementation is {config._attn_implementation!r} and not {PLAIN!r}"
     if device.torch.type != "cpu":
         return f"the attention kernel is for the CPU and the model is on {device.torch.type!r}"
     return None
+
+
+def why_family_separate(config: Any) -> str | None:
+    """Why rows of the models of this configuration cannot share a prompt; None if they can."""
+    if config.model_type not in FAMILIES:
+        return f"its model_type {config.model_type!r} is none of {', '.join(sorted(FAMILIES))}"
+    if not only_full_attention(config):
+        return "some of its layers do not attend to the whole context (sliding window)"
+    return None
+
+
+def require_divisible(config: PretrainedConfig, size: int, source: ModelSource, key: str) -> None:
+    """Whether `size` ranks can compute sequences of this model together.
+
+    Args:
+        key: the setting that asks for it.
+
+    Raises:
+        BackendError: they cannot; says why.
+    """
+    reason = why_family_separate(config)
+    if reason is None:
+        text: Any = config.get_text_config()
+        heads = text.num_attention_heads
+        reason = why_heads_stay(heads, getattr(text, "num_key_value_heads", None) or heads, size)
+    if reason is not None:
+        raise BackendError(f"{key}={size}: the sequences of {source.named} cannot be divided: {reason}.")
 
 
 def only_full_attention(config: Any) -> bool:
@@ -70,7 +99,13 @@ def packs(model: PreTrainedModel) -> bool:
 
 
 def response_hidden(
-    model: PreTrainedModel, batch: Batch, device: Device, *, mask: Tensor, tied: TiedWeight | None = None
+    model: PreTrainedModel,
+    batch: Batch,
+    device: Device,
+    *,
+    mask: Tensor,
+    tied: TiedWeight | None = None,
+    group: SequenceGroup | None = None,
 ) -> Tensor:
     """The last hidden states `[N, H]` that predict the tokens of `mask` `[B, T]`, in the order of its `nonzero()`.
 
@@ -79,6 +114,7 @@ def response_hidden(
 
     Args:
         tied: looks packed tokens up where the head shares the embedding's weight.
+        group: ranks that compute the rows of all of them together; each passes its own and gets its own.
 
     Raises:
         ValueError: a row of the mask has no prompt.
@@ -86,26 +122,39 @@ def response_hidden(
     mask = mask.cpu()
     if not bool(mask.any()):
         other = stand_in()
-        return response_hidden(model, other, device, mask=other.sampled_mask)[:0]
+        return response_hidden(model, other, device, mask=other.sampled_mask, group=group)[:0]
     if packs(model):
-        return _packed(model, batch, device, mask, tied)
+        return _packed(model, batch, device, mask, tied, group)
     return _padded(model, batch, device, mask)
 
 
-def _packed(model: PreTrainedModel, batch: Batch, device: Device, mask: Tensor, tied: TiedWeight | None) -> Tensor:
-    layout = prefix_layout(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask).to(device.torch)
+def _packed(
+    model: PreTrainedModel,
+    batch: Batch,
+    device: Device,
+    mask: Tensor,
+    tied: TiedWeight | None,
+    group: SequenceGroup | None,
+) -> Tensor:
+    layout = prefix_layout(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
+    slices = None if group is None else group.joined(layout).to(device.torch)
+    layout = layout.to(device.torch)
+    ids, positions = layout.ids, layout.positions
+    if slices is not None:
+        ids, positions = slices.of(slices.layout.ids), slices.of(slices.layout.positions)
     # With a ready mask of four dimensions the library makes none, which would be [S, S]. An empty one fits no scores:
     # attention that took it instead of the layout would fail.
     nothing = torch.empty(1, 1, 0, 0, device=device.torch)
     with device.autocast():
         hidden: Tensor = model.base_model(
-            inputs_embeds=(_embedded(model, layout.ids) if tied is None else tied.embedded(layout.ids)).unsqueeze(0),
-            position_ids=layout.positions.unsqueeze(0),
+            inputs_embeds=(_embedded(model, ids) if tied is None else tied.embedded(ids)).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
             attention_mask=nothing,
             use_cache=False,
-            **{LAYOUT: layout},
+            **{LAYOUT: slices or layout},
         ).last_hidden_state
-    return hidden[0].index_select(0, layout.predictors)
+    own = hidden[0] if slices is None else slices.own(hidden[0])
+    return own.index_select(0, layout.predictors)
 
 
 def _embedded(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from gmpo.backends.devices import Device, out_of_memory_hint
 from gmpo.backends.mini_batch import MiniBatch
 from gmpo.backends.prefix_batches import prefix_micro_batches
+from gmpo.backends.sequence_parallel import SequenceGroup
 from gmpo.backends.trainable import MicroBatching, OptimizerStep, Trainable
 from gmpo.records.batch import Batch, micro_batches
 
@@ -37,6 +38,8 @@ class BatchModule(torch.nn.Module):
         self.separate = separate
         self.agreed: Callable[[int], int] = lambda passes: passes
         """The passes that one rank needs -> those that all of them make."""
+        self.group: SequenceGroup | None = None
+        """The ranks that compute sequences together with this one."""
 
     def split(self, batch: Batch, by: MicroBatching) -> list[Tensor]:
         """Row indices of the micro-batches; where prompts are shared, answers to one prompt stay together. As many on
@@ -46,7 +49,18 @@ class BatchModule(torch.nn.Module):
             parts = prefix_micro_batches(batch.group, prompts, responses, rows=by.rows, tokens=by.tokens)
         else:
             parts = micro_batches(prompts, responses, rows=by.rows, tokens=by.tokens)
+        if self.group is not None:
+            # What one device may hold, each rank of the group holds of a pass.
+            limit = by.rows or self.group.size * (by.tokens or 0)
+            costs = [len(rows) if by.rows else _tokens(batch.select(rows)) for rows in parts]
+            parts = self.group.passes(parts, costs, limit)
         return parts + [torch.zeros(0, dtype=torch.long)] * (self.agreed(len(parts)) - len(parts))
+
+
+def _tokens(batch: Batch) -> int:
+    """Of all answers, each prompt counted once."""
+    first = torch.stack([(batch.group == g).nonzero()[0, 0] for g in torch.unique(batch.group)])
+    return int(batch.response_mask.sum() + batch.prompt_mask[first].sum())
 
 
 def score(

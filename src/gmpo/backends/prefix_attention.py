@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gmpo.backends.prefix_layout import Block, PrefixLayout, Runs
 from gmpo.backends.products import attention_product
+from gmpo.backends.sequence_parallel import Slices, key_copies
 from gmpo.errors import BackendError
 
 NAME = "gmpo_shared_prefix"
@@ -136,13 +137,15 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of `transformers`: `[1, H, S, D]` over the layout in `kwargs`, plain attention without one.
 
+    Where the layout is divided between ranks (`Slices`) it has a slice of the places, `[1, H, C, D]`.
+
     Returns:
         outputs `[1, S, H, D]`, and None in the place of attention weights.
 
     Raises:
         BackendError: the layer asks for a kind of attention that the blocks do not have.
     """
-    layout: PrefixLayout | None = kwargs.pop(LAYOUT, None)
+    layout: PrefixLayout | Slices | None = kwargs.pop(LAYOUT, None)
     if layout is None:
         with attention_product(min(query.shape[2], key.shape[2])):
             return ALL_ATTENTION_FUNCTIONS[PLAIN](  # type: ignore[no-any-return]
@@ -158,8 +161,14 @@ def shared_prefix_attention(
     if torch.is_autocast_enabled(kind):
         # As the library's own attention, which autocast runs in the lower precision; it does not know our function.
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    out = _BlockAttention.apply(*(x[0].transpose(0, 1) for x in (query, key, value)), layout.blocks, scaling)
-    return out.unsqueeze(0), None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if isinstance(layout, PrefixLayout):
+        return _BlockAttention.apply(query, key, value, layout.blocks, scaling).unsqueeze(0), None
+    copies = key_copies(key.shape[1], layout.group.size)
+    key, value = (x.repeat_interleave(copies, dim=1) if copies > 1 else x for x in (key, value))
+    query, key, value = (layout.heads(x) for x in (query, key, value))
+    out = _BlockAttention.apply(query, key, value, layout.layout.blocks, scaling)
+    return layout.places(out).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -36,6 +36,10 @@ class Runs:
     used: Int[Tensor, " n"]
     """The places of those entries: each once."""
 
+    def shifted(self, by: int) -> Runs:
+        """The same stretches so many places further on."""
+        return Runs(self.places + by, self.slots, self.used + by)
+
     def to(self, device: torch.device) -> Runs:
         slots = None if self.slots is None else self.slots.to(device)
         return Runs(self.places.to(device), slots, self.used.to(device))
@@ -72,6 +76,21 @@ class PrefixLayout:
     """The place whose hidden state predicts each wanted token, in the order of the mask's `nonzero()`."""
     blocks: tuple[Block, ...]
     """Every place is a query of exactly one causal block and of at most one other."""
+
+    @classmethod
+    def joined(cls, layouts: Sequence[PrefixLayout]) -> PrefixLayout:
+        """Layouts behind one another; the wanted tokens of each follow those of the one before."""
+        predictors, blocks, end = [], [], 0
+        for one in layouts:
+            predictors.append(one.predictors + end)
+            blocks += [Block(b.queries.shifted(end), b.keys.shifted(end), b.causal) for b in one.blocks]
+            end += len(one.ids)
+        return cls(
+            ids=torch.cat([one.ids for one in layouts]),
+            positions=torch.cat([one.positions for one in layouts]),
+            predictors=torch.cat(predictors),
+            blocks=tuple(sorted(blocks, key=lambda block: not block.causal)),
+        )
 
     def to(self, device: torch.device) -> PrefixLayout:
         return PrefixLayout(

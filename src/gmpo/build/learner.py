@@ -13,11 +13,13 @@ from gmpo.backends.models import (
     beyond_tokenizer,
     check_positions,
     check_vocabulary,
+    load_config,
     load_model_with_notes,
 )
+from gmpo.backends.packed import require_divisible
 from gmpo.backends.torch_sampler import TorchSampler
-from gmpo.build.objective import build_critic, build_objective, build_optimizer, split_by
-from gmpo.build.policy import Policy
+from gmpo.build.objective import build_critic, build_objective, build_optimizer, critic_source, split_by
+from gmpo.build.policy import Policy, policy_source
 from gmpo.config import Config
 from gmpo.objectives import ESTIMATORS
 
@@ -81,15 +83,38 @@ def build_learner(config: Config, policy: Policy, total_steps: int) -> tuple[Loc
     return learner, [*notes, *beyond]
 
 
+def reference_source(config: Config) -> ModelSource:
+    """Where the reference model comes from."""
+    tree = config.actor_rollout_ref
+    key = "actor_rollout_ref.ref.model.path"
+    return ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
+
+
+def require_divisible_sequences(config: Config) -> None:
+    """Whether the models' sequences can be divided between ranks as asked for, by their configurations alone.
+
+    Raises:
+        BackendError: one cannot.
+    """
+    tree, critic, key = config.actor_rollout_ref, config.critic, "ulysses_sequence_parallel_size"
+    policy, reference, values = policy_source(config), reference_source(config), critic_source(config)
+    for source, used, size, section in (
+        (policy, True, tree.actor.ulysses_sequence_parallel_size, "actor_rollout_ref.actor"),
+        (reference, config.uses_reference, tree.ref.ulysses_sequence_parallel_size, "actor_rollout_ref.ref"),
+        (values, critic.enable, critic.ulysses_sequence_parallel_size, "critic"),
+    ):
+        if used and size > 1:
+            require_divisible(load_config(source), size, source, f"{section}.{key}")
+
+
 def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
     """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
     tree = config.actor_rollout_ref
-    key = "actor_rollout_ref.ref.model.path"
-    source = ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
+    source = reference_source(config)
     model, notes = load_model_with_notes(source, policy.device.torch)
     if tree.ref.model.path == tree.model.path:
         return model, []
     check_vocabulary(model, policy.tokenizer)
     check_positions(model, policy.longest.tokens, policy.longest.what, source)
     require_family(model, policy.device, source.path)
-    return model, [f"{key}: {note}" for note in notes]
+    return model, [f"{source.key}: {note}" for note in notes]

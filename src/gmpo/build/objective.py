@@ -13,7 +13,7 @@ from gmpo.backends.critic import CriticSettings, load_value_model_with_notes
 from gmpo.backends.family import require_family
 from gmpo.backends.models import ModelSource, check_positions, check_vocabulary, checkpoint_activations
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
-from gmpo.build.policy import Policy
+from gmpo.build.policy import Policy, policy_source
 from gmpo.config import Config
 from gmpo.config.corrections import rejections
 from gmpo.config.objective_keys import ESTIMATOR_KEYS, LOSS_KEYS, configured_numbers
@@ -128,18 +128,22 @@ def critic_settings(config: Config) -> CriticSettings | None:
     )
 
 
+def critic_source(config: Config) -> ModelSource:
+    """Where the critic's backbone comes from."""
+    own = config.critic.model
+    return ModelSource(
+        own.source, own.trust_remote_code, own.override_config, "critic.model.path", "critic.model.override_config"
+    )
+
+
 def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[CriticModel | None, list[str]]:
     """The critic, where the advantages need one, and what the files of a backbone of its own hold beyond it."""
     critic, fitting = config.critic, critic_settings(config)
     if fitting is None:
         return None, []
-    own, device = critic.model, policy.device
-    source = ModelSource(
-        own.source, own.trust_remote_code, own.override_config, "critic.model.path", "critic.model.override_config"
-    )
+    device, source = policy.device, critic_source(config)
     model, notes = load_value_model_with_notes(source, device.torch)
-    actor = config.actor_rollout_ref.model
-    if source == ModelSource(actor.source, actor.trust_remote_code, actor.override_config):
+    if source == policy_source(config):
         notes = []  # the policy's own
     else:
         check_vocabulary(model, policy.tokenizer)

@@ -82,6 +82,12 @@ class Policy:
         return PolicyFacts(size, describe(self.device), self.stop_ids, self.pad_id, self.notes)
 
 
+def policy_source(config: Config) -> ModelSource:
+    """Where the policy comes from."""
+    model = config.actor_rollout_ref.model
+    return ModelSource(model.source, model.trust_remote_code, model.override_config)
+
+
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
     """Load the policy onto a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
 
@@ -90,7 +96,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
     """
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
-    source = ModelSource(settings.source, settings.trust_remote_code, settings.override_config)
+    source = policy_source(config)
     response = config.data.max_response_length
     return _policy(
         source,

@@ -6,7 +6,7 @@ Only a run of several ranks imports Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,14 +17,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.devices import Device, pick_device, use_any_length
-from gmpo.backends.learner import LocalLearner
+from gmpo.backends.learner import LocalLearner, Part
 from gmpo.backends.products import Product, take_product
 from gmpo.backends.ranks.group import Ranks, prepare_ray
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.rank import Member, RankParts
 from gmpo.backends.ranks.sampler import RankedSampler
-from gmpo.backends.ranks.sharding import make_mesh, shard
-from gmpo.build.learner import build_learner, build_sampler
+from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
+from gmpo.build.learner import build_learner, build_sampler, require_divisible_sequences
 from gmpo.build.objective import build_objective, critic_settings
 from gmpo.build.policy import SUPERVISED_OBJECTIVE, PolicyFacts, build_policy, build_supervised_learner
 from gmpo.config import Config, SftConfig
@@ -64,9 +64,11 @@ def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, R
     """Start the ranks of a training and have them load the models.
 
     Raises:
-        BackendError: Ray is missing, or there are too few devices; whatever loading a model raises.
+        BackendError: sequences of a model cannot be divided as asked for; Ray is missing, or there are too few devices;
+            whatever loading a model raises.
     """
     config: Config = job.config
+    require_divisible_sequences(config)
     dtype = config.actor_rollout_ref.actor.fsdp_config.dtype
     ranks, facts = _started(
         config, dtype, float(config.actor_rollout_ref.nccl_timeout), partial(build_rank, job), "loading the models"
@@ -120,7 +122,12 @@ def build_rank(job: Job, member: Member) -> RankParts:
     learner, beyond = build_learner(config, policy, job.total_steps)
     sampler = build_sampler(config, policy, lambda tokens: None, deepcopy(policy.model).requires_grad_(False))
     facts = replace(policy.facts, notes=(*policy.notes, *beyond))
-    _spread(learner, device, member, actor.fsdp_config.fsdp_size)
+    degrees: dict[Part, int] = {
+        "policy": actor.ulysses_sequence_parallel_size,
+        "reference": config.actor_rollout_ref.ref.ulysses_sequence_parallel_size,
+        "critic": config.critic.ulysses_sequence_parallel_size,
+    }
+    _spread(learner, device, member, actor.fsdp_config.fsdp_size, degrees)
     return RankParts(learner, sampler, facts)
 
 
@@ -128,7 +135,7 @@ def build_supervised_rank(job: SupervisedJob, member: Member) -> RankParts:
     """Load the model of supervised fine-tuning in a rank's process and shard it."""
     device = _device(job.config, None, job.product)
     learner, policy = build_supervised_learner(job.config, job.tokenizer, device, job.total_steps, longest=job.longest)
-    _spread(learner, device, member, -1)
+    _spread(learner, device, member, -1, {"policy": 1})
     return RankParts(learner, None, policy.facts)
 
 
@@ -139,6 +146,7 @@ def _device(config: Config | SftConfig, dtype: str | None, product: Product) -> 
     return device
 
 
-def _spread(learner: LocalLearner, device: Device, member: Member, size: int) -> None:
+def _spread(learner: LocalLearner, device: Device, member: Member, size: int, degrees: Mapping[Part, int]) -> None:
     mesh = make_mesh(device.torch, member.world, size)
-    learner.spread(lambda module: shard(module, mesh, device))
+    groups = {n: sequence_group(device.torch, member.world, member.rank, n) for n in sorted(set(degrees.values()))}
+    learner.spread(lambda module, part: shard(module, mesh, device, groups[degrees[part]]))

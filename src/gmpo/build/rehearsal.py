@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gmpo.backends.model_files import require_weights
 from gmpo.backends.models import resolve
+from gmpo.build.learner import require_divisible_sequences
 from gmpo.build.programs import TrainingData, ValidationData, read_training, read_validation
 from gmpo.build.rewards import build_rewards, check_run_references, hidden_thinking
 from gmpo.build.start import FOLDER, candidates, check_writable
@@ -34,6 +35,7 @@ def _stopping(resolved: Resolved[Config]) -> Iterator[Note]:
             data = read_validation(resolved, None, [], None, "check")
         else:
             data = read_training(resolved, None, None, [], None, "check")
+        require_divisible_sequences(config)
         require_weights(Path(resolve(config.actor_rollout_ref.model.source)))
         if own:
             return

@@ -21,7 +21,7 @@ from gmpo.backends.packed import FAMILIES, only_full_attention
 from gmpo.backends.products import Product, shapes_of, use_product
 from gmpo.build.identity import PRODUCTS
 from gmpo.build.kept import products_of
-from gmpo.build.policy import PolicyFacts, decode_answers, supervised_source
+from gmpo.build.policy import PolicyFacts, decode_answers, policy_source, supervised_source
 from gmpo.build.start import Start
 from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.numbers import Numbers
@@ -74,8 +74,7 @@ def build_machine(resolved: Resolved[Any], program: Program) -> Machine:
     that are fast for the model's shapes."""
     config: Config | SftConfig = resolved.config
     if isinstance(config, Config):
-        model, dtype = config.actor_rollout_ref.model, config.actor_rollout_ref.actor.fsdp_config.dtype
-        source = ModelSource(model.source, model.trust_remote_code, model.override_config)
+        dtype, source = config.actor_rollout_ref.actor.fsdp_config.dtype, policy_source(config)
         longest = config.data.max_prompt_length + config.data.max_response_length
     else:
         dtype, longest, source = None, config.data.max_length, supervised_source(config)

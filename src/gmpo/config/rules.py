@@ -170,19 +170,12 @@ def data_and_rewards(config: Config, given: Given) -> Iterator[Issue]:
 
 def not_available(config: Config, given: Given) -> Iterator[Issue]:
     tree, trainer = config.actor_rollout_ref, config.trainer
-    no_parts = "this version does not divide a sequence between ranks"
     if not tree.model.path:
         yield unavailable("actor_rollout_ref.model.path", "is not given; name a local model folder or a hub model")
     if tree.rollout.name == "vllm":
         reason = f"comes with multi-GPU support; {ROLLOUT}.name=hf (the default) samples with the embedded sampler"
         yield unavailable(f"{ROLLOUT}.name", reason)
     yield from _ranks_not_here(config)
-    for path, degree in (
-        (ACTOR, tree.actor.ulysses_sequence_parallel_size),
-        (REF, tree.ref.ulysses_sequence_parallel_size),
-    ):
-        if degree > 1 and (path == ACTOR or f"{path}.ulysses_sequence_parallel_size" in given):
-            yield unavailable(f"{path}.ulysses_sequence_parallel_size", no_parts)
     yield from _loggers(trainer.logger)
 
 
@@ -212,6 +205,28 @@ def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
     if config.trainer.val_only:
         yield from inert("a validation on its own runs in one process", "trainer.n_gpus_per_node")
     yield from _ranks_on_gpus(config)
+
+
+def divided_sequences(config: Config, given: Given) -> Iterator[Issue]:
+    """Ranks that compute sequences together."""
+    tree, world = config.actor_rollout_ref, config.devices
+    degrees = {
+        ACTOR: (tree.actor.ulysses_sequence_parallel_size, True),
+        REF: (tree.ref.ulysses_sequence_parallel_size, config.uses_reference),
+        CRITIC: (config.critic.ulysses_sequence_parallel_size, config.critic.enable),
+    }
+    own = f"{ACTOR}.ulysses_sequence_parallel_size"
+    for section, (degree, used) in degrees.items():
+        path = f"{section}.ulysses_sequence_parallel_size"
+        if degree == 1 or not used or (path not in given and path != own):
+            continue
+        if world == 1:
+            yield unavailable(path, "divides sequences between ranks, and this run has one: trainer.n_gpus_per_node")
+        elif world % degree:
+            reason = f"does not divide the {world} ranks into groups of equal size"
+            yield error(path, reason, "trainer.n_gpus_per_node", own)
+        elif config.trainer.device != "cpu":
+            yield unavailable(path, "this version divides sequences between ranks on CPUs only")
 
 
 def _loggers(names: Sequence[str]) -> Iterator[Issue]:
@@ -245,6 +260,7 @@ def sft(config: SftConfig, given: Given) -> Iterator[Issue]:
 RULES: Sequence[Rule] = (
     batch_sizes,
     several_ranks,
+    divided_sequences,
     group_size,
     micro_batches,
     log_prob_micro_batches,

@@ -10,7 +10,6 @@ from gmpo.config.fields import Place, Section, Text, setting
 from gmpo.config.schema_loss import PolicyLoss
 from gmpo.config.schema_training import (
     ONE_PROCESS,
-    ONE_SEQUENCE,
     ONE_STRATEGY,
     Contents,
     LossAggMode,
@@ -198,7 +197,10 @@ class Actor(Section):
         role="bookkeeping",
     )
     ulysses_sequence_parallel_size: int = setting(
-        1, "Devices that share one sequence.", ge=1, inert=ONE_SEQUENCE, role="execution"
+        1,
+        "Ranks that compute sequences together, each a slice of the tokens and some heads of the attention.",
+        ge=1,
+        role="execution",
     )
     use_torch_compile: bool = setting(
         True, "Compile the entropy function.", inert="nothing is compiled", role="execution"
@@ -244,7 +246,7 @@ class Ref(Section):
         None,
         "How parameters are sharded.",
         follows="actor_rollout_ref.actor.strategy",
-        inert=ONE_SEQUENCE,
+        inert=ONE_STRATEGY,
         role="execution",
     )
     log_prob_micro_batch_size_per_gpu: int | None = setting(
@@ -265,10 +267,9 @@ class Ref(Section):
     )
     ulysses_sequence_parallel_size: int = setting(
         None,
-        "Devices that share one sequence.",
+        "Ranks that compute sequences together.",
         follows="actor_rollout_ref.actor.ulysses_sequence_parallel_size",
         ge=1,
-        inert=ONE_SEQUENCE,
         role="execution",
     )
     use_torch_compile: bool = setting(

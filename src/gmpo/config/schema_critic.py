@@ -9,7 +9,6 @@ from pydantic import Field
 from gmpo.config.fields import Place, Section, setting
 from gmpo.config.schema_training import (
     ONE_PROCESS,
-    ONE_SEQUENCE,
     ONE_STRATEGY,
     Contents,
     LossAggMode,
@@ -172,9 +171,7 @@ class Critic(Section):
         None, "How the token losses of the values become one number.", follows="actor_rollout_ref.actor.loss_agg_mode"
     )
     grad_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down.", gt=0)
-    ulysses_sequence_parallel_size: int = setting(
-        1, "Devices that share one sequence.", ge=1, inert=ONE_SEQUENCE, role="execution"
-    )
+    ulysses_sequence_parallel_size: int = setting(1, "Ranks that compute sequences together.", ge=1, role="execution")
     model: CriticModel = Field(default_factory=CriticModel)
     optim: CriticOptim = Field(default_factory=CriticOptim)
     checkpoint: CriticCheckpoint = Field(default_factory=CriticCheckpoint)

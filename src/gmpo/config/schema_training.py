@@ -6,7 +6,6 @@ from typing import Literal
 
 from gmpo.config.fields import Section, setting
 
-ONE_SEQUENCE = "a sequence is computed by one rank"
 ONE_STRATEGY = "FSDP2 shards the parameters of several ranks, under either name"
 ONE_PROCESS = "this version keeps parameters and optimizer state where they are computed with"
 

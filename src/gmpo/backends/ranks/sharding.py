@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.devices import Device
 from gmpo.backends.passes import BatchModule
+from gmpo.backends.sequence_parallel import SequenceGroup
 from gmpo.errors import BackendError
 
 
@@ -31,15 +32,32 @@ def make_mesh(device: torch.device, world: int, size: int) -> DeviceMesh:
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(module: BatchModule, mesh: DeviceMesh, device: Device) -> None:
+def sequence_group(device: torch.device, world: int, rank: int, size: int) -> SequenceGroup | None:
+    """The ranks that compute sequences together with this one: `size` neighbours; None where each computes its own."""
+    if size == 1:
+        return None
+    mesh = init_device_mesh(device.type, (world // size, size), mesh_dim_names=("data", "sequence"))
+    return SequenceGroup(mesh.get_group("sequence"), size, rank % size)
+
+
+def shard(module: BatchModule, mesh: DeviceMesh, device: Device, group: SequenceGroup | None = None) -> None:
     """Shard each layer of the model, and what is left with the module that calls it.
 
     Gradients are summed over the ranks and not averaged: the denominators of the loss are those of all ranks. Where
     products run in a shorter dtype, weights are gathered in it and gradients are reduced in float32.
 
+    Args:
+        group: ranks that compute sequences together.
+
     Raises:
-        BackendError: the model's layers are not where they are looked for.
+        BackendError: the model's layers are not where they are looked for, or its sequences cannot be divided.
     """
+    if group is not None and module.separate is not None:
+        raise BackendError(
+            f"ulysses_sequence_parallel_size={group.size}: sequences are divided where the answers to a prompt share "
+            f"it, and here they do not: {module.separate}. Set it to 1."
+        )
+    module.group = group
     layers = getattr(module.model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise BackendError(

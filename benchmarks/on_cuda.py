@@ -1,6 +1,6 @@
 """Head, sampler and a whole GMPO step on one CUDA device: seconds, what the device could do them in, and peak memory.
 
-    python benchmarks/cuda.py [--only head sampler step] [--json FILE] [--quick]
+    python benchmarks/on_cuda.py [--only head sampler step] [--json FILE] [--quick]
 
 The floor is max(operations / rate of a large bfloat16 product, bytes / rate of a large copy); both rates are measured
 first, on this device. Bytes are those that must move: weights and their gradient once, the cache of a step once.
