@@ -8,6 +8,7 @@ a spawned one could not import a test module.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -37,8 +39,10 @@ from gmpo.backends.mini_batch import MiniBatch, every_row, prepare
 from gmpo.backends.models import checkpoint_activations
 from gmpo.backends.passes import BatchModule
 from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
+from gmpo.backends.storage import Share
 from gmpo.backends.tiny_model import word_tokenizer
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.errors import CheckpointError
 from gmpo.records.batch import Batch, pad_left, pad_right
 
 GEO = Objective(
@@ -236,6 +240,45 @@ def compare_critics(world: int, together: int, rank: int) -> dict[str, float]:
     return apart(gradients(shared.trainable.model), gradients(alone.trainable.model))
 
 
+def merged(folder: Path, stem: str) -> dict[str, Tensor]:
+    """What all parts of a file hold."""
+    return {name: t for file in sorted(folder.glob(f"{stem}*.safetensors")) for name, t in load_file(file).items()}
+
+
+def read_back(learner: LocalLearner, folder: Path) -> bool:
+    """Whether a checkpoint is read bit for bit, weights and moments."""
+    learner.load(folder, ("model", "optimizer"))
+    saved, moments = merged(folder / "actor", "model"), merged(folder / "actor", "optimizer")
+    named = dict(learner.model.named_parameters())
+    state = {f"{k}.{n}": v for n, p in named.items() for k, v in learner.policy.optimizer.state[p].items()}
+    assert (named.keys(), state.keys()) == (saved.keys(), moments.keys())
+    # Every rank makes the same calls.
+    same = [torch.equal(whole(p), saved[n]) for n, p in named.items()]
+    return all(same + [torch.equal(whole(v), moments[n]) for n, v in state.items()])
+
+
+def written_and_read(world: int, rank: int, folder: Path) -> dict[str, Any]:
+    """A checkpoint of these ranks, and those of fewer, read by learners of as many ranks, sharded and in two copies."""
+    case = CASES["own head, packed rows"]
+
+    def learner(copy: int) -> LocalLearner:
+        made = make_learner(case)
+        made.spread(lambda module, _: spread(module, 1, copy))
+        return made
+
+    trained = learner(-1)
+    mini = prepare(trained.objective, batch_of(), 0)
+    trained.update_part(mini.part(torch.arange(len(mini.rows))[rank::world]))
+    own = folder.parent / f"checkpoint of {world}"
+    write = trained.snapshot(("model", "optimizer", "hf_model"), copy=True, share=Share(rank, world))
+    trained.update_part(mini.part(torch.arange(len(mini.rows))[rank::world]))  # later than what is written
+    write(own)
+    dist.barrier()
+    folders = sorted(folder.parent.glob("checkpoint of *"))
+    copies = (-1, 2) if world > 2 else (-1,)
+    return {f"{f.name}, {copy}": read_back(learner(copy), f) for f in folders for copy in copies}
+
+
 def passes_of_a_group() -> list[list[int]]:
     """Rows of each pass of two ranks with micro-batches of 5, 2 and of 3, 3, 1 tokens, 6 tokens a pass."""
     group = sequence_group(torch.device("cpu"), 2, dist.get_rank(), 2)
@@ -255,6 +298,7 @@ def main(world: int, rank: int, folder: Path) -> None:
     if world == 2:
         found["passes"] = [None, None]
         dist.all_gather_object(found["passes"], passes_of_a_group())
+    found[f"checkpoints on {world}"] = written_and_read(world, rank, folder)
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -262,10 +306,12 @@ def main(world: int, rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    content: dict[str, Any] = {}
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the ranks of each world found, and their checkpoints."""
+    outer = tmp_path_factory.mktemp("ranks")
     for world in (2, 4):
-        folder = tmp_path_factory.mktemp("ranks")
+        folder = outer / str(world)
+        folder.mkdir()
         commands = [[sys.executable, __file__, str(world), str(rank), str(folder)] for rank in range(world)]
         ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
         try:
@@ -274,8 +320,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             for process in ranks:
                 process.kill()
         assert [process.returncode for process in ranks] == [0] * world, "\n".join(errors)
-        content |= json.loads((folder / "found.json").read_text())
-    return content
+    return outer
+
+
+@pytest.fixture(scope="module")
+def found(ran: Path) -> dict[str, Any]:
+    return {name: value for file in ran.glob("*/found.json") for name, value in json.loads(file.read_text()).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -291,6 +341,36 @@ def test_ranks_have_the_gradient_of_one_process(found: dict[str, Any], case: str
 @pytest.mark.parametrize("case", CRITICS)
 def test_ranks_have_the_critics_gradient_of_one_process(found: dict[str, Any], case: str) -> None:
     assert max(found[case]["gradient"].values()) < 1e-5
+
+
+def test_a_checkpoint_of_ranks_is_read_by_any_number_of_ranks(ran: Path, found: dict[str, Any]) -> None:
+    """Bit for bit, each tensor once, about as many bytes in each part."""
+    assert found["checkpoints on 2"] == {"checkpoint of 2, -1": True}
+    assert found["checkpoints on 4"] == {f"checkpoint of {n}, {copy}": True for n in (2, 4) for copy in (-1, 2)}
+    for ranks in (2, 4):
+        folder = ran / f"checkpoint of {ranks}"
+        alone = make_learner(CASES["own head, packed rows"])
+        assert read_back(alone, folder)
+        parts = [load_file(f) for f in sorted((folder / "actor").glob("model-*.safetensors"))]
+        assert len(parts) == ranks
+        assert sum(map(len, parts)) == len(dict(alone.model.named_parameters()))
+        bytes_of = [sum(t.nbytes for t in part.values()) for part in parts]
+        assert max(bytes_of) < 1.3 * sum(bytes_of) / ranks
+        exported = AutoModelForCausalLM.from_pretrained(folder / "actor" / "huggingface")
+        assert all(torch.equal(p, dict(alone.model.named_parameters())[n]) for n, p in exported.named_parameters())
+
+
+def test_a_lost_part_of_a_checkpoint_is_named(ran: Path, tmp_path: Path) -> None:
+    shutil.copytree(ran / "checkpoint of 2", tmp_path, dirs_exist_ok=True)
+    other = tmp_path / "actor" / "model-00002-of-00002.safetensors"
+    content = other.read_bytes()
+    for harm in (other.unlink, lambda: other.write_bytes(content[: len(content) // 2])):
+        harm()
+        with pytest.raises(CheckpointError, match=f"cannot read .*{other.name}"):
+            make_learner(CASES["own head, packed rows"]).load(tmp_path, ("model", "optimizer"))
+    save_file({"other": torch.zeros(1)}, other)
+    with pytest.raises(CheckpointError, match=f"{other.name} is without 'lm_head.weight'"):
+        make_learner(CASES["own head, packed rows"]).load(tmp_path, ("model", "optimizer"))
 
 
 def test_a_group_makes_passes_of_what_its_ranks_may_hold(found: dict[str, Any]) -> None:

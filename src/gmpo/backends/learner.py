@@ -18,7 +18,7 @@ from gmpo.backends.forward import PolicyModule
 from gmpo.backends.mini_batch import MiniBatch, prepare
 from gmpo.backends.models import beyond_tokenizer
 from gmpo.backends.passes import BatchModule
-from gmpo.backends.storage import held_weights, save_huggingface
+from gmpo.backends.storage import ALONE, Share, held_weights, save_huggingface
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, OptimizerStep, Trainable
 from gmpo.backends.weights import LiveWeights
 from gmpo.ops.linear_loss import Entropies
@@ -184,10 +184,10 @@ class LocalLearner:
             records[0] = records[0].having(entropy=o.watched_entropy(entropy, inputs.mask, part.computed))
         return records
 
-    def snapshot(self, contents: Sequence[str], *, copy: bool, keep: bool = True) -> Callable[[Path], None]:
+    def snapshot(self, contents: Sequence[str], *, copy: bool, share: Share = ALONE) -> Callable[[Path], None]:
         """`actor/` and, with a critic, `critic/` below a folder: see `Trainable.snapshot`."""
         parts = {"actor": self.policy} | ({} if self.critic is None else {"critic": self.critic.trainable})
-        writers = {name: part.snapshot(contents, copy=copy, keep=keep) for name, part in parts.items()}
+        writers = {name: part.snapshot(contents, copy=copy, share=share) for name, part in parts.items()}
 
         def write(folder: Path) -> None:
             for name, writer in writers.items():

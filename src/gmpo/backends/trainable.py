@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmpo.backends.devices import MEMORY
 from gmpo.backends.storage import (
+    ALONE,
+    Share,
     held_moments,
     held_weights,
     load_model,
@@ -227,7 +229,7 @@ class Trainable:
                 f"(gradient norm {norm:g}). Lower {self.lr_key}, {self._again}"
             )
 
-    def snapshot(self, contents: Sequence[str], *, copy: bool, keep: bool = True) -> Callable[[Path], None]:
+    def snapshot(self, contents: Sequence[str], *, copy: bool, share: Share = ALONE) -> Callable[[Path], None]:
         """What training has come to, as a function that writes it to a folder.
 
         `model` and `optimizer` become safetensors and JSON; `hf_model` a loadable folder `huggingface/`, which without
@@ -235,20 +237,25 @@ class Trainable:
 
         Args:
             copy: keep a copy, so that training may go on before it is written.
-            keep: false on a rank that only helps to gather what another one writes; its function must not be called.
+            share: what this rank keeps and writes; the first one also what is written whole.
         """
         asked = {"model", "hf_model"} & set(contents)
-        weights = held_weights(self.model, copy=copy, keep=keep) if asked else {}
-        wanted = "optimizer" in contents
-        moments = held_moments(self.model, self.optimizer, copy=copy, keep=keep) if wanted else {}
+        owners, whole = share.owners(self.model), share.first and "hf_model" in contents
+        weights, moments = {}, {}
+        if asked:
+            weights = held_weights(self.model, copy=copy, keep=lambda name: whole or owners.get(name) == share.rank)
+        if "optimizer" in contents:
+            moments = held_moments(self.model, self.optimizer, copy=copy, keep=lambda name: owners[name] == share.rank)
         extra = {"nonfinite_in_a_row": self.nonfinite_in_a_row}
 
         def write(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if "model" in contents:
-                save_model(self.model, weights, folder)
+                save_model(self.model, weights, folder, share)
             if "optimizer" in contents:
-                save_optimizer(moments, extra, folder)
+                save_optimizer(self.model, self.optimizer, moments, extra, folder, share)
+            if not share.first:
+                return
             exported = weights if "hf_model" in contents else None
             save_huggingface(self.model, self.tokenizer, folder / "huggingface", exported)
 

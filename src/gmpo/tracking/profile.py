@@ -1,16 +1,18 @@
-"""`gmpo train --profile`: one step under torch's profiler, as torch's own tables and a trace."""
+"""`gmpo train --profile`: one step under torch's profiler: torch's own tables, a trace, and where its memory is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.text import Text
 from torch.profiler import ProfilerActivity, profile
 
 from gmpo.ports import Step, Tracker
+from gmpo.tracking.memory_profile import held, memory_table, peak, resident_now
 
 TRACE = "profile.json"
 SETTLED = 3
@@ -52,7 +54,9 @@ class Profiled:
                 yield rec
             return
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
-        with profile(activities=activities, with_flops=True) as profiler, self.tracker.step(number) as rec:
+        before, resident = held(self.device), resident_now()
+        settings: dict[str, Any] = {"activities": activities, "with_flops": True, "profile_memory": True}
+        with profile(**settings) as profiler, self.tracker.step(number) as rec:
             yield rec
         trace = self.folder / TRACE
         profiler.export_chrome_trace(str(trace))
@@ -61,6 +65,7 @@ class Profiled:
             Text(
                 f"step {number} under the profiler, which slows small operations down: its phases\n{phases}\n"
                 f"operations by the time they take themselves\n{operations}\n"
+                f"{memory_table(before, resident, peak(profiler, self.device))}\n"
                 f"trace: {trace} (open it in ui.perfetto.dev)",
                 no_wrap=True,
                 overflow="ignore",

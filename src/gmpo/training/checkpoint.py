@@ -219,13 +219,12 @@ def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: no weights among it: going on would restart from the base model under a later step's name.
     """
-    files = {
-        "model": folder / "actor" / "model.safetensors",
-        "optimizer": folder / "actor" / "optimizer.safetensors",
-        "hf_model": folder / "actor" / "huggingface" / "config.json",
-    }
-    has_export = any((folder / "actor" / "huggingface").glob("*.safetensors"))
-    there = [c for c, file in files.items() if file.is_file() and (c != "hf_model" or has_export)]
+    actor = folder / "actor"
+    # Ranks write a file in parts, with an index.
+    there = [c for c in ("model", "optimizer") if any(actor.glob(f"{c}.safetensors*"))]
+    exported = actor / "huggingface"
+    if (exported / "config.json").is_file() and any(exported.glob("*.safetensors")):
+        there.append("hf_model")
     contents = [c for c in allowed if c in there]
     if "model" not in contents and "hf_model" not in contents:
         raise CheckpointError(_no_weights(folder, allowed, [c for c in there if c != "optimizer"]))

@@ -86,5 +86,5 @@ def test_a_signal_to_the_driver_ends_the_run_with_a_checkpoint(bench: Any) -> No
     assert process.returncode == 143
     step = int((folder / "latest_checkpointed_iteration.txt").read_text())
     assert step >= 2
-    assert (folder / f"global_step_{step}" / "actor" / "model.safetensors").is_file()
+    assert (folder / f"global_step_{step}" / "actor" / "model.safetensors.index.json").is_file()
     wait_for(lambda: not ranks_of(process))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 A, R, C = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "critic"
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -98,17 +100,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(bench: Any, weights: Any, be
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_checkpoint_of_ranks_is_that_of_one_process(bench: Any) -> None:
-    """The same files with the same tensors, so that whatever reads one reads the other."""
-    from safetensors.torch import load_file
-
+def test_a_checkpoint_of_ranks_holds_the_tensors_of_one_process(bench: Any) -> None:
+    """Each rank writes its part, and an index tells which tensor is where; everything else is the same files."""
     changes = {**COMMON, "trainer.total_training_steps": 2, "trainer.save_freq": 2}
-    folders = [bench.train({**changes, "trainer.n_gpus_per_node": n}, run=str(n)).folder for n in (1, 2)]
-    files = [{str(f.relative_to(folder)): f for f in (folder / "global_step_2").rglob("*")} for folder in folders]
-    assert files[0].keys() == files[1].keys()
-    for name in ("actor/model.safetensors", "actor/optimizer.safetensors"):
-        one, other = (load_file(found[f"global_step_2/{name}"]) for found in files)
-        assert one.keys() == other.keys()
-        assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in other.items()}
+    folders = [
+        bench.train({**changes, "trainer.n_gpus_per_node": n}, run=str(n)).folder / "global_step_2" for n in (1, 2)
+    ]
+    parts = ("actor/model", "actor/optimizer")
+    other = [{str(f.relative_to(d)) for f in d.rglob("*") if f.is_file()} for d in folders]
+    assert {n for n in other[0] if not n.startswith(parts)} == {n for n in other[1] if not n.startswith(parts)}
+    for name in parts:
+        one = load_file(folders[0] / f"{name}.safetensors")
+        index = json.loads((folders[1] / f"{name}.safetensors.index.json").read_text())["weight_map"]
+        two = {n: t for file in set(index.values()) for n, t in load_file(folders[1] / "actor" / file).items()}
+        assert one.keys() == two.keys() == index.keys()
+        assert len(set(index.values())) == 2
         for n in one:
-            torch.testing.assert_close(one[n], other[n], rtol=1e-2, atol=1e-6)
+            torch.testing.assert_close(one[n], two[n], rtol=1e-2, atol=1e-6)

@@ -33,8 +33,8 @@ class Ranks(Protocol):
         """
         ...
 
-    def call_first(self, method: str, *arguments: Any, phase: str) -> Any:
-        """`method` on the first rank alone, beside what it is doing; nothing that all must take part in."""
+    def call_aside(self, method: str, *arguments: Any, phase: str) -> None:
+        """`method` on every rank, beside what it is doing; nothing in which ranks wait for each other."""
         ...
 
     def stream(

@@ -93,7 +93,7 @@ class RankedLearner:
         return RankWeights(version)
 
     def snapshot(self, contents: Sequence[str], *, copy: bool) -> Callable[[Path], None]:
-        """See `gmpo.ports.Learner`. All ranks gather, the first one holds and writes."""
+        """See `gmpo.ports.Learner`. All ranks gather; each holds and writes its share."""
         return self._writer("hold", tuple(contents), copy)
 
     def export(self, folder: Path) -> None:
@@ -103,7 +103,7 @@ class RankedLearner:
     def _writer(self, method: str, *arguments: Any) -> Callable[[Path], None]:
         number = next(self._held)
         self.ranks.call(method, lambda _: (number, *arguments), phase="gathering weights")
-        return lambda folder: self.ranks.call_first("write", number, folder, phase=f"writing {folder}")
+        return lambda folder: self.ranks.call_aside("write", number, folder, phase=f"writing {folder}")
 
     def load(self, folder: Path, contents: Sequence[str]) -> None:
         """See `gmpo.ports.Learner`."""

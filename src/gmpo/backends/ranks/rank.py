@@ -23,7 +23,7 @@ from gmpo.backends.learner import LocalLearner
 from gmpo.backends.mini_batch import MiniBatch
 from gmpo.backends.ranks.sharding import GatheredWeights
 from gmpo.backends.ranks.wire import packed, unpacked
-from gmpo.backends.storage import held_weights, save_huggingface
+from gmpo.backends.storage import Share, held_weights, save_huggingface
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.rollout import Completion
@@ -183,17 +183,14 @@ class Rank:
         thread.join()
 
     def hold(self, number: int, contents: Sequence[str], copy: bool) -> None:
-        """Gather what a checkpoint holds; the first rank keeps it under `number` for `write`."""
-        held = self.learner.snapshot(contents, copy=copy, keep=self.first)
-        if self.first:
-            self.held[number] = held
+        """Gather what a checkpoint holds, and keep this rank's share of it under `number` for `write`."""
+        self.held[number] = self.learner.snapshot(contents, copy=copy, share=Share(self.member.rank, self.member.world))
 
     def hold_model(self, number: int) -> None:
-        """Gather the policy alone, to be written as a Hugging Face folder."""
+        """Gather the policy alone, to be written as a Hugging Face folder by the first rank."""
         model, tokenizer = self.learner.model, self.learner.tokenizer
-        weights = held_weights(model, copy=False, keep=self.first)
-        if self.first:
-            self.held[number] = lambda folder: save_huggingface(model, tokenizer, folder, weights)
+        weights = held_weights(model, copy=False, keep=lambda name: self.first)
+        self.held[number] = lambda folder: save_huggingface(model, tokenizer, folder, weights) if self.first else None
 
     def write(self, number: int, folder: Path) -> None:
         """Write what is held under `number`."""

@@ -149,16 +149,17 @@ class RayRanks:
         references = [getattr(a, method).remote(*arguments(number)) for number, a in enumerate(self.actors)]
         return self._get(references, phase)
 
-    def call_first(self, method: str, *arguments: Any, phase: str) -> Any:
+    def call_aside(self, method: str, *arguments: Any, phase: str) -> None:
         """See `Ranks`."""
         self._refuse_if_broken(phase)
-        reference = getattr(self.actors[0], method).options(concurrency_group="files").remote(*arguments)
-        try:
-            return ray.get(reference)
-        except RayActorError as error:
-            raise self._failed({0: error}, phase) from error
-        except RayTaskError as error:
-            raise error.cause from error  # this rank's alone, for example of its disk
+        calls = [getattr(a, method).options(concurrency_group="files").remote(*arguments) for a in self.actors]
+        for number, reference in enumerate(calls):
+            try:
+                ray.get(reference)
+            except RayActorError as error:
+                raise self._failed({number: error}, phase) from error
+            except RayTaskError as error:
+                raise error.cause from error  # this rank's alone, for example of its disk
 
     def stream(
         self, method: str, arguments: Callable[[int], tuple[Any, ...]], *, phase: str
