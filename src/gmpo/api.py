@@ -71,7 +71,7 @@ class Run:
     history: tuple[Mapping[str, float], ...]
     """Metrics of each step of this process, and of the validation before training."""
     stopped_by: int = 0
-    """Exit status of the signal that ended it early: 130 for Ctrl-C, 143 for SIGTERM; else 0."""
+    """Exit status of what ended it early: 130 for Ctrl-C, 143 for SIGTERM, 75 where a scheduler did; else 0."""
 
     @property
     def finished(self) -> bool:
@@ -127,6 +127,7 @@ def train(
             keep = partial(_keep_validation, run.writer, console, c)
             tracker = _profiled(run, data, console) if profile else run.tracker
             facts, plan, parts = build_training(data, rewards, run, keep, tracker)
+            run.ran_on(facts.ranks)
             with closing(parts.learner), closing(parts.sampler):
                 run.say(_overview(data, facts, run.folder))
                 _say_notes(run, facts)
@@ -184,7 +185,8 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     with opened_run(resolved, data.opening, console=console) as run:
         if run.done:
             return _finished(run, data.length.total_steps)
-        parts = build_fine_tuning(data)
+        parts = build_fine_tuning(data, run.folder)
+        run.ran_on(parts.facts.ranks)
         with _naming_checkpoint(run.folder), closing(parts.learner):
             run.say(_sft_overview(data, parts.facts, run.folder))
             _say_notes(run, parts.facts)

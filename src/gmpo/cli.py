@@ -21,7 +21,7 @@ from gmpo.version import __version__
 COMMANDS = ("quickstart", "data", "sft", "check", "train", "verl")
 """In the order in which a new user needs them."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C; after SIGTERM it is 143."""
+"""Exit status after Ctrl-C; after SIGTERM it is 143, where a scheduler ends the run 75."""
 
 
 class Commands(TyperGroup):

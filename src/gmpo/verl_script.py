@@ -32,7 +32,7 @@ INSTALLERS = ("pip", "pip3", "conda", "mamba", "apt", "apt-get", "sudo")
 CHANGES = ("rm", "mv", "cp", "mkdir", "ln", "touch", "tee", "tar", "unzip", "rsync", "chmod")
 DOWNLOADS = ("wget", "curl", "git", "huggingface-cli", "hf", "modelscope", "aws", "gsutil", "hdfs", "sbatch")
 ENVIRONMENT = "GMPO_VERL_SCRIPT"
-INTERRUPTED = (130, 143)
+INTERRUPTED = (75, 130, 143)
 
 Mode = Literal["train", "check", "print"]
 

@@ -23,17 +23,20 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1170, "options refuse what is empty or out of range; a lost rank is told with its checkpoint"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (3680, "sequences that several ranks compute together; checkpoints in parts, each rank's read and written"),
-    "build": (2100, "what each rank of a run builds; sequences that cannot be divided are refused before the start"),
+    "backends": (
+        3680,
+        "sequences that several ranks compute together; checkpoints in parts",
+    ),
+    "build": (2135, "what each rank of a run builds and must see; sequences that cannot be divided are refused before"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
-    "config": (3515, "several ranks, and which of them share sequences"),
+    "config": (3525, "several ranks, and which of them share sequences; the time a scheduler leaves"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (765, "a record that cannot be read is not called damaged"),
     "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
-    "tracking": (955, "the memory of a profiled step: what is held, and every byte at its peak"),
-    "training": (1425, "a supervised loss that rises; what would help a checkpoint without weights"),
+    "tracking": (960, "the memory of a profiled step: what is held, and every byte at its peak"),
+    "training": (1465, "a run that ends before its scheduler ends it"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50

@@ -25,7 +25,7 @@ HARMLESS = [
     *("reward_model.strategy=fsdp", "reward_model.sandbox_fusion.url=null", "reward_model.model.path=null"),
     *("reward_model.use_reward_loop=True", "reward_model.launch_reward_fn_async=False", "reward.num_workers=8"),
     *("algorithm.use_pf_ppo=False", "algorithm.pf_ppo.reweight_method=pow"),
-    *("trainer.del_local_ckpt_after_load=False", "trainer.default_hdfs_dir=null", "trainer.esi_redundant_time=0"),
+    *("trainer.del_local_ckpt_after_load=False", "trainer.default_hdfs_dir=null"),
     *("trainer.profile_steps=null", "ray_kwargs.ray_init.num_cpus=16", "global_profiler.tool=null"),
     *(
         "transfer_queue.enable=False",

@@ -90,6 +90,16 @@ def reference_source(config: Config) -> ModelSource:
     return ModelSource(tree.ref.model.source, tree.model.trust_remote_code, tree.model.override_config, key)
 
 
+def model_sources(config: Config) -> list[ModelSource]:
+    """Where the models of a training come from."""
+    sources = [policy_source(config)]
+    if config.uses_reference:
+        sources.append(reference_source(config))
+    if config.critic.enable:
+        sources.append(critic_source(config))
+    return sources
+
+
 def require_divisible_sequences(config: Config) -> None:
     """Whether the models' sequences can be divided between ranks as asked for, by their configurations alone.
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from gmpo.build.identity import without_permission
 from gmpo.build.start import FOLDER, Start, belonging
 from gmpo.build.val_only import validated
-from gmpo.config import Resolved
+from gmpo.config import Config, Resolved, SftConfig
 from gmpo.config.resolved import as_tree
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
 from gmpo.config.tree import replace as with_setting
 from gmpo.errors import ConfigError, DivergedError
 from gmpo.records.activity import Activity
-from gmpo.records.run_folder import METRICS, Leg, RunRecord, what_remains
+from gmpo.records.run_folder import METRICS, Leg, RankPlace, RunRecord, what_remains
 from gmpo.tracking.console import ConsoleSink
 from gmpo.tracking.environment import environment
 from gmpo.tracking.folder import RunFolder, ValidationFolder
@@ -37,7 +37,7 @@ from gmpo.tracking.held import HeldRecords
 from gmpo.tracking.sinks import SINKS, JsonLines, RunInfo, Sink, logger_places
 from gmpo.tracking.tracker import RunTracker, SamplePolicy, SampleWriter, recording
 from gmpo.training.checkpoint import Store
-from gmpo.training.interrupt import Stop
+from gmpo.training.interrupt import Expiry, Stop
 
 STOPPED_AT_ONCE = "Ctrl-C or SIGTERM: stopped at once, within a step"
 Say = Callable[..., None]
@@ -72,6 +72,8 @@ class OpenRun:
     writer: SampleWriter
     stop: Stop = field(default_factory=Stop)
     store: Store | None = None
+    ran_on: Callable[[tuple[RankPlace, ...]], object] = lambda ranks: None
+    """Told where the ranks are, for the run's record."""
 
     @property
     def folder(self) -> Path:
@@ -136,8 +138,13 @@ def opened_run(
             stack.enter_context(_written(held))
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
-            stop = stack.enter_context(Stop(say))
-            yield OpenRun(start, say, start.folder, tracker, writer, stop, opened)
+            stop = stack.enter_context(Stop(say, _expiry(resolved.config)))
+            yield OpenRun(start, say, start.folder, tracker, writer, stop, opened, folder.ran_on)
+
+
+def _expiry(config: Config | SftConfig) -> Expiry | None:
+    """When the job of a training is ended; fine-tuning has no checkpoint to go on from, and is worth its last step."""
+    return Expiry.of(os.environ, config.trainer.esi_redundant_time) if isinstance(config, Config) else None
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.backends.weights import LiveWeights
 from gmpo.config import Config, SftConfig
 from gmpo.ports import WeightSource
+from gmpo.records.run_folder import RankPlace
 from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
 
 SUPERVISED_OBJECTIVE = Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0)
@@ -59,6 +60,8 @@ class PolicyFacts:
     pad_id: int
     notes: tuple[str, ...] = ()
     """What the model folders of the run hold or ask for and training leaves out."""
+    ranks: tuple[RankPlace, ...] = ()
+    """Where the ranks are; none in one process."""
 
 
 @dataclass(frozen=True, slots=True)

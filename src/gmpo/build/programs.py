@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gmpo.build.identity import describe_run, supervised_content, training_content
@@ -135,7 +136,7 @@ def build_training(
     sampler: Sampler
     if config.devices > 1:
         ranked = Job(config, data.tokenizer, longest, data.length.total_steps, data.machine.product)
-        facts, learner, sampler = start_ranks(ranked, drew)
+        facts, learner, sampler = start_ranks(ranked, run.folder, drew)
     else:
         policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
         learner, beyond = build_learner(config, policy, data.length.total_steps)
@@ -260,8 +261,8 @@ class FineTuning:
     validation: Sequence[EncodedDemonstration]
 
 
-def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
-    """Encode the demonstrations and load the model."""
+def build_fine_tuning(demonstrations: Demonstrations, folder: Path) -> FineTuning:
+    """Encode the demonstrations and load the model. `folder` is the run's, which every rank must see."""
     config: SftConfig = demonstrations.config
     tokenizer, data = demonstrations.tokenizer, config.data
     encode = partial(
@@ -280,7 +281,7 @@ def build_fine_tuning(demonstrations: Demonstrations) -> FineTuning:
     learner: Learner
     if config.devices > 1:
         job = SupervisedJob(config, tokenizer, longest, total, machine.product)
-        facts, learner = start_supervised_ranks(job)
+        facts, learner = start_supervised_ranks(job, folder)
     else:
         learner, policy = build_supervised_learner(config, tokenizer, machine.device, total, longest=longest)
         facts = policy.facts

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,14 +22,22 @@ from gmpo.backends.learner import LocalLearner, Part
 from gmpo.backends.products import Product, take_product
 from gmpo.backends.ranks.group import Ranks, prepare_ray
 from gmpo.backends.ranks.learner import RankedLearner
+from gmpo.backends.ranks.proof import proof_in
 from gmpo.backends.ranks.rank import Member, RankParts
 from gmpo.backends.ranks.sampler import RankedSampler
 from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
-from gmpo.build.learner import build_learner, build_sampler, require_divisible_sequences
+from gmpo.build.learner import build_learner, build_sampler, model_sources, require_divisible_sequences
 from gmpo.build.objective import build_objective, critic_settings
-from gmpo.build.policy import SUPERVISED_OBJECTIVE, PolicyFacts, build_policy, build_supervised_learner
+from gmpo.build.policy import (
+    SUPERVISED_OBJECTIVE,
+    PolicyFacts,
+    build_policy,
+    build_supervised_learner,
+    supervised_source,
+)
 from gmpo.config import Config, SftConfig
 from gmpo.errors import BackendError
+from gmpo.records.run_folder import RankPlace
 
 PATIENCE_S = 600.0
 """Of fine-tuning, as `actor_rollout_ref.nccl_timeout` of a training."""
@@ -60,8 +69,13 @@ class SupervisedJob:
     product: Product
 
 
-def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, RankedLearner, RankedSampler]:
+def start_ranks(
+    job: Job, folder: Path, drew: Callable[[int], object]
+) -> tuple[PolicyFacts, RankedLearner, RankedSampler]:
     """Start the ranks of a training and have them load the models.
+
+    Args:
+        folder: of the run, which every node must see.
 
     Raises:
         BackendError: sequences of a model cannot be divided as asked for; Ray is missing, or there are too few devices;
@@ -70,21 +84,33 @@ def start_ranks(job: Job, drew: Callable[[int], object]) -> tuple[PolicyFacts, R
     config: Config = job.config
     require_divisible_sequences(config)
     dtype = config.actor_rollout_ref.actor.fsdp_config.dtype
+    models = [source.path for source in model_sources(config)]
     ranks, facts = _started(
-        config, dtype, float(config.actor_rollout_ref.nccl_timeout), partial(build_rank, job), "loading the models"
+        config,
+        folder,
+        models,
+        dtype,
+        float(config.actor_rollout_ref.nccl_timeout),
+        partial(build_rank, job),
+        "loading the models",
     )
     learner = RankedLearner(ranks, build_objective(config, job.total_steps), critic_settings(config))
     return facts, learner, RankedSampler(ranks, drew)
 
 
-def start_supervised_ranks(job: SupervisedJob) -> tuple[PolicyFacts, RankedLearner]:
+def start_supervised_ranks(job: SupervisedJob, folder: Path) -> tuple[PolicyFacts, RankedLearner]:
     """The same for supervised fine-tuning, which samples nothing."""
-    ranks, facts = _started(job.config, None, PATIENCE_S, partial(build_supervised_rank, job), "loading the model")
+    models = [supervised_source(job.config).path]
+    ranks, facts = _started(
+        job.config, folder, models, None, PATIENCE_S, partial(build_supervised_rank, job), "loading the model"
+    )
     return facts, RankedLearner(ranks, SUPERVISED_OBJECTIVE, None)
 
 
 def _started(
     config: Config | SftConfig,
+    folder: Path,
+    models: list[str],
     dtype: str | None,
     patience: float,
     make: Callable[[Member], RankParts],
@@ -106,11 +132,16 @@ def _started(
     )
     ranks: Ranks = ray_ranks.RayRanks.start(plan, make)
     try:
+        with proof_in(folder, models) as proof:
+            found = ranks.call("prove", lambda _: (proof,), phase="looking for the run's files")
+        if lacking := [f"{ranks.where[i]}: {reason}" for i, reasons in enumerate(found) for reason in reasons]:
+            raise BackendError("; ".join(lacking) + ".")
         facts = cast(PolicyFacts, ranks.call("build", lambda _: (), phase=phase)[0])
     except BaseException:
         ranks.close()
         raise
-    return ranks, replace(facts, where=f"{world} ranks under Ray, {facts.where} each")
+    ranks_of: tuple[RankPlace, ...] = tuple({"rank": w.rank, "host": w.host, "pid": w.pid} for w in ranks.where)
+    return ranks, replace(facts, where=f"{world} ranks under Ray, {facts.where} each", ranks=ranks_of)
 
 
 def build_rank(job: Job, member: Member) -> RankParts:

@@ -188,6 +188,13 @@ class Trainer(Section):
         inert="it is kept with the actor: max_actor_ckpt_to_keep",
         role="bookkeeping",
     )
+    esi_redundant_time: float = setting(
+        0.0,
+        "Seconds that must be left, beyond the longest step so far, when a scheduler ends the job at a time that it "
+        "tells (SLURM_JOB_END_TIME and verl's two variables): the run then saves and ends with exit status 75.",
+        ge=0,
+        role="bookkeeping",
+    )
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0, role="bookkeeping")
     rollout_data_dir: Place | None = setting(
         None, "Folder for all training answers, one JSONL file per step.", role="bookkeeping"

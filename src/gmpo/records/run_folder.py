@@ -47,6 +47,10 @@ Program = Literal["train", "sft"]
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
+RankPlace = Mapping[str, int | str]
+"""Where one of several ranks is: `{"rank": 0, "host": "node-1", "pid": 4711}`; one process has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A setting, or the content behind one, that is not what it was. Example: `Difference("optim.lr", 1e-6, 5e-6)`."""
@@ -82,6 +86,7 @@ class Leg:
     """What differs from the leg before, of any class."""
     exact: bool = True
     """It computes what the leg before would have computed, bit for bit."""
+    ranks: tuple[RankPlace, ...] = ()
     gmpo: str = __version__
 
 
@@ -173,7 +178,8 @@ def ended(record: RunRecord) -> RunRecord:
 
 
 def _leg(saved: Mapping[str, Any]) -> Leg:
-    return Leg(**{**saved, "differences": tuple(Difference(**d) for d in saved["differences"])})
+    differences = tuple(Difference(**d) for d in saved["differences"])
+    return Leg(**{**saved, "differences": differences, "ranks": tuple(saved.get("ranks", ()))})
 
 
 def write_run(folder: Path, record: RunRecord) -> None:

@@ -18,6 +18,7 @@ from gmpo.records.run_folder import (
     SAMPLES,
     VALIDATION,
     Leg,
+    RankPlace,
     RunRecord,
     Status,
     holds_run,
@@ -70,6 +71,10 @@ class RunFolder:
         file = self.folder / RUN
         self._before, self._claimed = file.read_bytes() if file.is_file() else None, True
         write_run(self.folder, self.record)
+
+    def ran_on(self, ranks: tuple[RankPlace, ...]) -> None:
+        """Where the ranks of the leg are; told before it begins."""
+        self.leg = replace(self.leg, ranks=ranks)
 
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def train(plan: Plan, run: Parts) -> int:
             if plan.due(plan.test_freq, step):
                 with rec.time("testing"):
                     rec.add(run.evaluate(step))
-            stopping = run.stop.requested  # asked once: a later signal must not end the loop without a checkpoint
+            stopping = run.stop.step_ended()  # asked once: a later signal must not end the loop without a checkpoint
             if plan.due(plan.save_freq, step) or stopping:
                 with rec.time("save_checkpoint"):
                     run.store.save(run.learner, capture(step, run.stateful))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,10 +83,15 @@ def test_a_rank_that_is_lost_is_named_with_phase_step_and_checkpoint(
 
 def test_a_signal_to_the_driver_ends_the_run_with_a_checkpoint(bench: Any) -> None:
     process, folder = started(bench)
+    ranks = ranks_of(process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
     step = int((folder / "latest_checkpointed_iteration.txt").read_text())
     assert step >= 2
     assert (folder / f"global_step_{step}" / "actor" / "model.safetensors.index.json").is_file()
+    (leg,) = json.loads((folder / "run.json").read_text())["legs"]
+    assert [(one["rank"], one["host"]) for one in leg["ranks"]] == [(i, socket.gethostname()) for i in range(2)]
+    assert {one["pid"] for one in leg["ranks"]} == set(ranks)
+    assert not list(folder.glob(".nodes-*"))
     wait_for(lambda: not ranks_of(process))

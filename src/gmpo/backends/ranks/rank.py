@@ -21,6 +21,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.mini_batch import MiniBatch
+from gmpo.backends.ranks.proof import Proof
 from gmpo.backends.ranks.sharding import GatheredWeights
 from gmpo.backends.ranks.wire import packed, unpacked
 from gmpo.backends.storage import Share, held_weights, save_huggingface
@@ -124,6 +125,10 @@ class Rank:
         dist.init_process_group(
             backend, store=store, rank=self.member.rank, world_size=self.member.world, timeout=limit
         )
+
+    def prove(self, proof: Proof) -> list[str]:
+        """What this node does not see as the driver does."""
+        return proof.lacking()
 
     def build(self) -> object:
         """Load the models; returns what the driver must know of them."""
