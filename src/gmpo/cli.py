@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -157,6 +157,28 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "sft")(resolved, console=console)
     _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
+
+
+@app.command()
+def export(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", parser=path_of, help="A run folder, a checkpoint in it, or an adapter."),
+    ],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="FOLDER", help="Where the model goes; new.")],
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the weights.")] = "fp32",
+) -> None:
+    """Write a whole Hugging Face model: an adapter (LoRA) added to its base, or a checkpoint without an export.
+
+    Example:
+
+        gmpo export checkpoints/gmpo/my-run --out models/my-model --dtype bf16
+
+    Of a run folder it takes the final model, else the newest checkpoint. Nothing is overwritten.
+    """
+    console = Console()
+    where = _late("gmpo.build.export", "export")(folder, out, dtype=dtype)
+    _say(console, f"model: {where}")
 
 
 @app.command(context_settings=OVERRIDES)

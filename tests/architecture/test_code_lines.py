@@ -21,15 +21,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
-    ".": (1170, "options refuse what is empty or out of range; a lost rank is told with its checkpoint"),
+    ".": (1185, "the command that exports a model; options refuse what is empty or out of range"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (
-        3680,
-        "sequences that several ranks compute together; checkpoints in parts",
-    ),
-    "build": (2135, "what each rank of a run builds and must see; sequences that cannot be divided are refused before"),
+    "backends": (3915, "low-rank adapters; sequences that ranks compute together; checkpoints in parts; node proofs"),
+    "build": (2225, "a model out of an adapter or a checkpoint; what each rank of a run builds and must see"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
-    "config": (3525, "several ranks, and which of them share sequences; the time a scheduler leaves"),
+    "config": (3555, "several ranks, and which of them share sequences; adapters; the time a scheduler leaves"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),

@@ -41,6 +41,7 @@ LATE_IMPORTS_ALLOWED = {
     "ops/kernels.py",
     "check/readiness.py",
     "build/ranks.py",
+    "backends/adapters.py",
 }
 """Modules that import by name when they run: optional packages, users' files, what would make `gmpo --help` slow."""
 

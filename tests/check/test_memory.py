@@ -142,6 +142,18 @@ def test_weights_gradients_and_moments_are_spread_over_the_shards() -> None:
     assert items("trainer.nnodes=8")["optimizer"].gigabytes == pytest.approx(7_615_616_512 * 8 / 64 / 1e9)
 
 
+def test_adapters_are_what_is_trained_and_need_no_reference_beside_them() -> None:
+    """Qwen2.5-7B on 8: 28 layers, width 3584 with 512 of keys and 18944 inside; rank 16 on 7 products each."""
+    whole = items(f"{A}.use_kl_loss=True")
+    found = items(f"{A}.use_kl_loss=True", "actor_rollout_ref.model.lora_rank=16")
+    assert SHAPES["qwen2.5-7b"].adapter_parameters(16) == 40_370_176
+    assert found["gradients"].gigabytes == pytest.approx(40_370_176 * 4 / 8 / 1e9)
+    assert found["optimizer"].gigabytes == pytest.approx(40_370_176 * 8 / 8 / 1e9)
+    assert found["weights"].gigabytes == pytest.approx(whole["weights"].gigabytes + 40_370_176 * 4 / 8 / 1e9)
+    assert "reference" in whole
+    assert "reference" not in found
+
+
 def test_offloaded_parts_take_nothing_of_the_device() -> None:
     found = items(f"{A}.fsdp_config.param_offload=True", f"{A}.fsdp_config.optimizer_offload=True")
     assert found["weights"].gigabytes == found["optimizer"].gigabytes == 0

@@ -256,10 +256,10 @@ def test_keys_without_effect_are_told_apart_by_whether_they_ask_for_something() 
             "trainer": {"balance_batch": False},
             "data": {"return_raw_chat": True},
             A: {"kl_loss_coef": 0.001, "kl_loss_type": "k2"},
-            "actor_rollout_ref.model": {"lora_rank": 0, "use_liger": True},
+            "actor_rollout_ref.model": {"use_shm": False, "use_liger": True},
         }
     )
-    assert resolved.idle == {"data.return_raw_chat", f"{A}.kl_loss_coef", "actor_rollout_ref.model.lora_rank"}
+    assert resolved.idle == {"data.return_raw_chat", f"{A}.kl_loss_coef", "actor_rollout_ref.model.use_shm"}
     assert [note.path for note in resolved.without_effect] == [
         "trainer.balance_batch",
         f"{A}.kl_loss_type",

@@ -305,7 +305,7 @@ def test_where_no_key_is_near_the_keys_of_the_section_are_named() -> None:
         ("actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2", "fsdp_config.fsdp_size shards the weights"),
         ("algorithm.rollout_is_level=token", "algorithm.rollout_correction.rollout_is"),
         ("algorithm.rollout_correction.rollout_token_veto_threshold=1e-4", "no code of verl reads it"),
-        ("actor_rollout_ref.model.lora_rank=8", "LoRA is not available"),
+        ("critic.model.lora_rank=8", "the critic has no adapters"),
         ("actor_rollout_ref.actor.tis_imp_ratio_cap=2", "rollout_is=token"),
         ("reward_model.enable=True", "reward models are not available"),
     ],

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from gmpo.backends.adapters import bias_of, weight_of
 from gmpo.backends.devices import Device
 from gmpo.backends.family import ROUNDED
 from gmpo.backends.kv_cache import cache_argument
@@ -105,21 +106,21 @@ class FastDecoder:
     def _layer(self, layer: Any) -> _Layer:
         a, mlp = layer.self_attn, layer.mlp
         projections = (a.q_proj, a.k_proj, a.v_proj)
-        biases = [p.bias for p in projections]
+        biases: list[Any] = [bias_of(p) for p in projections]
         norms = getattr(a, "q_norm", None), getattr(a, "k_norm", None)
         dense = hasattr(mlp, "gate_proj")
         return _Layer(
             before_attention=layer.input_layernorm.weight,
-            qkv=self._ready(torch.cat([p.weight for p in projections])),
+            qkv=self._ready(torch.cat([weight_of(p) for p in projections])),
             qkv_bias=None if biases[0] is None else self._ready(torch.cat(biases)),
             head_norm=None
             if norms[0] is None or norms[1] is None
             else torch.stack([norms[0].weight] * self.queries + [norms[1].weight] * self.keys),
-            out=self._ready(a.o_proj.weight),
-            out_bias=None if a.o_proj.bias is None else self._ready(a.o_proj.bias),
+            out=self._ready(weight_of(a.o_proj)),
+            out_bias=None if (bias := bias_of(a.o_proj)) is None else self._ready(bias),
             before_mlp=layer.post_attention_layernorm.weight,
-            gate_up=self._ready(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])) if dense else None,
-            down=self._ready(mlp.down_proj.weight) if dense else None,
+            gate_up=self._ready(torch.cat([weight_of(mlp.gate_proj), weight_of(mlp.up_proj)])) if dense else None,
+            down=self._ready(weight_of(mlp.down_proj)) if dense else None,
             experts=None if dense else mlp,
         )
 
@@ -252,16 +253,21 @@ _READ = re.compile(
 )
 
 
+_ADAPTER = re.compile(r"\.lora_[AB]\.\w+\.weight")
+
+
 def _unread(model: PreTrainedModel) -> list[str]:
     """Parameters that a step would leave out. While they are zero (a bias, an adapter) no comparison finds them."""
     base: Any = model.base_model
     experts = tuple(f"layers.{i}.mlp." for i, layer in enumerate(base.layers) if not hasattr(layer.mlp, "gate_proj"))
-    names = (name for name, _ in base.named_parameters() if not name.startswith(experts or "\0"))
+    # An adapter is read with the layer that it belongs to.
+    parameters = (name.replace(".base_layer.", ".") for name, _ in base.named_parameters())
+    names = (_ADAPTER.sub(".weight", name) for name in parameters if not name.startswith(experts or "\0"))
     unread = [name for name in names if _READ.fullmatch(name) is None]
     # Of the three that are joined, all have a bias or none.
     for i, layer in enumerate(base.layers):
         attention = layer.self_attn
-        if len({p.bias is None for p in (attention.q_proj, attention.k_proj, attention.v_proj)}) > 1:
+        if len({bias_of(p) is None for p in (attention.q_proj, attention.k_proj, attention.v_proj)}) > 1:
             unread.append(f"layers.{i}.self_attn")
     return unread
 

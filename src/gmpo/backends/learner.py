@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gmpo.algo.masks import AGGREGATIONS
 from gmpo.algo.objective import LossRecord, Objective, joined
 from gmpo.backends import passes
+from gmpo.backends.adapters import without_adapters
 from gmpo.backends.critic import Critic
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
@@ -58,7 +59,8 @@ class LocalLearner:
 
     Args:
         update_split: micro-batches with gradient; score_split: without.
-        reference: frozen model for KL terms, None without one; reference_split: its micro-batches.
+        reference: frozen model for KL terms, or the policy itself without its adapters; None without one.
+        reference_split: its micro-batches.
         critic: estimates values for advantages that need them.
         keys: `lr_key` and `nonfinite_key` of `Trainable`; those of `gmpo train` where they are not given.
         score_norms: every scored batch gets `score_norm`, also where its log-probs are not asked for.
@@ -74,7 +76,7 @@ class LocalLearner:
         optimizer: OptimizerSettings,
         update_split: MicroBatching,
         score_split: MicroBatching,
-        reference: PreTrainedModel | None = None,
+        reference: PreTrainedModel | Literal["without adapters"] | None = None,
         reference_split: MicroBatching | None = None,
         critic: Critic | None = None,
         score_norms: bool = False,
@@ -92,7 +94,8 @@ class LocalLearner:
         excluded = beyond_tokenizer(model, tokenizer)
         self.module = PolicyModule(model, device, temperature=temperature, excluded=excluded)
         self.reference = None
-        if reference is not None:
+        self.without_adapters = reference == "without adapters"
+        if isinstance(reference, PreTrainedModel):
             self.reference = PolicyModule(
                 reference.requires_grad_(False), device, temperature=temperature, excluded=excluded
             )
@@ -121,6 +124,9 @@ class LocalLearner:
                 filled = filled.replace(score_norm=found[2])
         if self.reference is not None:
             filled = filled.replace(ref_logp=passes.score(self.reference, batch, self.reference_split, LOGPROBS)[0])
+        elif self.without_adapters:
+            with without_adapters(self.model):
+                filled = filled.replace(ref_logp=passes.score(self.module, batch, self.reference_split, LOGPROBS)[0])
         if self.critic is not None:
             filled = filled.replace(values=self.critic.values(batch))
         return filled

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gmpo.backends.adapters import ADAPTER_FILE, adapter_config, is_adapter, names_in_file, save_adapter
 from gmpo.backends.ranks.dealing import deal
 from gmpo.errors import CheckpointError
 
@@ -39,7 +40,7 @@ class Share:
 
     def owners(self, model: PreTrainedModel) -> dict[str, int]:
         """The rank that keeps each parameter: the same on all ranks."""
-        named = dict(model.named_parameters())
+        named = saved_parameters(model)
         dealt = deal([p.numel() * p.element_size() for p in named.values()], self.ranks)
         names = list(named)
         return {names[i]: rank for rank, items in enumerate(dealt) for i in items}
@@ -53,6 +54,12 @@ class Share:
 ALONE = Share()
 
 
+def saved_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """What a checkpoint holds of a model, each once: the adapters where it has such, else everything."""
+    adapted = adapter_config(model) is not None
+    return {name: p for name, p in model.named_parameters() if is_adapter(name) or not adapted}
+
+
 def held_weights(
     model: PreTrainedModel, *, copy: bool, keep: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
@@ -64,8 +71,9 @@ def held_weights(
         copy: into memory of its own, which further training does not change.
         keep: whether to keep a parameter or buffer of this (first) name; the others are only gathered.
     """
-    held = {id(p): _held(p, copy=copy, keep=keep(name)) for name, p in model.named_parameters()}
-    state = model.state_dict(keep_vars=True)
+    saved = saved_parameters(model)
+    held = {id(p): _held(p, copy=copy, keep=keep(name)) for name, p in saved.items()}
+    state = saved if adapter_config(model) else model.state_dict(keep_vars=True)
     named = {name: held[id(t)] if id(t) in held else _held(t, copy=copy, keep=keep(name)) for name, t in state.items()}
     return {name: t for name, t in named.items() if t is not None}
 
@@ -190,9 +198,8 @@ def saved_in(file: Path) -> bool:
 def save_model(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, share: Share = ALONE) -> None:
     """Of held weights every parameter once (tied ones under their first name), in the dtype it is trained in: the
     parameters of this rank's share, and on the first rank the index of all."""
-    _save(
-        {name: name for name, _ in model.named_parameters()}, weights, folder / MODEL_FILE, share.owners(model), share
-    )
+    names = {name: name for name in saved_parameters(model)}
+    _save(names, weights, folder / MODEL_FILE, share.owners(model), share)
 
 
 def save_optimizer(
@@ -229,9 +236,12 @@ def save_huggingface(
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """A Hugging Face folder: configuration, generation configuration, tokenizer and, if given, weights under the
-    names of the model's state."""
+    names of the model's state. Of a model with adapters the folder of the adapter, as peft writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
+    if adapter_config(model):
+        save_adapter(model, weights, folder)
+        return
     if weights is not None:
         model.save_pretrained(folder, state_dict=dict(weights))
         return
@@ -244,16 +254,23 @@ def load_model(model: PreTrainedModel, folder: Path, content: str) -> None:
     """Copy saved weights into `model`.
 
     Args:
-        content: `model` (what `save_model` wrote) or `hf_model` (the folder `huggingface/`).
+        content: `model` (what `save_model` wrote), `hf_model` (the folder `huggingface/`), or `adapter` (the folder
+            itself is that of an adapter).
 
     Raises:
         CheckpointError: files are missing, unreadable, or of another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = saved_parameters(model)
     if content == "model":
         saved = SavedTensors(folder / MODEL_FILE)
         shapes = {name: saved.shape(name) for name in saved.names if name in parameters}
         _copy(parameters, shapes, saved.like, folder)
+        return
+    if adapter_config(model):
+        names = names_in_file(list(parameters))
+        saved = SavedTensors((folder if content == "adapter" else folder / "huggingface") / ADAPTER_FILE)
+        shapes = {name: saved.shape(of) for name, of in names.items() if of in saved.files}
+        _copy(parameters, shapes, lambda name, like: saved.like(names[name], like), folder)
         return
     exported = _read_huggingface(type(model), folder / "huggingface")
     whole = {name: tuple(value.shape) for name, value in exported.items()}

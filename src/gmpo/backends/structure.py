@@ -7,6 +7,8 @@ from collections.abc import Hashable
 import torch
 from transformers import PreTrainedModel
 
+from gmpo.backends.adapters import plain_adapter
+
 LIBRARY = "transformers."
 
 
@@ -27,7 +29,7 @@ def altered(model: PreTrainedModel) -> str | None:
     A step reads weights past the modules. No comparison finds an adapter that begins at zero, for it adds nothing yet.
     """
     for name, module in model.named_modules():
-        known = type(module).__module__.startswith(("torch.nn.", LIBRARY))
+        known = type(module).__module__.startswith(("torch.nn.", LIBRARY)) or plain_adapter(module)
         if additions(module) or not known:
             return name or type(model).__name__
     return None

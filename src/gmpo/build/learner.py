@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from transformers import PreTrainedModel
 
@@ -117,9 +118,12 @@ def require_divisible_sequences(config: Config) -> None:
             require_divisible(load_config(source), size, source, f"{section}.{key}")
 
 
-def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel, list[str]]:
-    """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond."""
+def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel | Literal["without adapters"], list[str]]:
+    """The reference model; of another path than the policy's, with the same checks, and what its files hold beyond. A
+    policy with adapters is its own, without them."""
     tree = config.actor_rollout_ref
+    if tree.model.lora_rank and tree.ref.model.path == tree.model.path:
+        return "without adapters", []
     source = reference_source(config)
     model, notes = load_model_with_notes(source, policy.device.torch)
     if tree.ref.model.path == tree.model.path:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gmpo.algo.losses import SUPERVISED
 from gmpo.algo.objective import Objective
 from gmpo.algo.schedule import learning_rate
+from gmpo.backends.adapters import AdapterSettings, add_adapters, require_peft
 from gmpo.backends.devices import DTYPES, Device, describe
 from gmpo.backends.family import require_family
 from gmpo.backends.learner import LocalLearner
@@ -32,6 +33,8 @@ from gmpo.backends.storage import load_model as load_weights
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.backends.weights import LiveWeights
 from gmpo.config import Config, SftConfig
+from gmpo.config.schema_model import Model
+from gmpo.config.schema_sft import SftModel
 from gmpo.ports import WeightSource
 from gmpo.records.run_folder import RankPlace
 from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
@@ -111,7 +114,15 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
             longest_prompt + response,
             f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}",
         ),
+        adapter_settings(settings, config.trainer.seed, "actor_rollout_ref.model"),
     )
+
+
+def adapter_settings(model: Model | SftModel, seed: int, key: str) -> AdapterSettings | None:
+    """The adapters that settings ask for; None where all weights are trained."""
+    if not model.lora_rank:
+        return None
+    return AdapterSettings(model.lora_rank, model.lora_alpha, model.target_modules, model.exclude_modules, seed, key)
 
 
 def _policy(
@@ -121,14 +132,19 @@ def _policy(
     dtype: torch.dtype,
     recompute: bool,
     longest: Longest,
+    adapters: AdapterSettings | None,
 ) -> Policy:
     """A model to train, of either program, with every check of it."""
+    if adapters is not None:
+        require_peft(f"{adapters.key}.lora_rank={adapters.rank}")
     model, beyond = load_model_with_notes(source, device.torch, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     check_positions(model, longest.tokens, longest.what, source)
     require_family(model, device, source.path)
+    if adapters is not None:
+        add_adapters(model, adapters, source.path)
     stop_ids = stop_token_ids(model.generation_config, tokenizer)
     pad = pad_token_id(tokenizer, stop_ids)
     return Policy(model, tokenizer, device, stop_ids, pad, longest, (*beyond, *what_is_left_out(model)))
@@ -207,6 +223,7 @@ def build_supervised_learner(
         torch.float32,
         config.model.enable_gradient_checkpointing,
         Longest(longest, "the longest prompt and its answer"),
+        adapter_settings(config.model, config.trainer.seed, "model"),
     )
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu, settings=SUPERVISED_MEMORY)
     learner = LocalLearner(

@@ -63,14 +63,16 @@ def estimate(config: Config, shape: ModelShape) -> list[Item]:
     on_gpus = config.trainer.device != "cpu" and (config.trainer.device == "cuda" or devices.world > 1)
     computed = precision.dtype or ("bf16" if on_gpus else "fp32")
     compute = DTYPE_BYTES[computed]
-    items = _trained("", shape, devices, DTYPE_BYTES[precision.model_dtype], compute)
+    rank = tree.model.lora_rank
+    trained = shape.adapter_parameters(rank) if rank else None
+    items = _trained("", shape, devices, DTYPE_BYTES[precision.model_dtype], compute, trained)
     if precision.param_offload:
         items = [_offloaded(item, "param_offload") if item.name == "weights" else item for item in items]
     if precision.optimizer_offload:
         items = [_offloaded(item, "optimizer_offload") if item.name == "optimizer" else item for item in items]
     items += _activations(config, shape, devices, compute)
-    if config.uses_reference:
-        item = Item("reference", shape.parameters * 4 / devices.shards / GB, _each(shape, 4, devices))
+    if config.uses_reference and not (rank and tree.ref.model.path == tree.model.path):
+        item = Item("reference", shape.parameters * 4 / devices.shards / GB, _each(shape.parameters, 4, devices))
         items.append(_offloaded(item, "param_offload") if tree.ref.fsdp_config.param_offload else item)
     if config.critic.enable:
         items += _trained("critic ", shape, devices, 4, compute)
@@ -98,12 +100,20 @@ def amount(gigabytes: float) -> str:
     return f"{gigabytes * 1e6:,.0f} kB" if gigabytes else "0 GB"
 
 
-def _trained(prefix: str, shape: ModelShape, devices: Devices, weight_bytes: int, compute: int) -> list[Item]:
-    p = shape.parameters
+def _trained(
+    prefix: str, shape: ModelShape, devices: Devices, weight_bytes: int, compute: int, adapters: int | None = None
+) -> list[Item]:
+    """Args: adapters: parameters of adapters on all linear layers, which alone are trained; None trains everything."""
+
+    def item(name: str, size: int, number: int) -> Item:
+        return Item(f"{prefix}{name}", number * size / devices.shards / GB, _each(number, size, devices))
+
+    whole = shape.parameters
+    trained = whole if adapters is None else adapters
     items = [
-        Item(f"{prefix}weights", p * weight_bytes / devices.shards / GB, _each(shape, weight_bytes, devices)),
-        Item(f"{prefix}gradients", p * 4 / devices.shards / GB, _each(shape, 4, devices)),
-        Item(f"{prefix}optimizer", p * ADAM_BYTES / devices.shards / GB, _each(shape, ADAM_BYTES, devices)),
+        item("weights", weight_bytes, whole + (adapters or 0)),
+        item("gradients", 4, trained),
+        item("optimizer", ADAM_BYTES, trained),
     ]
     if devices.shards > 1:
         formula = f"2 layers x {shape.layer:,} parameters x {compute} B, gathered while they are computed"
@@ -111,8 +121,8 @@ def _trained(prefix: str, shape: ModelShape, devices: Devices, weight_bytes: int
     return items
 
 
-def _each(shape: ModelShape, size: int, devices: Devices) -> str:
-    return f"{shape.parameters:,} parameters x {size} B" + (f" / {devices.shards} shards" if devices.shards > 1 else "")
+def _each(number: int, size: int, devices: Devices) -> str:
+    return f"{number:,} parameters x {size} B" + (f" / {devices.shards} shards" if devices.shards > 1 else "")
 
 
 def _offloaded(item: Item, key: str) -> Item:

@@ -58,6 +58,14 @@ class ModelShape:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer + self.hidden
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Of low-rank adapters on every linear layer but the head; experts have none."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        widths = 2 * (self.hidden + query) + 2 * (self.hidden + key)
+        if not self.experts:
+            widths += 3 * (self.hidden + self.intermediate)
+        return rank * self.layers * widths
+
     @property
     def kv_values_per_token(self) -> int:
         """Numbers that a token leaves in the key-value cache."""

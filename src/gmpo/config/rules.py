@@ -207,6 +207,21 @@ def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
     yield from _ranks_on_gpus(config)
 
 
+def adapters(config: Config | SftConfig, given: Given) -> Iterator[Issue]:
+    """Low-rank adapters."""
+    tree = config.actor_rollout_ref if isinstance(config, Config) else config
+    section = "actor_rollout_ref.model" if isinstance(config, Config) else "model"
+    if not tree.model.lora_rank:
+        names = ("lora_alpha", "target_modules", "exclude_modules")
+        yield from inert(f"{section}.lora_rank is 0: all weights are trained", *(f"{section}.{n}" for n in names))
+    elif find_spec("peft") is None:
+        yield unavailable(
+            f"{section}.lora_rank", "adapters are peft's, which is not installed: pip install 'gmpo[peft]'"
+        )
+    if not tree.model.target_modules:
+        yield error(f"{section}.target_modules", "names no layer; all-linear is every one but the head")
+
+
 def divided_sequences(config: Config, given: Given) -> Iterator[Issue]:
     """Ranks that compute sequences together."""
     tree, world = config.actor_rollout_ref, config.devices
@@ -261,6 +276,7 @@ RULES: Sequence[Rule] = (
     batch_sizes,
     several_ranks,
     divided_sequences,
+    adapters,
     group_size,
     micro_batches,
     log_prob_micro_batches,
@@ -280,4 +296,4 @@ RULES: Sequence[Rule] = (
     data_and_rewards,
     not_available,
 )
-SFT_RULES: Sequence[SftRule] = (run_length, sft)
+SFT_RULES: Sequence[SftRule] = (run_length, adapters, sft)

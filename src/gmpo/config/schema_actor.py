@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmpo.config.fields import Place, Section, Text, setting
+from gmpo.config.fields import Place, Section, setting
 from gmpo.config.schema_loss import PolicyLoss
+from gmpo.config.schema_model import Model
 from gmpo.config.schema_training import (
     ONE_PROCESS,
     ONE_STRATEGY,
@@ -25,43 +26,6 @@ VLLM_ONLY = "the vllm sampler reads it, which is not available yet"
 KlLossType = Literal[
     "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
 ]
-
-
-class Model(Section):
-    """The model that is trained."""
-
-    path: Place | None = setting(
-        None,
-        "Local Hugging Face model folder, or a name on the hub. Must be given to train.",
-        role="execution",
-        exact=True,
-    )
-    tokenizer_path: Place | None = setting(
-        None, "Folder or hub name of the tokenizer. null takes model.path.", role="execution", exact=True
-    )
-    trust_remote_code: bool = setting(
-        False, "Run Python code that comes with the model. Off unless you trust it.", role="execution", exact=True
-    )
-    override_config: dict[str, Any] = setting(
-        {}, "Changes to the model's own config.json, for example {max_position_embeddings: 32768}."
-    )
-    enable_gradient_checkpointing: bool = setting(
-        True, "Recompute activations in the backward pass: less memory, about a third more compute.", role="execution"
-    )
-    use_remove_padding: bool = setting(
-        True,
-        "Pack sequences without padding.",
-        inert="packed wherever the model and device allow; same results",
-        role="execution",
-    )
-    custom_chat_template: Text | None = setting(
-        None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
-    )
-
-    @property
-    def source(self) -> str:
-        """The path for those who load the model; that one is given was asked before."""
-        return self.path or ""
 
 
 class FsdpConfig(Section):

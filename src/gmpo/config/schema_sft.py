@@ -63,6 +63,15 @@ class SftModel(Section):
     custom_chat_template: Text | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
     )
+    lora_rank: int = setting(
+        0, "Rank of low-rank adapters (LoRA), which alone are trained then; 0 trains all weights. Needs peft.", ge=0
+    )
+    lora_alpha: int = setting(16, "Adapters count alpha / rank times.", ge=1)
+    target_modules: Text | tuple[Name, ...] = setting(
+        "all-linear",
+        "Layers with an adapter: all-linear (all but the head), a list of ends of their names, or one expression.",
+    )
+    exclude_modules: tuple[Name, ...] = setting((), "Layers without one, in the same way.")
 
     @property
     def source(self) -> str:

@@ -223,7 +223,9 @@ def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
     # Ranks write a file in parts, with an index.
     there = [c for c in ("model", "optimizer") if any(actor.glob(f"{c}.safetensors*"))]
     exported = actor / "huggingface"
-    if (exported / "config.json").is_file() and any(exported.glob("*.safetensors")):
+    if any((exported / name).is_file() for name in ("config.json", "adapter_config.json")) and any(
+        exported.glob("*.safetensors")
+    ):
         there.append("hf_model")
     contents = [c for c in allowed if c in there]
     if "model" not in contents and "hf_model" not in contents:

@@ -84,6 +84,19 @@ def test_several_ranks_make_the_run_of_one_process(bench: Any, weights: Any, cas
 
 
 @pytest.mark.usefixtures("cluster")
+def test_ranks_train_adapters_with_the_policy_without_them_as_the_reference(bench: Any) -> None:
+    model = {"actor_rollout_ref.model.lora_rank": 4, "actor_rollout_ref.model.lora_alpha": 8}
+    changes = {**COMMON, **model, f"{A}.use_kl_loss": True, f"{A}.kl_loss_coef": 0.1, f"{A}.optim.lr": 1e-3}
+    alone, spread = (bench.train({**changes, "trainer.n_gpus_per_node": n}, run=str(n)) for n in (1, 2))
+    for one, other in zip(alone.history, spread.history, strict=True):
+        close(one, other)
+    one, other = (load_file(run.model / "adapter_model.safetensors") for run in (alone, spread))
+    assert one.keys() == other.keys()
+    assert max(float(t.abs().max()) for name, t in one.items() if "lora_B" in name) > 1e-3, "the example must move"
+    assert max(float((one[n] - other[n]).abs().max()) for n in one) < 5e-5
+
+
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
 def test_a_run_goes_on_with_another_number_of_ranks(bench: Any, weights: Any, before: int, after: int) -> None:
     """Weights, moments, position: two steps and two more are four."""
