@@ -18,7 +18,7 @@ from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
 
-COMMANDS = ("quickstart", "data", "sft", "check", "train", "verl")
+COMMANDS = ("quickstart", "data", "sft", "check", "train", "export", "verl")
 """In the order in which a new user needs them."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143, where a scheduler ends the run 75."""
@@ -193,6 +193,10 @@ def check(
     everything: Annotated[
         bool, typer.Option("--all", help="Also every setting, what follows from others, and the memory by items.")
     ] = False,
+    simulated: Annotated[
+        bool,
+        typer.Option("--simulate", help="Also shard the model on ranks that are not here: bytes, collectives."),
+    ] = False,
 ) -> None:
     """Show what `train` would do with these settings, without starting anything and without network.
 
@@ -205,6 +209,9 @@ def check(
     what is not here (model, data, columns, reward file, devices, and what this version cannot run yet); and, last,
     whether `gmpo train` would start.
 
+    --simulate builds the model's real configuration on tensors without memory, and shards it by the code that trains:
+    some seconds for 30 billion parameters on 64 ranks.
+
     Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: `gmpo train` would not start. Every key
     stands in docs/configuration.md, memory in docs/scaling.md.
     """
@@ -214,6 +221,8 @@ def check(
         absent = _late("gmpo.build.rehearsal", "what_stops")(resolved)
     report = _late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
     Console().print(report)
+    if simulated:
+        Console().print(_late("gmpo.build.simulation", "simulation_report")(resolved.config))
     if ready and absent:
         raise typer.Exit(3)
 

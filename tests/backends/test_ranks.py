@@ -42,6 +42,7 @@ from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
 from gmpo.backends.storage import Share
 from gmpo.backends.tiny_model import word_tokenizer
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
+from gmpo.build.simulation import Collectives, OnePass, causal_model, own, simulate
 from gmpo.errors import CheckpointError
 from gmpo.records.batch import Batch, pad_left, pad_right
 
@@ -279,6 +280,24 @@ def written_and_read(world: int, rank: int, folder: Path) -> dict[str, Any]:
     return {f"{f.name}, {copy}": read_back(learner(copy), f) for f in folders for copy in copies}
 
 
+def traffic(world: int, copy: int) -> dict[str, Any]:
+    """Bytes that a rank holds, and the collectives of a micro-batch, of a real model on real ranks."""
+    module = OnePass(causal_model(Qwen3Config(**SHAPE), torch.float32), CPU)
+    spread(module, 1, copy)
+    with Collectives() as seen:
+        module(12).backward()
+    optimizer = torch.optim.AdamW(module.parameters())
+    optimizer.step()
+    moments = sum(own(v) for state in optimizer.state.values() for k, v in state.items() if k != "step")
+    return {
+        "weights": sum(own(p) for p in module.parameters()),
+        "gradients": sum(own(p.grad) for p in module.parameters() if p.grad is not None),
+        "moments": moments,
+        "counts": dict(seen.counts),
+        "sizes": dict(seen.sizes),
+    }
+
+
 def passes_of_a_group() -> list[list[int]]:
     """Rows of each pass of two ranks with micro-batches of 5, 2 and of 3, 3, 1 tokens, 6 tokens a pass."""
     group = sequence_group(torch.device("cpu"), 2, dist.get_rank(), 2)
@@ -298,6 +317,8 @@ def main(world: int, rank: int, folder: Path) -> None:
     if world == 2:
         found["passes"] = [None, None]
         dist.all_gather_object(found["passes"], passes_of_a_group())
+    copies = (-1, 2) if world > 2 else (-1,)
+    found |= {f"traffic on {world}, {copy}": traffic(world, copy) for copy in copies}
     found[f"checkpoints on {world}"] = written_and_read(world, rank, folder)
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
@@ -371,6 +392,17 @@ def test_a_lost_part_of_a_checkpoint_is_named(ran: Path, tmp_path: Path) -> None
     save_file({"other": torch.zeros(1)}, other)
     with pytest.raises(CheckpointError, match=f"{other.name} is without 'lm_head.weight'"):
         make_learner(CASES["own head, packed rows"]).load(tmp_path, ("model", "optimizer"))
+
+
+@pytest.mark.parametrize(("world", "copy"), [(2, -1), (4, -1), (4, 2)])
+def test_a_simulation_is_what_real_ranks_hold_and_send(found: dict[str, Any], world: int, copy: int) -> None:
+    """To the byte, on fake tensors in one process: shards of weights, gradients and moments, and each collective."""
+    run = simulate(Qwen3Config(**SHAPE), world=world, shards=copy, tokens=12, device=CPU, recompute=False)
+    real = found[f"traffic on {world}, {copy}"]
+    assert {name: getattr(run, name) for name in real} == real
+    layers = SHAPE["num_hidden_layers"]
+    assert real["counts"]["all-gather"] == 2 * layers + 1
+    assert real["counts"]["reduce-scatter"] == layers + 1
 
 
 def test_a_group_makes_passes_of_what_its_ranks_may_hold(found: dict[str, Any]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM
 
+from gmpo.build.simulation import configuration_of
 from gmpo.check.memory import Devices, Item, amount, estimate, micro_batch_tokens, totals
-from gmpo.check.model_shapes import SHAPES, ModelShape, shape_by_name, shape_of_folder
+from gmpo.check.model_shapes import SHAPES, shape_by_name, shape_of_folder
 from gmpo.config import load
 
 A, R = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -43,29 +43,10 @@ def test_the_parameters_are_those_that_the_models_publish(name: str) -> None:
     assert SHAPES[name].parameters == PUBLISHED[name]
 
 
-def config_of(name: str, shape: ModelShape) -> Any:
-    common: dict[str, Any] = {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate or 1,
-        "tie_word_embeddings": shape.tied,
-    }
-    if shape.experts:
-        moe = {"num_experts": shape.experts, "num_experts_per_tok": 8, "moe_intermediate_size": shape.expert_width}
-        return Qwen3MoeConfig(**common, **moe)
-    if name.startswith("qwen3"):
-        return Qwen3Config(**common)
-    return LlamaConfig(**common) if name.startswith(("llama", "deepseek-llm")) else Qwen2Config(**common)
-
-
 @pytest.mark.parametrize("name", [name for name in SHAPES if not name.startswith(("gemma", "qwen3-235b"))])
 def test_the_parameters_are_those_of_the_model_class(name: str) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(name, SHAPES[name]))
+        model = AutoModelForCausalLM.from_config(configuration_of(name, SHAPES[name]))
     assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters
 
 
@@ -100,7 +81,7 @@ def test_an_unknown_model_has_no_shape(path: str) -> None:
 
 def test_a_folder_on_this_disk_is_read(tmp_path: Path) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of("qwen3-0.6b", SHAPES["qwen3-0.6b"]))
+        model = AutoModelForCausalLM.from_config(configuration_of("qwen3-0.6b", SHAPES["qwen3-0.6b"]))
     model.config.save_pretrained(tmp_path)
     assert shape_of_folder(tmp_path) == SHAPES["qwen3-0.6b"]
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
