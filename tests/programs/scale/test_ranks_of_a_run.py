@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 A, R, C = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "critic"
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -81,6 +84,62 @@ def test_several_ranks_make_the_run_of_one_process(bench: Any, weights: Any, cas
     assert moved > 1e-4, "the example must move"
     # AdamW divides by the root of its own square: rounding of a component near 0 moves its weight by a part of lr.
     assert apart < 0.05 * moved
+
+
+@pytest.mark.parametrize("recipe", ["gmpo_qwen2_5_7b_math", "gmpo_dapo_qwen2_5_7b_math", "gmpo_dapo_qwen3_30b_math"])
+@pytest.mark.usefixtures("cluster")
+def test_the_published_recipes_run_on_ranks_as_in_one_process(bench: Any, tmp_path: Path, recipe: str) -> None:
+    """With their own objective, rewards and sharding, at the smallest scale: HSDP and divided sequences on 4 ranks, and
+    a mixture of experts for the recipe of one."""
+    if "30b" in recipe:
+        bench.model = experts(bench.model, tmp_path / "experts")
+    smaller = {
+        "recipe": recipe,
+        f"{A}.ppo_max_token_len_per_gpu": 128,
+        f"{R}.log_prob_max_token_len_per_gpu": 128,
+        f"{R}.name": "hf",
+        f"{R}.tensor_model_parallel_size": 1,
+        "trainer.nnodes": 1,
+        "trainer.total_epochs": 9,
+        "reward_model.reward_kwargs.overlong_buffer_cfg.len": 4,
+    }
+    parallel = {"trainer.n_gpus_per_node": 4}
+    if recipe == "gmpo_qwen2_5_7b_math":
+        smaller |= {f"{A}.ppo_micro_batch_size_per_gpu": 4, f"{R}.log_prob_micro_batch_size_per_gpu": 4}
+    else:
+        parallel |= {f"{A}.ulysses_sequence_parallel_size": 2, f"{A}.fsdp_config.fsdp_size": 2}
+    alone, spread = {**COMMON, **smaller}, {**COMMON, **smaller, **parallel}
+    alone |= {"trainer.n_gpus_per_node": 1, f"{A}.ulysses_sequence_parallel_size": 1, f"{A}.fsdp_config.fsdp_size": -1}
+    one, other = (bench.train(s, run=n, val_rows=bench.rows[:4]) for n, s in (("alone", alone), ("spread", spread)))
+    assert len(one.history) == len(other.history) == 4, "a validation and three steps"
+    for a, b in zip(one.history, other.history, strict=True):
+        close(a, b)
+
+
+def experts(like: Path, folder: Path) -> Path:
+    """A mixture of 8 experts with the tokenizer of another folder."""
+    shutil.copytree(like, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    vocabulary = AutoConfig.from_pretrained(like).vocab_size
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = Qwen3MoeConfig(
+        vocab_size=vocabulary,
+        **sizes,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        intermediate_size=1,
+        eos_token_id=AutoConfig.from_pretrained(like).eos_token_id,
+        initializer_range=0.1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.usefixtures("cluster")
