@@ -309,7 +309,8 @@ def _sft_overview(data: Demonstrations, facts: PolicyFacts, folder: Path) -> str
 
 
 def _where(facts: PolicyFacts) -> str:
-    return f"{facts.parameters:,} parameters on {facts.where}"
+    part = "" if facts.trained in (0, facts.parameters) else f", of which adapters train {facts.trained:,},"
+    return f"{facts.parameters:,} parameters{part} on {facts.where}"
 
 
 def _problems(part: EncodedProblems) -> str:

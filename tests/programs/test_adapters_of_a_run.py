@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import gmpo
@@ -27,7 +29,12 @@ def logits(model: Any) -> torch.Tensor:
 def test_a_run_goes_on_bit_for_bit_and_is_merged(
     bench: Any, lines: Callable[[Path], Any], command: Callable[..., Any]
 ) -> None:
-    straight = bench.train(FOUR, run="straight")
+    said = Console(record=True, width=200, file=StringIO())
+    straight = bench.train(FOUR, run="straight", console=said)
+    base_size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(bench.model).parameters())
+    # One layer of width 32 with 2 heads of 16, 1 of keys, and 64 inside: rank 4 on 7 products.
+    small = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    assert f"{base_size + small:,} parameters, of which adapters train {small:,}, on cpu" in said.export_text()
     bench.train({**FOUR, "trainer.total_training_steps": 2}, run="two")
     rest = bench.train(FOUR, run="two")
     assert rest.steps == 4

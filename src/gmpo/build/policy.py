@@ -57,6 +57,8 @@ class PolicyFacts:
     """What a program must know of its policy, wherever that is."""
 
     parameters: int
+    trained: int
+    """Of them, those that are trained: all, or the adapters'."""
     where: str
     """On which device, for people."""
     stop_ids: frozenset[int]
@@ -84,8 +86,11 @@ class Policy:
     @property
     def facts(self) -> PolicyFacts:
         """What others must know of it."""
-        size = sum(p.numel() for p in self.model.parameters())
-        return PolicyFacts(size, describe(self.device), self.stop_ids, self.pad_id, self.notes)
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        trained = sum(size for size, trains in sizes if trains)
+        return PolicyFacts(
+            sum(size for size, _ in sizes), trained, describe(self.device), self.stop_ids, self.pad_id, self.notes
+        )
 
 
 def policy_source(config: Config) -> ModelSource:

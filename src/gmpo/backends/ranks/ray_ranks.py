@@ -28,6 +28,8 @@ PULSE_S = 5.0
 """Seconds between two questions for a sign of life."""
 SETTLE_S = 3.0
 """Seconds in which, after a first failure, others are awaited: who lost a partner is heard before the partner's end."""
+KNOCKING_S = 20.0
+"""Seconds in which a cluster must answer."""
 STARTING_S = 300.0
 """Seconds for the processes to start: the nodes of a cluster may have to load the libraries from a slow disk."""
 
@@ -89,6 +91,7 @@ class RayRanks:
         terminate = signal.getsignal(signal.SIGTERM)
         try:
             if plan.address is not None:
+                _knock(plan.address)
                 ray.init(address=plan.address, **options)
             else:
                 # A path of Ray's sockets must be shorter than 108 characters, which a project's own folder seldom is.
@@ -309,6 +312,13 @@ class _Watch:
             named = self.ranks._named(silent[0])
             patience = self.ranks.plan.patience
             raise self.ranks._lost(f"{named} has given no sign of life for {patience:.0f} s", phase)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError: nobody listens at `host:port`, for which Ray would wait without an end."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCKING_S).close()
 
 
 def _first_line(error: BaseException) -> str:
