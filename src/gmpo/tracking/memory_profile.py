@@ -133,10 +133,10 @@ def memory_table(before: Mapping[str, int], resident: int, found: Peak | None) -
     if found is None:
         return "\n".join([*lines, "what was allocated in the step: this version of torch does not tell"])
     lines.append(f"at the peak, in phase {found.phase or 'none'}: {found.total / MIB:,.1f} MiB more, by operation")
-    for name, size, count in found.parts[:SHOWN]:
-        lines.append(f"{size / MIB:12,.1f}  {name} ({count})")
-    if rest := sum(size for _, size, _ in found.parts[SHOWN:]):
-        lines.append(f"{rest / MIB:12,.1f}  {len(found.parts) - SHOWN} others")
+    shown = [part for part in found.parts[:SHOWN] if part[1] >= 0.05 * MIB]  # what is not 0.0 as it is printed
+    lines += [f"{size / MIB:12,.1f}  {name} ({count})" for name, size, count in shown]
+    if rest := sum(size for _, size, _ in found.parts[len(shown) :]):
+        lines.append(f"{rest / MIB:12,.1f}  {len(found.parts) - len(shown)} others")
     return "\n".join(lines)
 
 
