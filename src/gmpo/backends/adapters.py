@@ -44,8 +44,8 @@ class AdapterSettings:
     """The section of settings, for messages."""
 
 
-def add_adapters(model: PreTrainedModel, settings: AdapterSettings, base: str) -> int:
-    """Freeze the model, and give its layers adapters that add nothing yet; returns how many layers.
+def add_adapters(model: PreTrainedModel, settings: AdapterSettings, base: str) -> None:
+    """Freeze the model, and give its layers adapters that add nothing yet.
 
     Args:
         base: path or name of the model, which is written beside the adapter.
@@ -81,7 +81,6 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings, base: str) -
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
-    return len(adapted)
 
 
 def put_adapters(model: PreTrainedModel, config: Any) -> None:
@@ -129,7 +128,7 @@ def is_adapter(parameter: str) -> bool:
 
 def adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The linear layers with an adapter, by name."""
-    if adapter_config(model) is None and not any(map(_tuned, model.modules())):
+    if adapter_config(model) is None:
         return
     linear = import_module("peft.tuners.lora").Linear
     yield from ((name, module) for name, module in model.named_modules() if type(module) is linear)

@@ -51,10 +51,10 @@ class SequenceGroup:
         known: list[Any] = [None] * self.size
         dist.all_gather_object(known, list(costs), group=self.handle)
         # Each into the first pass with room, the dearest first: the same on all ranks.
-        order = sorted((-cost, rank, i) for rank, own in enumerate(known) for i, cost in enumerate(own))
+        pieces = [(cost, rank, i) for rank, own in enumerate(known) for i, cost in enumerate(own)]
         loads: list[int] = []
         rows: list[list[Tensor]] = []
-        for cost, rank, i in ((-c, r, i) for c, r, i in order):
+        for cost, rank, i in sorted(pieces, key=lambda piece: -piece[0]):
             place = next((p for p, load in enumerate(loads) if load + cost <= limit), len(loads))
             if place == len(loads):
                 loads.append(0)

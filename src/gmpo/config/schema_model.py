@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmpo.config.fields import Name, Place, Section, Text, setting
+from gmpo.config.fields import Place, Text, setting
+from gmpo.config.schema_training import Adapters
 
 
-class Model(Section):
+class Model(Adapters):
     """The model that is trained."""
 
     path: Place | None = setting(
@@ -37,15 +38,6 @@ class Model(Section):
     custom_chat_template: Text | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
     )
-    lora_rank: int = setting(
-        0, "Rank of low-rank adapters (LoRA), which alone are trained then; 0 trains all weights. Needs peft.", ge=0
-    )
-    lora_alpha: int = setting(16, "Adapters count alpha / rank times.", ge=1)
-    target_modules: Text | tuple[Name, ...] = setting(
-        "all-linear",
-        "Layers with an adapter: all-linear (all but the head), a list of ends of their names, or one expression.",
-    )
-    exclude_modules: tuple[Name, ...] = setting((), "Layers without one, in the same way.")
 
     @property
     def source(self) -> str:

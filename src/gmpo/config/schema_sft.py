@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gmpo.config.fields import Name, Place, Section, Text, setting
 from gmpo.config.schema import Device, LoggerName
-from gmpo.config.schema_training import RUN_FOLDER, Schedule
+from gmpo.config.schema_training import RUN_FOLDER, Adapters, Schedule
 from gmpo.limits import LARGEST_SEED
 
 LARGEST_MICRO_BATCH = 32
@@ -44,7 +44,7 @@ class SftData(Section):
     max_samples: int = setting(-1, "Use only so many demonstrations. -1 uses all.", ge=-1)
 
 
-class SftModel(Section):
+class SftModel(Adapters):
     """The model that is trained."""
 
     path: Place | None = setting(
@@ -63,15 +63,6 @@ class SftModel(Section):
     custom_chat_template: Text | None = setting(
         None, "Jinja chat template to use in place of the tokenizer's. null keeps the tokenizer's."
     )
-    lora_rank: int = setting(
-        0, "Rank of low-rank adapters (LoRA), which alone are trained then; 0 trains all weights. Needs peft.", ge=0
-    )
-    lora_alpha: int = setting(16, "Adapters count alpha / rank times.", ge=1)
-    target_modules: Text | tuple[Name, ...] = setting(
-        "all-linear",
-        "Layers with an adapter: all-linear (all but the head), a list of ends of their names, or one expression.",
-    )
-    exclude_modules: tuple[Name, ...] = setting((), "Layers without one, in the same way.")
 
     @property
     def source(self) -> str:

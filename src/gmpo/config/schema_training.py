@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gmpo.config.fields import Section, setting
+from gmpo.config.fields import Name, Section, Text, setting
 
 ONE_STRATEGY = "FSDP2 shards the parameters of several ranks, under either name"
 ONE_PROCESS = "this version keeps parameters and optimizer state where they are computed with"
@@ -17,6 +17,20 @@ Schedule = Literal["constant", "cosine", "linear"]
 Contents = tuple[Literal["model", "optimizer", "extra", "hf_model"], ...]
 Precision = Literal["fp32", "bf16"]
 Strategy = Literal["fsdp", "fsdp2"]
+
+
+class Adapters(Section):
+    """Low-rank adapters of a model that is trained."""
+
+    lora_rank: int = setting(
+        0, "Rank of low-rank adapters (LoRA), which alone are trained then; 0 trains all weights. Needs peft.", ge=0
+    )
+    lora_alpha: int = setting(16, "Adapters count alpha / rank times.", ge=1)
+    target_modules: Text | tuple[Name, ...] = setting(
+        "all-linear",
+        "Layers with an adapter: all-linear (all but the head), a list of ends of their names, or one expression.",
+    )
+    exclude_modules: tuple[Name, ...] = setting((), "Layers without one, in the same way.")
 
 
 class Optim(Section):
