@@ -19,7 +19,8 @@ set -euo pipefail
 nodes=${SLURM_JOB_NUM_NODES:?this script is for sbatch}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 run=${RUN_FOLDER:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_ID}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${head%%$'\n'*}
 address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
 address=${address%% *}
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs that share a node must not share it
