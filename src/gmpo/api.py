@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gmpo.build.identity import MOMENT
 from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
-from gmpo.build.policy import PolicyFacts, load_policy, policy_weights
+from gmpo.build.policy import PolicyFacts, load_policy
 from gmpo.build.programs import (
     Demonstrations,
     TrainingData,
@@ -162,14 +162,14 @@ def _validate(
     ):
         _start_graders(rewards, data, run, log)
         keep = partial(_keep_validation, run.writer, console, c)
-        policy, collector, evaluate = build_validator(data, rewards, keep, run.tracker.activity)
+        parts = build_validator(data, rewards, keep, run)
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
         checkpoint = run.start.checkpoint
-        step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
-        run.say(f"{_problems(data.problems)}; {_where(policy.facts)} -> {run.records}")
-        _say_notes(run, policy.facts)
-        with closing(collector.sampler):
-            validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
+        with closing(parts):
+            step = 0 if checkpoint is None else load_policy(parts.read, checkpoint, allowed)
+            run.say(f"{_problems(data.problems)}; {_where(parts.facts)} -> {run.records}")
+            _say_notes(run, parts.facts)
+            validate(parts.weights(step), sampler=parts.sampler, evaluate=parts.evaluate, tracker=run.tracker)
     return Run(run.folder, Path(c.actor_rollout_ref.model.source), step, step, tuple(run.tracker.history))
 
 

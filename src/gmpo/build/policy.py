@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,10 @@ from gmpo.backends.models import (
     stop_token_ids,
     what_is_left_out,
 )
-from gmpo.backends.storage import load_model as load_weights
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.backends.weights import LiveWeights
 from gmpo.config import Config, SftConfig
 from gmpo.config.schema_model import Model
 from gmpo.config.schema_sft import SftModel
-from gmpo.ports import WeightSource
 from gmpo.records.run_folder import RankPlace
 from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
 
@@ -155,10 +152,11 @@ def _policy(
     return Policy(model, tokenizer, device, stop_ids, pad, longest, (*beyond, *what_is_left_out(model)))
 
 
-def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
+def load_policy(read: Callable[[Path, str], object], checkpoint: Path, contents: Sequence[str]) -> int:
     """Put a checkpoint's weights into a policy, without optimizer or critic; returns the number of steps behind them.
 
     Args:
+        read: reads the policy from a folder, as `storage.load_model`, wherever it is.
         contents: what may be loaded, as `actor.checkpoint.load_contents`.
 
     Raises:
@@ -166,13 +164,8 @@ def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> in
     """
     with naming_an_older(checkpoint, "trainer.resume_mode=resume_path trainer.resume_from_path={older} validates it."):
         content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
-        load_weights(policy.model, checkpoint / "actor", content)
+        read(checkpoint / "actor", content)
         return step_of(checkpoint)
-
-
-def policy_weights(policy: Policy, version: int) -> WeightSource:
-    """A policy that nobody trains, for a sampler; `version` steps of training are behind it."""
-    return LiveWeights(policy.model, version)
 
 
 def decode_answers(

@@ -33,6 +33,7 @@ from gmpo.build.policy import (
     PolicyFacts,
     build_policy,
     build_supervised_learner,
+    policy_source,
     supervised_source,
 )
 from gmpo.config import Config, SftConfig
@@ -55,6 +56,17 @@ class Job:
     total_steps: int
     product: Product
     """The float32 products in effect in the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationJob:
+    """The same of a validation on its own."""
+
+    config: Config
+    tokenizer: PreTrainedTokenizerBase
+    longest_prompt: int
+    """Tokens."""
+    product: Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,23 @@ def start_ranks(
     return facts, learner, RankedSampler(ranks, drew)
 
 
+def start_validating_ranks(
+    job: ValidationJob, folder: Path, drew: Callable[[int], object]
+) -> tuple[PolicyFacts, Ranks, RankedSampler]:
+    """The same for a validation on its own: every rank has the whole policy and samples its share of the answers."""
+    config: Config = job.config
+    ranks, facts = _started(
+        config,
+        folder,
+        [policy_source(config).path],
+        config.actor_rollout_ref.actor.fsdp_config.dtype,
+        float(config.actor_rollout_ref.nccl_timeout),
+        partial(build_validating_rank, job),
+        "loading the model",
+    )
+    return facts, ranks, RankedSampler(ranks, drew)
+
+
 def start_supervised_ranks(job: SupervisedJob, folder: Path) -> tuple[PolicyFacts, RankedLearner]:
     """The same for supervised fine-tuning, which samples nothing."""
     models = [supervised_source(job.config).path]
@@ -122,11 +151,12 @@ def _started(
     except ImportError as error:
         why = f"several ranks are started by Ray, which cannot be imported ({error}): {INSTALL}"
         raise BackendError(why) from error
-    world = config.devices
+    nodes, world = config.trainer.nnodes, config.devices
     plan = ray_ranks.RayPlan(
-        world=world,
+        nodes=nodes,
+        ranks_a_node=world // nodes,
         device=pick_device(config.trainer.device, dtype).torch.type,
-        threads=max(1, torch.get_num_threads() // world),
+        threads=max(1, torch.get_num_threads() // (world // nodes)),
         patience=patience,
         address=os.environ.get("RAY_ADDRESS"),
     )
@@ -140,8 +170,9 @@ def _started(
     except BaseException:
         ranks.close()
         raise
+    on_nodes = f" on {nodes} nodes" if nodes > 1 else ""
     ranks_of: tuple[RankPlace, ...] = tuple({"rank": w.rank, "host": w.host, "pid": w.pid} for w in ranks.where)
-    return ranks, replace(facts, where=f"{world} ranks under Ray, {facts.where} each", ranks=ranks_of)
+    return ranks, replace(facts, where=f"{world} ranks under Ray{on_nodes}, {facts.where} each", ranks=ranks_of)
 
 
 def build_rank(job: Job, member: Member) -> RankParts:
@@ -160,6 +191,14 @@ def build_rank(job: Job, member: Member) -> RankParts:
     }
     _spread(learner, device, member, actor.fsdp_config.fsdp_size, degrees)
     return RankParts(learner, sampler, facts)
+
+
+def build_validating_rank(job: ValidationJob, member: Member) -> RankParts:
+    """Load the policy of a validation in a rank's process."""
+    config: Config = job.config
+    device = _device(config, config.actor_rollout_ref.actor.fsdp_config.dtype, job.product)
+    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
+    return RankParts(None, build_sampler(config, policy, lambda tokens: None), policy.facts, policy.model)
 
 
 def build_supervised_rank(job: SupervisedJob, member: Member) -> RankParts:
