@@ -208,9 +208,7 @@ def test_a_validation_on_two_ranks_is_that_of_one_process(bench: Any) -> None:
         shared = {key: value for key, value in one.items() if not key.startswith(("timing_s/", "perf/"))}
         assert "val/pass@1" in shared
         assert {key: other[key] for key in shared} == shared, name
-        records = [
-            sorted((bench.folder / ("base" if name == "base" else "run") / "val_only").iterdir())[i] for i in (-2, -1)
-        ]
+        made = sorted((bench.folder / ("base" if name == "base" else "run") / "val_only").iterdir())
         texts = [[file.read_text() for file in sorted((folder / "validation").iterdir())] for folder in made[-2:]]
         assert texts[0] == texts[1] != [], name
     assert run.steps == 3
