@@ -23,8 +23,8 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1195, "the command that exports a model, the option that simulates"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (3965, "ranks on several nodes, placed together; a validation on ranks"),
-    "build": (2515, "a validation on its own on several ranks"),
+    "backends": (4010, "ranks on several nodes, placed together; one rank reads a model and hands it out"),
+    "build": (2555, "a validation on its own on several ranks; who of them reads models"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3555, "several ranks, and which of them share sequences; adapters; the time a scheduler leaves"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),

@@ -19,8 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.devices import Device, pick_device, use_any_length
 from gmpo.backends.learner import LocalLearner, Part
+from gmpo.backends.models import Loading
+from gmpo.backends.passes import BatchModule
 from gmpo.backends.products import Product, take_product
 from gmpo.backends.ranks.group import Ranks, prepare_ray
+from gmpo.backends.ranks.handing_out import hand_out, hand_out_buffers, kept_whole
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.proof import proof_in
 from gmpo.backends.ranks.rank import Member, RankParts
@@ -180,9 +183,12 @@ def build_rank(job: Job, member: Member) -> RankParts:
     config: Config = job.config
     actor = config.actor_rollout_ref.actor
     device = _device(config, actor.fsdp_config.dtype, job.product)
-    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
+    loading = _loading(device, member)
+    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt, loading=loading)
     learner, beyond = build_learner(config, policy, job.total_steps)
-    sampler = build_sampler(config, policy, lambda tokens: None, deepcopy(policy.model).requires_grad_(False))
+    copied: Any = deepcopy(policy.model).requires_grad_(False)
+    hand_out_buffers(copied.to(device.torch))
+    sampler = build_sampler(config, policy, lambda tokens: None, copied)
     facts = replace(policy.facts, notes=(*policy.notes, *beyond))
     degrees: dict[Part, int] = {
         "policy": actor.ulysses_sequence_parallel_size,
@@ -204,7 +210,9 @@ def build_validating_rank(job: ValidationJob, member: Member) -> RankParts:
 def build_supervised_rank(job: SupervisedJob, member: Member) -> RankParts:
     """Load the model of supervised fine-tuning in a rank's process and shard it."""
     device = _device(job.config, None, job.product)
-    learner, policy = build_supervised_learner(job.config, job.tokenizer, device, job.total_steps, longest=job.longest)
+    learner, policy = build_supervised_learner(
+        job.config, job.tokenizer, device, job.total_steps, longest=job.longest, loading=_loading(device, member)
+    )
     _spread(learner, device, member, -1, {"policy": 1})
     return RankParts(learner, None, policy.facts)
 
@@ -216,7 +224,18 @@ def _device(config: Config | SftConfig, dtype: str | None, product: Product) -> 
     return device
 
 
+def _loading(device: Device, member: Member) -> Loading:
+    """The first rank reads, into the memory of its machine: a device never has more than its shards and a tensor."""
+    return Loading(Device(torch.device("cpu"), device.compute), reads=member.rank == 0)
+
+
 def _spread(learner: LocalLearner, device: Device, member: Member, size: int, degrees: Mapping[Part, int]) -> None:
     mesh = make_mesh(device.torch, member.world, size)
     groups = {n: sequence_group(device.torch, member.world, member.rank, n) for n in sorted(set(degrees.values()))}
-    learner.spread(lambda module, part: shard(module, mesh, device, groups[degrees[part]]))
+
+    def spread(module: BatchModule, part: Part) -> None:
+        whole = kept_whole(module.model)
+        shard(module, mesh, device, groups[degrees[part]])
+        hand_out(module.model, whole)
+
+    learner.spread(spread)
