@@ -118,7 +118,7 @@ def train(
         return _validate(resolved, val_rows, functions, reward_weights, console, label)
     _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
     data = read_training(resolved, rows, val_rows, functions, reward_weights, label)
-    store = partial(build_store, c, data_sources(data.problems))
+    store = partial(build_store, c, resolved.to_yaml(), data_sources(data.problems))
     with opened_run(resolved, data.opening, console=console, store=store) as run:
         if run.done:
             return _finished(run, data.length.total_steps)

@@ -222,6 +222,10 @@ class Tracker(Protocol):
         """Open the record of training step `number`; it is written out when the context ends without an error."""
         ...
 
+    def sync(self) -> None:
+        """Have the disk hold all that was recorded so far."""
+        ...
+
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a validation outside of any training step (the one before training)."""
         ...

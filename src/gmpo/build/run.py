@@ -172,6 +172,7 @@ def build_evaluation(
         sampling_params(config.actor_rollout_ref.rollout.val_kwargs, data.max_response_length),
         batch_size=data.val_batch_size,
         keep=keep,
+        keep_best=config.trainer.keep_best,
     )
 
 
@@ -224,14 +225,19 @@ def build_gather(
     )
 
 
-def build_store(config: Config, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]) -> Store:
-    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one."""
+def build_store(
+    config: Config, settings: str, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]
+) -> Store:
+    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one.
+    `settings` is all of them as YAML."""
     trainer, data, contents = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
         start.folder,
         save_contents=contents.save_contents,
         load_contents=contents.load_contents,
         resume=start.checkpoint,
+        damaged=start.damaged,
+        settings=settings,
         keep=trainer.max_actor_ckpt_to_keep,
         behind=contents.async_save,
         data={

@@ -181,6 +181,13 @@ class Trainer(Section):
     max_actor_ckpt_to_keep: int | None = setting(
         None, "Keep only the newest so many checkpoints. null keeps all.", ge=1, role="bookkeeping"
     )
+    keep_best: bool = setting(
+        False,
+        "Write a checkpoint after every validation that is better than all before (val/pass@1), and keep the best one "
+        "beside the newest.",
+        own=True,
+        role="bookkeeping",
+    )
     max_critic_ckpt_to_keep: int | None = setting(
         None,
         "Keep only the newest so many checkpoints of the critic.",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gmpo.records.durable import write_atomically
 from gmpo.records.run_folder import (
     CONFIG,
     ENVIRONMENT,
@@ -23,7 +24,6 @@ from gmpo.records.run_folder import (
     Status,
     holds_run,
     legs_kept,
-    write_atomically,
     write_run,
 )
 from gmpo.tracking.environment import differing

@@ -230,6 +230,10 @@ class RunTracker:
         metrics |= peak_memory()
         self._send(number, metrics)
 
+    def sync(self) -> None:
+        with recording("the records of the run"):
+            self.writer.held.sync()
+
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         if metrics:
             self._send(step, {**metrics, "training/global_step": step})

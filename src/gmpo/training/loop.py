@@ -16,7 +16,7 @@ from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
 from gmpo.training.interrupt import StepAbandonedError, Stop
 from gmpo.training.scoring import Scoring
-from gmpo.training.state import CREDIT, GATHER, PRODUCER, Stateful, capture, restore
+from gmpo.training.state import CREDIT, EVALUATION, GATHER, PRODUCER, Stateful, capture, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Parts:
         except (GmpoError, StepAbandonedError) as error:
             said = [rec.failed(error.answers)] if isinstance(error, GradingError) and error.answers else []
             if step > 0:
-                said.append(self.store.keep_going(self.learner, before))
+                said.append(self.store.keep_going(self.learner, before, spare=self.evaluate.spare))
             if isinstance(error, StepAbandonedError) or not said:
                 raise
             raise type(error)(" ".join([str(error), *said])) from error
@@ -89,7 +89,14 @@ class Parts:
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts that a checkpoint has an entry of, by its name there."""
-        return {PRODUCER: self.gather.producer, GATHER: self.gather, CREDIT: self.credit}
+        parts: dict[str, Stateful] = {PRODUCER: self.gather.producer, GATHER: self.gather, CREDIT: self.credit}
+        return {**parts, EVALUATION: self.evaluate}
+
+    def publish(self) -> None:
+        """What was recorded of the step is on the disk, and then its checkpoint, if there is one, takes its place."""
+        if self.store.pending:
+            self.tracker.sync()
+            self.store.publish()
 
     def resume(self) -> int:
         """Go on from the checkpoint that the store chooses, if there is one; returns the steps behind it."""
@@ -97,6 +104,7 @@ class Parts:
         if state is None:
             return 0
         restore(state, self.stateful)
+        self.store.settle(state.step, spare=self.evaluate.spare)
         return state.step
 
 
@@ -142,9 +150,10 @@ def train(plan: Plan, run: Parts) -> int:
                 with rec.time("testing"):
                     rec.add(run.evaluate(step))
             stopping = run.stop.step_ended()  # asked once: a later signal must not end the loop without a checkpoint
-            if plan.due(plan.save_freq, step) or stopping:
+            if plan.due(plan.save_freq, step) or stopping or run.evaluate.spare == step:
                 with rec.time("save_checkpoint"):
-                    run.store.save(run.learner, capture(step, run.stateful))
+                    run.store.save(run.learner, capture(step, run.stateful), spare=run.evaluate.spare)
+        run.publish()
     return step
 
 
