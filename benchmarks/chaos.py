@@ -4,8 +4,8 @@ leaves with the run that nobody disturbed: weights by hash, metrics (all but tim
     python benchmarks/chaos.py --random 200 --each 5 --json benchmarks/results/chaos.json
 
 A named point is a call on the run's files (open for writing, rename, mkdir, remove, sync, a write of tensors), the
-start of a phase, or a reply of a grader. They are not listed by hand: an undisturbed run is watched, and every call that
-it makes is one, numbers in names left out. Kills come before the call; those named `written` after it.
+start of a phase, or a reply of a grader. They are not listed by hand: an undisturbed run is watched, and every call
+that it makes is one, numbers in names left out. Kills come before the call; those named `written` after it.
 """
 
 from __future__ import annotations

@@ -151,12 +151,13 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
         gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet \\
           data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
 
-    The model is RUN_FOLDER/huggingface. Every key stands in docs/configuration.md, the rows in docs/data.md.
+    The model is RUN_FOLDER/huggingface. Ctrl-C finishes the update and writes a checkpoint; the same command goes on.
+    Every key stands in docs/configuration.md, the rows in docs/data.md.
     """
     console = Console()
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "sft")(resolved, console=console)
-    _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
+    _report_end(console, run, f"the model so far: {run.model}; the same command goes on from the checkpoint")
 
 
 @app.command()

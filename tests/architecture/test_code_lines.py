@@ -24,22 +24,16 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1195, "the command that exports a model, the option that simulates"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
     "backends": (3925, "low-rank adapters; sequences that ranks compute together; checkpoints in parts; node proofs"),
-    "build": (2510, "a damaged checkpoint is passed over for the one before it"),
+    "build": (2540, "checkpoints of fine-tuning; a damaged checkpoint is passed over for the one before it"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
-    "config": (
-        3590,
-        "the best checkpoint, when a stop is waited for; several ranks, and which of them share sequences; adapters; the time a scheduler leaves",
-    ),
+    "config": (3600, "checkpoints of fine-tuning; the best one; what is done about alarms and stops"),
     "data": (1560, "sizes that cannot be are refused; the pace of what takes long"),
     "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (880, "files that are synced, sealed by their hashes and exchanged without a gap"),
     "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
     "tracking": (975, "records are on the disk before the checkpoint of their step is"),
-    "training": (
-        1610,
-        "the best validation is remembered; a checkpoint takes its place after the records of its step; what is whole is found out",
-    ),
+    "training": (1625, "a checkpoint takes its place after its records; the best validation; fine-tuning resumes"),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50

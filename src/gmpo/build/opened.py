@@ -143,8 +143,8 @@ def opened_run(
 
 
 def _expiry(config: Config | SftConfig) -> Expiry | None:
-    """When the job of a training is ended; fine-tuning has no checkpoint to go on from, and is worth its last step."""
-    return Expiry.of(os.environ, config.trainer.esi_redundant_time) if isinstance(config, Config) else None
+    """When the job is ended."""
+    return Expiry.of(os.environ, config.trainer.esi_redundant_time if isinstance(config, Config) else 0.0)
 
 
 @contextmanager

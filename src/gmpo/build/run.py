@@ -254,6 +254,32 @@ def build_store(
     )
 
 
+def build_supervised_store(
+    config: SftConfig, settings: str, demonstrations: Sequence[Problem], start: Start, tell: Callable[[str], None]
+) -> Store:
+    """Checkpoints of fine-tuning, see `build_store`."""
+    contents = ("model", "optimizer", "extra")
+    return Store(
+        start.folder,
+        save_contents=contents,
+        load_contents=contents,
+        resume=start.checkpoint,
+        damaged=start.damaged,
+        settings=settings,
+        keep=config.trainer.max_ckpt_to_keep,
+        behind=True,
+        data={
+            "demonstrations": len(demonstrations),
+            "content of the demonstrations": content_hash(demonstrations),
+            "data.train_batch_size": config.data.train_batch_size,
+            "trainer.seed": config.trainer.seed,
+        },
+        other_settings=bool(start.changes.identity),
+        other_data=config.trainer.allow_changed_config,
+        tell=tell,
+    )
+
+
 def build_scoring(config: Config, learner: Learner, sampler: Sampler) -> Scoring:
     """What is computed at the start of a step."""
     tolerance = config.actor_rollout_ref.rollout.log_prob_tolerance

@@ -265,7 +265,7 @@ def _going_on(start: Start, then: RunRecord, *, named: bool) -> Start:
     if then.status == "finished":
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
-            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. "
+            " (trainer.save_freq was off). "
             + (f"{folder / MODEL} can be the model.path of a new run." if has_model(folder) else "")
         )
     if start.changes.identity and then.program == "train":
@@ -332,11 +332,12 @@ def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
 
 def _permission(folder: Path, then: RunRecord, changes: Changes, *, done: bool) -> str:
     """The remedy that is left where changed settings could go on in the folder: from a checkpoint, and to more steps.
-    Supervised fine-tuning has no checkpoints; an unfinished one begins again."""
+    Unfinished fine-tuning without a checkpoint begins again."""
     new_critic = any(difference.key == "critic.enable" and difference.now for difference in changes.identity)
-    if new_critic or (then.status == "finished" if then.program == "sft" else not checkpoints(folder)):
+    saved = bool(checkpoints(folder))
+    if new_critic or (not saved and (then.program == "train" or then.status == "finished")):
         return ""
-    if then.program == "sft":
+    if not saved:
         return f" {PERMISSION}=True begins again here all the same: it replaces what is there, and records the change."
     how = f"with more than its {then.steps} steps goes on" if done else "goes on"
     return f" {PERMISSION}=True {how} here all the same, and the change is recorded."

@@ -218,7 +218,7 @@ class Store:
             write_atomically(self.root / LATEST, str(step))
         self._rotate(step, spare)
 
-    def settle(self, step: int, *, spare: int | None) -> None:
+    def settle(self, step: int, *, spare: int | None = None) -> None:
         """What is still to do of the checkpoint that the run goes on from, where it was killed after it took its place:
         the newest-step file, and those that are too many."""
         if self.resume is not None and self.resume.parent.resolve() == self.root.resolve():

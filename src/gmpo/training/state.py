@@ -27,7 +27,8 @@ FORMAT = 3
 one had no list of files with their hashes beside it, and no entry of the validations."""
 FILE, TENSORS = "state.json", "state.safetensors"
 PRODUCER, GATHER, CREDIT, EVALUATION = "producer", "gather", "credit", "evaluation"
-"""Names of parts, as they stand in a checkpoint."""
+LOSSES = "losses"
+"""Names of parts, as they stand in a checkpoint; the last one of fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True)
