@@ -138,13 +138,18 @@ def opened_run(
             stack.enter_context(_written(held))
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
-            stop = stack.enter_context(Stop(say, _expiry(resolved.config)))
+            stop = stack.enter_context(Stop(say, _expiry(resolved.config), within=_patience(resolved.config)))
             yield OpenRun(start, say, start.folder, tracker, writer, stop, opened, folder.ran_on)
 
 
 def _expiry(config: Config | SftConfig) -> Expiry | None:
     """When the job is ended."""
     return Expiry.of(os.environ, config.trainer.esi_redundant_time if isinstance(config, Config) else 0.0)
+
+
+def _patience(config: Config | SftConfig) -> float | None:
+    """Seconds that a signal waits for a step; one of fine-tuning is a single update."""
+    return config.trainer.stop_within_s if isinstance(config, Config) else None
 
 
 @contextmanager

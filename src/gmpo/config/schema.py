@@ -202,6 +202,15 @@ class Trainer(Section):
         ge=0,
         role="bookkeeping",
     )
+    stop_within_s: float | None = setting(
+        60.0,
+        "Seconds that Ctrl-C and SIGTERM leave a step for its sampling and grading. Then the step is given up, and "
+        "a checkpoint of the steps before is written; the same command does it again. An update or a validation that "
+        "has begun is finished in any case. null waits for the step.",
+        own=True,
+        gt=0,
+        role="bookkeeping",
+    )
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0, role="bookkeeping")
     rollout_data_dir: Place | None = setting(
         None, "Folder for all training answers, one JSONL file per step.", role="bookkeeping"

@@ -101,8 +101,8 @@ class SftTrainer(Section):
     )
     default_local_dir: Place = setting(
         None,
-        "The run folder: checkpoints, metrics, the final model. It belongs to one run. If the derived one holds another, a "
-        "folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
+        "The run folder: checkpoints, metrics and the model. It belongs to one run. If the derived one holds another, "
+        "a folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
         derived=RUN_FOLDER,
         role="bookkeeping",
     )

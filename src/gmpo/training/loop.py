@@ -75,7 +75,8 @@ class Parts:
         checkpoint of the steps that are done is written, and the answers that could not be graded are kept."""
         before = capture(step, self.stateful)
         try:
-            yield
+            with self.stop.abandonable():
+                yield
         except (DivergedError, LostRankError):
             raise  # these weights are no checkpoint, and those are out of reach
         except (GmpoError, StepAbandonedError) as error:
