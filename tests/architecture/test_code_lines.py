@@ -31,9 +31,15 @@ BUDGETS: Mapping[str, tuple[int, str]] = {
     "metrics": (580, "whether a policy fell apart, by steps, validations and spoilt answers; what n=1 can say"),
     "ops": (660, "exponentials that underflow; sizes of a GPU, which waits for no excluded ids"),
     "records": (880, "files that are synced, sealed by their hashes and exchanged without a gap"),
-    "rewards": (5705, "what workers print; what graders print is bounded; one answer graded by a call"),
+    "rewards": (
+        5740,
+        "a limit of the processor's time and one by the clock; what workers print; what graders print is bounded; one answer graded by a call",
+    ),
     "tracking": (975, "records are on the disk before the checkpoint of their step is"),
-    "training": (1660, "a stop that gives a step up; a checkpoint takes its place after its records; the best validation; fine-tuning resumes"),
+    "training": (
+        1660,
+        "a stop that gives a step up; a checkpoint takes its place after its records; the best validation; fine-tuning resumes",
+    ),
 }
 """Folder, or `.` for the package's own modules -> (most lines of code, why that many: the reason of the last raise)."""
 SLACK = 50
