@@ -132,6 +132,7 @@ def child(folder: Path, run: str, changes: Mapping[str, Any], *, watch: Hit | No
         watch: is told of every named point, in the child. kill_at: seconds after which the child is killed.
     """
     log = folder / f"{run}.log"
+    log.touch()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:

@@ -195,7 +195,9 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
         permission = _permission(folder, then, changes, done=done)
         raise _AnotherRun(_changed_message(folder, then, changes), f"{REMEDY}{permission}")
     now = continued(now, then)
-    record = replace(now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside)
+    record = replace(
+        now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside, alarms=then.alarms
+    )
     start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
     if done:
         note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."

@@ -202,6 +202,14 @@ class Trainer(Section):
         ge=0,
         role="bookkeeping",
     )
+    alarm: Literal["warn", "stop"] = setting(
+        "warn",
+        "What follows when a step looks wrong: a collapse of rewards or lengths, entropy near zero, over 90 % of the "
+        "answers cut, sampler and learner apart, no variance in any group. Each is said, counted in alarm/*, kept in "
+        "run.json; stop also ends the run, with a checkpoint and exit status 70.",
+        own=True,
+        role="bookkeeping",
+    )
     stop_within_s: float | None = setting(
         60.0,
         "Seconds that Ctrl-C and SIGTERM leave a step for its sampling and grading. Then the step is given up, and "

@@ -65,8 +65,8 @@ class RewardModel(Section):
     )
     grader_timeout_s: float = setting(
         5.0,
-        "Seconds of the processor that one grading may take; then its worker is replaced and the verdict is timeout. By "
-        "the clock it may take four times as long, and the verdict is then grader_error.",
+        "Seconds of the processor that one grading may take; then its worker is replaced, and the verdict is timeout. "
+        "By the clock it may take four times as long, and the verdict is then grader_error.",
         own=True,
         gt=0,
     )

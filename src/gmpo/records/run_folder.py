@@ -51,6 +51,10 @@ RankPlace = Mapping[str, int | str]
 """Where one of several ranks is: `{"rank": 0, "host": "node-1", "pid": 4711}`; one process has none."""
 
 
+Alarm = Mapping[str, int | str]
+"""What looked wrong while the run went on: `{"step": 40, "name": "entropy", "text": ".."}`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A setting, or the content behind one, that is not what it was. Example: `Difference("optim.lr", 1e-6, 5e-6)`."""
@@ -117,6 +121,8 @@ class RunRecord:
     legs: tuple[Leg, ...] = ()
     outside: tuple[str, ...] = ()
     """Files and folders elsewhere to which the run records, for example `trainer.rollout_data_dir`."""
+    alarms: tuple[Alarm, ...] = ()
+    """The first step of each alarm in each leg."""
     gmpo: str = __version__
     """The version that wrote the record."""
     format: int = FORMAT
@@ -153,7 +159,8 @@ def read_run(folder: Path) -> RunRecord | None:
                 f"which reads formats up to {FORMAT}. Use that version, or a later one."
             )
         legs = tuple(_leg(leg) for leg in saved.pop("legs"))
-        record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
+        tuples = {name: tuple(saved.get(name, ())) for name in ("outside", "alarms")}
+        record = RunRecord(**{**saved, **tuples}, legs=legs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_record(file, error) from error
     if record.status == "running":

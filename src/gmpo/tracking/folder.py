@@ -61,6 +61,8 @@ class RunFolder:
         self.environment = environment
         self.say = say
         self.started = False
+        self.stopped_by = "Ctrl-C or SIGTERM"
+        """Why a run ends that is not finished."""
         self._before: bytes | None = None
         self._claimed = False
 
@@ -76,8 +78,16 @@ class RunFolder:
         """Where the ranks of the leg are; told before it begins."""
         self.leg = replace(self.leg, ranks=ranks)
 
+    def alarmed(self, step: int, name: str, text: str) -> None:
+        """Something looks wrong."""
+        alarm: dict[str, int | str] = {"step": step, "name": name, "text": text}
+        self.record = replace(self.record, alarms=(*self.record.alarms, alarm))
+        self._write_record()
+
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = tuple(alarm for alarm in self.record.alarms if int(alarm["step"]) <= step)
+        self.record = replace(self.record, alarms=earlier)
         for place in (self.folder / SAMPLES, self.folder / VALIDATION, *map(Path, self.record.outside)):
             for file in place.glob("*.jsonl"):
                 if file.stem.isdecimal() and int(file.stem) > step:

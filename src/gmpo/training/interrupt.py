@@ -27,6 +27,8 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 AGAIN = 75
 """Exit status of a run that a scheduler ended: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+ALARMED = 70
+"""Exit status of a run that an alarm ended (EX_SOFTWARE)."""
 EXPIRIES = (
     "SLURM_JOB_END_TIME",
     "MLP_CURRENT_CAPACITY_BLOCK_EXPIRATION_TIMESTAMP",
@@ -79,8 +81,8 @@ class Stop:
     ) -> None:
         self.requested = False
         self.code = 0
-        """Exit status of a program that ends by it: 130 by SIGINT, 143 by SIGTERM, `AGAIN` by SIGUSR1 or an expiry; 0
-        before any."""
+        """Exit status of a program that ends by it: 130 by SIGINT, 143 by SIGTERM, `AGAIN` by SIGUSR1 or an expiry,
+        `ALARMED` by an alarm; 0 before any."""
         self._announce = announce
         self._expiry = expiry
         self._clock = clock
@@ -104,6 +106,11 @@ class Stop:
             yield
         finally:
             self._abandonable = False
+
+    def end(self) -> None:
+        """The run shall end now, with a checkpoint of the steps that are done."""
+        self.requested = self._late = True
+        self.code = ALARMED
 
     def step_ended(self) -> bool:
         """Whether the step that was just completed is the last one. Between two calls lie a step, a validation and a

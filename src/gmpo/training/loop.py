@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from gmpo.errors import DivergedError, GmpoError, GradingError, LostRankError
 from gmpo.metrics.updates import step_metrics
-from gmpo.ports import Learner, Sampler, Step, Tracker, WeightSource
+from gmpo.ports import Learner, Sampler, Step, Tracker, Update, WeightSource
 from gmpo.records.batch import Batch, collate
+from gmpo.records.rollout import Group
 from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
 from gmpo.training.evaluation import Evaluation
@@ -87,6 +88,22 @@ class Parts:
                 raise
             raise type(error)(" ".join([str(error), *said])) from error
 
+    def update(self, minis: Sequence[Batch], groups: Sequence[Group], step: int, rec: Step) -> list[Update]:
+        """The updates of the step after `step` steps. The answers of one whose gradient is not finite are kept.
+
+        Raises:
+            DivergedError: too many of them in a row.
+        """
+        updates: list[Update] = []
+        for mini in minis:
+            try:
+                updates.append(self.learner.update(mini, step=step))
+            except DivergedError as error:
+                raise DivergedError(f"{error} {rec.nonfinite(groups, {len(updates): mini})}") from error
+        if skipped := {number: minis[number] for number, update in enumerate(updates) if update.skipped}:
+            rec.nonfinite(groups, skipped)
+        return updates
+
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts that a checkpoint has an entry of, by its name there."""
@@ -130,7 +147,7 @@ def train(plan: Plan, run: Parts) -> int:
                 critic = run.learner.update_critic(credited.batch, step=step)
             with rec.time("update_actor"):
                 minis = plan.mini_batches(credited.batch, step)
-                updates = [run.learner.update(mini, step=step) for mini in minis]
+                updates = run.update(minis, gathered.groups, step, rec)
             with rec.time("update_weights"):
                 run.sampler.load(run.learner.weights(step + 1))
             reported = (critic, gathered.metrics, credited.metrics, scored.metrics)

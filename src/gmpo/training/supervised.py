@@ -9,8 +9,8 @@ import torch
 
 from gmpo.data.demonstrations import EncodedDemonstration
 from gmpo.data.problems import ProblemStream
-from gmpo.errors import CheckpointError
-from gmpo.ports import Learner, Tracker
+from gmpo.errors import CheckpointError, DivergedError
+from gmpo.ports import Learner, Step, Tracker, Update
 from gmpo.records.batch import Batch, pad_left, pad_right
 from gmpo.training.checkpoint import Store
 from gmpo.training.interrupt import Stop
@@ -104,6 +104,25 @@ class LossCourse:
         self._say(line if fell else f"warning: {line}: it did not fall; look at optim.lr")
 
 
+def _update(learner: Learner, batch: Batch, done: int, rec: Step) -> Update:
+    """An update. The demonstrations of one whose gradient is not finite are kept, as token ids."""
+    rows = [
+        {
+            "demonstration": row,
+            "prompt_ids": batch.prompt_ids[row][batch.prompt_mask[row]].tolist(),
+            "answer_ids": batch.response_ids[row][batch.response_mask[row]].tolist(),
+        }
+        for row in range(batch.rows)
+    ]
+    try:
+        update = learner.update(batch, step=done)
+    except DivergedError as error:
+        raise DivergedError(f"{error} {rec.failed(rows)}") from error
+    if update.skipped:
+        rec.failed(rows)
+    return update
+
+
 def fine_tune(
     demonstrations: ProblemStream[EncodedDemonstration],
     *,
@@ -135,7 +154,7 @@ def fine_tune(
     while done < total_steps and not stopping:
         with tracker.step(done + 1) as rec:
             batch = demonstration_batch(demonstrations.take(done), pad_id=pad_id)
-            update = learner.update(batch, step=done)
+            update = _update(learner, batch, done, rec)
             course.add(update.scalars["pg_loss"], update.scalars["lr"])
             rec.add({"train/loss": update.scalars["pg_loss"], "train/lr": update.scalars["lr"]})
             rec.add({"train/grad_norm": update.scalars["grad_norm"], "train/skipped_updates": float(update.skipped)})
