@@ -2,6 +2,10 @@
 leaves with the run that nobody disturbed: weights by hash, metrics (all but times and memory), answers, pass rates.
 
     python benchmarks/chaos.py --random 200 --each 5 --json benchmarks/results/chaos.json
+    python benchmarks/chaos.py --random 0 --each 0 --fail 2
+
+With `--fail`, a call fails instead with `No space left on device`, once or from then on: the run ends with an error of
+gmpo's own, or goes on; either way the next start finds its last good state and ends like the undisturbed run.
 
 A named point is a call on the run's files (open for writing, rename, mkdir, remove, sync, a write of tensors), the
 start of a phase, or a reply of a grader. They are not listed by hand: an undisturbed run is watched, and every call
@@ -11,6 +15,7 @@ that it makes is one, numbers in names left out. Kills come before the call; tho
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -37,7 +42,7 @@ from gmpo.data.files import write_parquet
 from gmpo.data.stories import story_rows, vocabulary
 from gmpo.rewards.grader import Grader
 from gmpo.tracking.tracker import StepRecord
-from gmpo.training import state
+from gmpo.training import final_model, state
 
 A, R = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 REWARD = '''"""The share of digits among the words of an answer."""
@@ -142,6 +147,7 @@ def child(folder: Path, run: str, changes: Mapping[str, Any], *, watch: Hit | No
         os.dup2(out, 2)
         code = 1
         try:
+            final_model.PATIENCE_S = 0.0  # nobody makes room here
             if watch is not None:
                 observe(folder / run, watch)
             gmpo.train({**settings(folder, run), **changes}, console=Console(width=200))
@@ -215,6 +221,21 @@ class Killer:
             self.seen += 1
 
 
+class Failer:
+    """Has calls on files fail from the `number`-th hit of a point on, or that one alone."""
+
+    def __init__(self, point: str, number: int, *, lasting: bool) -> None:
+        self.point, self.number, self.lasting, self.seen = point, number, lasting, 0
+
+    def __call__(self, point: str) -> None:
+        if self.lasting and self.seen > self.number and not point.startswith(("phase", "reply", "written")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if point == self.point:
+            self.seen += 1
+            if self.seen == self.number + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def points(folder: Path, changes: Mapping[str, Any]) -> Counter[str]:
     """The named points of an undisturbed run, and how often each is hit."""
     counts = folder / "points.txt"
@@ -254,12 +275,20 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, *, at_random: int, each: int, seed: int, only: str = "", say: Callable[[str], object] = print
+    folder: Path,
+    *,
+    at_random: int,
+    each: int,
+    seed: int,
+    fail: int = 0,
+    only: str = "",
+    say: Callable[[str], object] = print,
 ) -> dict[str, Outcome]:
     """The experiment. Checkpoints are written behind the training in every second run.
 
     Args:
         at_random: runs that are killed at random moments, up to twice each. each: kills at each named point.
+        fail: failures at each named point that is a call on a file.
         only: a regular expression of points; others are left out.
     """
     prepare(folder)
@@ -303,6 +332,23 @@ def chaos(
                 settle(point, run, changes, ended.code == -signal.SIGKILL)
                 if not outcomes[point].wrong:
                     shutil.rmtree(folder / run)
+    hits = points(folder, variants[0]) if fail else Counter()
+    for point, count in sorted(hits.items()):
+        if point.startswith(("phase", "reply", "written")) or not re.search(only, point):
+            continue
+        for hit in sorted(rng.sample(range(count), min(fail, count))):
+            number += 1
+            run, lasting = f"fail-{number}", number % 2 == 0
+            watch = Failer(point, hit, lasting=lasting)
+            ended = child(folder, run, variants[0], watch=watch, kill_at=None)
+            kind = f"{'no space from' if lasting else 'one failure of'} {point}"
+            last = (ended.said.strip().splitlines() or [""])[-1]
+            settle(kind, run, variants[0], True)
+            if ended.code and not re.search(r"^(Config|Data|Backend|Checkpoint|Unwritten)Error: ", ended.said, re.M):
+                outcomes[kind].wrong += (f"{run}: it ended with {last}",)
+                say(f"{kind}: {run}: {last}")
+            if not outcomes[kind].wrong:
+                shutil.rmtree(folder / run)
     return outcomes
 
 
@@ -310,6 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=200, help="runs killed at random moments")
     parser.add_argument("--each", type=int, default=5, help="kills at each named point")
+    parser.add_argument("--fail", type=int, default=0, help="failures at each named point that is a call on a file")
     parser.add_argument("--only", default="", help="regular expression of the named points")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -318,7 +365,12 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         found = chaos(
-            Path(folder), at_random=arguments.random, each=arguments.each, seed=arguments.seed, only=arguments.only
+            Path(folder),
+            at_random=arguments.random,
+            each=arguments.each,
+            seed=arguments.seed,
+            fail=arguments.fail,
+            only=arguments.only,
         )
     for point, outcome in found.items():
         print(f"{outcome.kills:>4} kills, {outcome.missed} missed, {len(outcome.wrong)} wrong: {point}")

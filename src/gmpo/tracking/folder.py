@@ -24,6 +24,7 @@ from gmpo.records.run_folder import (
     Status,
     holds_run,
     legs_kept,
+    remove_empty,
     write_run,
 )
 from gmpo.tracking.environment import differing
@@ -115,8 +116,12 @@ class RunFolder:
         self.leg = replace(self.leg, status=status, reason=reason)
         if self.started:
             self._write_record()
-        elif self._claimed and self._before is None:
-            (self.folder / RUN).unlink()
+            return
+        shutil.rmtree(self.folder / LEGS / str(self.leg.number), ignore_errors=True)
+        remove_empty([self.folder / LEGS])
+        if self._claimed and self._before is None:
+            for name in (CONFIG, ENVIRONMENT, RUN):
+                (self.folder / name).unlink(missing_ok=True)
         elif self._claimed:
             (self.folder / RUN).write_bytes(self._before or b"")
 
