@@ -22,10 +22,23 @@ POINTS = "|".join(
 )
 
 
-def test_killed_runs_end_with_the_weights_and_metrics_of_the_undisturbed_one(tmp_path: Path) -> None:
+def test_killed_and_failing_runs_end_with_the_weights_and_metrics_of_the_undisturbed_one(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     outcome = subprocess.run(
-        [sys.executable, str(FILE), "--random", "4", "--each", "1", "--only", POINTS, "--json", str(table)],
+        [
+            sys.executable,
+            str(FILE),
+            "--random",
+            "4",
+            "--each",
+            "1",
+            "--fail",
+            "1",
+            "--only",
+            POINTS,
+            "--json",
+            str(table),
+        ],
         capture_output=True,
         text=True,
         timeout=900,
@@ -33,6 +46,6 @@ def test_killed_runs_end_with_the_weights_and_metrics_of_the_undisturbed_one(tmp
     )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     points = json.loads(table.read_text())["points"]
-    assert len(points) == 11
+    assert len(points) == 15
     assert all(point["kills"] + point["missed"] >= 1 and not point["wrong"] for point in points.values())
     assert sum(point["kills"] for point in points.values()) >= 12

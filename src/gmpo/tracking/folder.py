@@ -83,7 +83,8 @@ class RunFolder:
         """Something looks wrong."""
         alarm: dict[str, int | str] = {"step": step, "name": name, "text": text}
         self.record = replace(self.record, alarms=(*self.record.alarms, alarm))
-        self._write_record()
+        with suppress(OSError):  # a full disk: it is written again at the end
+            self._write_record()
 
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
