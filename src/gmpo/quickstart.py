@@ -51,7 +51,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
     warm = sft(warmup_settings(out, seed), console=console, label="warm-up")
     seconds["warm-up"] = time.perf_counter() - start
     if not warm.finished:
-        _say_interrupted(console, "the warm-up", warm, "it begins again")
+        _say_interrupted(console, "the warm-up", warm, "it goes on from the checkpoint")
         return warm.stopped_by
 
     console.rule("3  GMPO: only the right answer is rewarded")

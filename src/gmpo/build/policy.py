@@ -36,7 +36,7 @@ from gmpo.config import Config, SftConfig
 from gmpo.config.schema_model import Model
 from gmpo.config.schema_sft import SftModel
 from gmpo.records.run_folder import RankPlace
-from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
+from gmpo.training.saved import contents_of, naming_an_older, step_of
 
 SUPERVISED_OBJECTIVE = Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0)
 """Of fine-tuning: the mean `-logp` of the answers' tokens."""

@@ -64,6 +64,7 @@ from gmpo.ports import Learner, Sampler, Tracker, WeightSource
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import SAMPLES, VALIDATION, read_metrics
 from gmpo.rewards.combined import Rewards
+from gmpo.tracking.alarms import Alarms
 from gmpo.tracking.notices import Notices
 from gmpo.tracking.rounding import SwallowedUpdates
 from gmpo.training.evaluation import Evaluation
@@ -114,6 +115,13 @@ def read_training(
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
 
 
+def _end(run: OpenRun, why: str) -> None:
+    """An alarm ends the run, before its next step."""
+    run.say(f"{why}: the run ends (trainer.alarm=stop), with a checkpoint; trainer.alarm=warn goes on from it.")
+    run.stopped_by(why)
+    run.stop.end()
+
+
 def _recorded(run: OpenRun) -> list[Mapping[str, float]]:
     return [one.values for one in read_metrics(run.folder)]
 
@@ -156,6 +164,13 @@ def build_training(
     compares = ESTIMATORS[config.algorithm.adv_estimator].needs_groups
     places = (f"{run.folder / SAMPLES}/", f"{run.folder / VALIDATION}/")
     run.tracker.add(Notices(run.say, *places, compares=compares, past=partial(_recorded, run)))
+    run.tracker.alarms = Alarms(
+        run.say,
+        run.alarmed,
+        partial(_end, run) if config.trainer.alarm == "stop" else None,
+        compares=compares,
+        past=partial(_recorded, run),
+    )
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,

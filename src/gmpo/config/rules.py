@@ -130,13 +130,17 @@ def validation(config: Config, given: Given) -> Iterator[Issue]:
     if VAL_ROWS in given:
         yield from inert("validation problems are handed over as rows", "data.val_files")
     elif not config.data.val_files:
-        trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir")
+        trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir", "keep_best")
         paths = ["data.val_batch_size", "data.val_max_samples", *(f"trainer.{name}" for name in trainer)]
         reason = "there is no validation without data.val_files"
         yield from inert(reason, *paths, *below(prefix))
         if config.trainer.val_only:
             yield error("trainer.val_only", "validates and stops, but data.val_files is empty", "data.val_files")
         return
+    if config.trainer.keep_best and config.trainer.test_freq < 1:
+        yield error(
+            "trainer.keep_best", "nothing is validated while training: set trainer.test_freq", "trainer.test_freq"
+        )
     if not settings.do_sample:
         yield from inert(
             "val_kwargs.do_sample is off", *(f"{prefix}.{name}" for name in ("temperature", "top_p", "top_k"))

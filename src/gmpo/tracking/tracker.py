@@ -18,6 +18,7 @@ from gmpo.records.activity import Activity
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
+from gmpo.tracking.alarms import Alarms
 from gmpo.tracking.held import HeldRecords
 from gmpo.tracking.memory import peak_memory
 from gmpo.tracking.sinks import Sink
@@ -60,6 +61,10 @@ class StepRecord:
 
     def samples(self, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]) -> None:
         self._write_samples.training(self.number, groups, batch, minis, updates)
+
+    def nonfinite(self, groups: Sequence[Group], minis: Mapping[int, Batch]) -> str:
+        file = self._write_samples.nonfinite(self.number, groups, minis)
+        return f"The answers of that update: {file}."
 
     def failed(self, answers: Sequence[Mapping[str, Any]]) -> str:
         file = self._write_samples.failed(self.number, answers)
@@ -107,6 +112,19 @@ class SampleWriter:
         """The answers of a step that ended in their grading; beside those of finished steps."""
         file = self.folder / "samples" / f"{step}.failed.jsonl"
         self._write(file, [{"step": step, **answer} for answer in answers])
+        return file
+
+    def nonfinite(self, step: int, groups: Sequence[Group], minis: Mapping[int, Batch]) -> Path:
+        """The answers of updates whose gradient was not finite, by the update's number."""
+        flat = [(group, number, graded) for group in groups for number, graded in enumerate(group.graded)]
+        rows = []
+        for update, mini in minis.items():
+            tokens = _token_records(mini, [], [], int(mini.group.max()) + 1)
+            for place, row in enumerate(mini.index.tolist()):
+                group, number, graded = flat[row]
+                rows.append({**_sample(step, group, number, graded), "update": update, **tokens.get(place, {})})
+        file = self.folder / "samples" / f"{step}.nonfinite.jsonl"
+        self._write(file, rows)
         return file
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
@@ -202,6 +220,8 @@ class RunTracker:
     writer: SampleWriter
     activity: Activity = field(default_factory=Activity)
     """What the run is doing: phases of the step move it, and so do samplers that it was given to."""
+    alarms: Alarms | None = None
+    """Looks at the metrics of each step before they are sent."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every step of this process, in order; `training/global_step` numbers them."""
 
@@ -211,6 +231,8 @@ class RunTracker:
 
     def start(self, step: int) -> None:
         with recording("the records of the run"):
+            if self.alarms is not None:
+                self.alarms.start(step)
             for sink in self.sinks:
                 sink.start(step)
 
@@ -230,11 +252,16 @@ class RunTracker:
         metrics |= peak_memory()
         self._send(number, metrics)
 
+    def sync(self) -> None:
+        with recording("the records of the run"):
+            self.writer.held.sync()
+
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         if metrics:
             self._send(step, {**metrics, "training/global_step": step})
 
     def _send(self, step: int, metrics: Mapping[str, float]) -> None:
+        metrics = {**metrics, **({} if self.alarms is None else self.alarms.look(step, metrics))}
         self.history.append(dict(metrics))
         self.activity.phase = ""
         with recording(f"the metrics of step {step}"):
