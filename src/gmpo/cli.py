@@ -1,4 +1,4 @@
-"""The command line: `gmpo quickstart | data | sft | check | train | verl`."""
+"""The command line: `gmpo quickstart | data | sft | check | train | report | watch | verl`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
 
-COMMANDS = ("quickstart", "data", "sft", "check", "train", "export", "verl")
+COMMANDS = ("quickstart", "data", "sft", "check", "train", "report", "watch", "export", "verl")
 """In the order in which a new user needs them."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143, where a scheduler ends the run 75."""
@@ -157,6 +157,55 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
     resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
     run = _late("gmpo.api", "sft")(resolved, console=console)
     _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=path_of, help="Run folders; several are compared.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=path_of, metavar="FILE", help="The HTML file; RUN/report.html when it is not given."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print verdicts and figures as JSON.")] = False,
+) -> None:
+    """Make one HTML file of a run, or of several: verdict, curves, ratios, samples. It opens from disk, without network.
+
+    Example:
+
+        gmpo report runs/quickstart/run
+
+    Also while the run goes on, and after a crash. With several runs, and no --out, the file is report.html here. With
+    --json and no --out no file is made. The panels are explained in docs/report.md.
+    """
+    read, write = _late("gmpo.report.build", "read_report"), _late("gmpo.report.build", "write_report")
+    made = read(runs, answers=out is not None or not as_json)
+    if as_json:
+        print(_late("json", "dumps")(_late("gmpo.report.build", "summary")(made), ensure_ascii=False, indent=1))
+    if out is not None or not as_json:
+        file = out or (made.runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
+        size = write(made, file)
+        _say(Console(stderr=as_json), f"{file} ({size / 1e6:.1f} MB)")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="A run folder.")],
+    once: Annotated[bool, typer.Option("--once", help="Show the present state and end.")] = False,
+) -> None:
+    """Show a run in the terminal while it goes on: verdict, sparklines, ratio band, newest samples, time left.
+
+    Example:
+
+        gmpo watch runs/quickstart/run
+
+    It reads the run folder and nothing else, so it may run anywhere that sees the folder; Ctrl-C ends it, and not the
+    run. A run that is over is shown once.
+    """
+    _late("gmpo.report.watch", "watch")(run, console=Console(), once=once)
 
 
 @app.command()
