@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from gmpo.cli_parts import late, path_of, say
+from gmpo.cli_report import report, watch
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
@@ -61,13 +62,6 @@ app = typer.Typer(
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-def path_of(text: str) -> Path:
-    """A path of the command line, as it is given; a blank one would be the folder in which we are."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty: a variable of the shell that is not set?")
-    return Path(text)
-
-
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings under verl's keys; later ones win.")
 ]
@@ -103,11 +97,6 @@ def _one(files: list[Path] | None) -> Path | None:
     return files[0] if files else None
 
 
-def _late(module: str, name: str) -> Any:
-    """Import when a command runs, so that help and checks start without torch."""
-    return getattr(importlib.import_module(module), name)
-
-
 @app.command(context_settings=OVERRIDES, epilog=_recipes())
 def train(
     context: typer.Context,
@@ -133,10 +122,10 @@ def train(
     stands in docs/configuration.md, every metric in docs/metrics.md, reward functions in docs/rewards.md.
     """
     console = Console()
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
-    run = _late("gmpo.api", "train")(resolved, console=console, profile=profile)
+    resolved = late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
+    run = late("gmpo.api", "train")(resolved, console=console, profile=profile)
     if resolved.config.trainer.val_only:
-        _say(console, f"validated, nothing was trained; figures and answers: {run.folder / 'val_only'}")
+        say(console, f"validated, nothing was trained; figures and answers: {run.folder / 'val_only'}")
         return
     resumes = resolved.config.trainer.resume_mode == "auto"
     _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
@@ -154,58 +143,9 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
     The model is RUN_FOLDER/huggingface. Every key stands in docs/configuration.md, the rows in docs/data.md.
     """
     console = Console()
-    resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
-    run = _late("gmpo.api", "sft")(resolved, console=console)
+    resolved = late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
+    run = late("gmpo.api", "sft")(resolved, console=console)
     _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", parser=path_of, help="Run folders; several are compared.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", parser=path_of, metavar="FILE", help="The HTML file; RUN/report.html when it is not given."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print verdicts and figures as JSON.")] = False,
-) -> None:
-    """Make one HTML file of a run, or of several: verdict, curves, ratios, samples. It opens from disk, without network.
-
-    Example:
-
-        gmpo report runs/quickstart/run
-
-    Also while the run goes on, and after a crash. With several runs, and no --out, the file is report.html here. With
-    --json and no --out no file is made. The panels are explained in docs/report.md.
-    """
-    read, write = _late("gmpo.report.build", "read_report"), _late("gmpo.report.build", "write_report")
-    made = read(runs, answers=out is not None or not as_json)
-    if as_json:
-        print(_late("json", "dumps")(_late("gmpo.report.build", "summary")(made), ensure_ascii=False, indent=1))
-    if out is not None or not as_json:
-        file = out or (made.runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
-        size = write(made, file)
-        _say(Console(stderr=as_json), f"{file} ({size / 1e6:.1f} MB)")
-
-
-@app.command()
-def watch(
-    run: Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="A run folder.")],
-    once: Annotated[bool, typer.Option("--once", help="Show the present state and end.")] = False,
-) -> None:
-    """Show a run in the terminal while it goes on: verdict, sparklines, ratio band, newest samples, time left.
-
-    Example:
-
-        gmpo watch runs/quickstart/run
-
-    It reads the run folder and nothing else, so it may run anywhere that sees the folder; Ctrl-C ends it, and not the
-    run. A run that is over is shown once.
-    """
-    _late("gmpo.report.watch", "watch")(run, console=Console(), once=once)
 
 
 @app.command()
@@ -226,8 +166,8 @@ def export(
     Of a run folder it takes the final model, else the newest checkpoint. Nothing is overwritten.
     """
     console = Console()
-    where = _late("gmpo.build.export", "export")(folder, out, dtype=dtype)
-    _say(console, f"model: {where}")
+    where = late("gmpo.build.export", "export")(folder, out, dtype=dtype)
+    say(console, f"model: {where}")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -264,14 +204,14 @@ def check(
     Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: `gmpo train` would not start. Every key
     stands in docs/configuration.md, memory in docs/scaling.md.
     """
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
-    absent = _late("gmpo.check.readiness", "not_here")(resolved)
+    resolved = late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
+    absent = late("gmpo.check.readiness", "not_here")(resolved)
     if ready and not absent:
-        absent = _late("gmpo.build.rehearsal", "what_stops")(resolved)
-    report = _late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
+        absent = late("gmpo.build.rehearsal", "what_stops")(resolved)
+    report = late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
     Console().print(report)
     if simulated:
-        Console().print(_late("gmpo.build.simulation", "simulation_report")(resolved.config))
+        Console().print(late("gmpo.build.simulation", "simulation_report")(resolved.config))
     if ready and absent:
         raise typer.Exit(3)
 
@@ -305,7 +245,7 @@ def verl(
     mode = "check" if check_only else "print" if print_only else "train"
     given = [*(words or []), *context.args]
     overrides = [word for word in given if "=" in word]
-    outcome = _late("gmpo.verl_script", "run_script")(
+    outcome = late("gmpo.verl_script", "run_script")(
         script, mode, overrides, [word for word in given if word not in overrides]
     )
     for line in outcome.skipped:
@@ -362,16 +302,16 @@ def data(
     if drop and not against:
         raise ConfigError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     console = Console()
-    prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
-    say, live = partial(_say, console), console.is_terminal
+    prepare, show = late("gmpo.data.prepare", "prepare"), late("gmpo.data.report", "prepared")
+    tell, live = partial(say, console), console.is_terminal
     with console.status(f"preparing {name}") as status:
-        pace = _late("gmpo.data.report", "Pace")(status.update if live else say, 0.5 if live else 30.0)
+        pace = late("gmpo.data.report", "Pace")(status.update if live else tell, 0.5 if live else 30.0)
         chosen = {"seed": seed or 0, "size": size}
         written = prepare(name, out, source, **chosen, against=against or (), drop=drop, progress=pace)
     for line in show(written):
-        say(line)
+        tell(line)
     if seed is not None and size is None and any(file.source != "generated" for file in written):
-        say("note: --seed changed nothing: it chooses the rows of --size, and every row was kept")
+        tell("note: --seed changed nothing: it chooses the rows of --size, and every row was kept")
 
 
 @app.command()
@@ -390,14 +330,18 @@ def quickstart(
     Ctrl-C stops it, and the same command goes on. A finished one is left alone: name another folder with --out. What
     it shows is explained in README.md, "Quickstart".
     """
-    outcome = _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
+    outcome = late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
     if isinstance(outcome, int):
         raise typer.Exit(outcome)
 
 
+app.command()(report)
+app.command()(watch)
+
+
 def _rows_if_known(files: Sequence[str]) -> int | None:
     """Rows of data files that may be on another machine."""
-    row_count: Callable[[str], int] = _late("gmpo.data.files", "row_count")
+    row_count: Callable[[str], int] = late("gmpo.data.files", "row_count")
     try:
         return sum(row_count(file) for file in files)
     except DataError:
@@ -406,16 +350,11 @@ def _rows_if_known(files: Sequence[str]) -> int | None:
 
 def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
     if not run.finished:
-        _say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
+        say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
         raise typer.Exit(run.stopped_by or INTERRUPTED)
     done = "done" if run.history else "nothing was left to do: the run is done"
-    steps = _late("gmpo.config.numbers", "counted")(run.steps, "step")
-    _say(console, f"{done} after {steps}; model: {run.model}")
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line literally: a bracket in a path is not markup."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    steps = late("gmpo.config.numbers", "counted")(run.steps, "step")
+    say(console, f"{done} after {steps}; model: {run.model}")
 
 
 def _version(value: bool) -> None:

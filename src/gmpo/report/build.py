@@ -76,8 +76,16 @@ def read_report(folders: Sequence[Path], *, most: int = MOST, answers: bool = Tr
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "runs": values,
         "panels": [
-            {"id": p.id, "title": p.title, "series": p.series, "band": p.band, "unit": p.unit, "stacked": p.stacked,
-             "points": p.points, "log": p.log}
+            {
+                "id": p.id,
+                "title": p.title,
+                "series": p.series,
+                "band": p.band,
+                "unit": p.unit,
+                "stacked": p.stacked,
+                "points": p.points,
+                "log": p.log,
+            }
             for p in panels
         ],
         "docs": documented,
@@ -131,9 +139,7 @@ def summary(report: Report) -> dict[str, Any]:
     runs = [
         {
             **{key: one[key] for key in kept},
-            "findings": [
-                {"kind": f["kind"], "level": f["level"], **f["words"]["en"]} for f in one["findings"]
-            ],
+            "findings": [{"kind": f["kind"], "level": f["level"], **f["words"]["en"]} for f in one["findings"]],
             "ratio": [said["en"] for said in one["ratio"]],
         }
         for one in report.values["runs"]
@@ -146,7 +152,8 @@ def run_findings(run: RunData) -> list[Finding]:
     """The findings of a run, with what its settings say."""
     estimator = ESTIMATORS.get(str(run.settings.get("algorithm.adv_estimator")))
     compares = estimator is None or estimator.needs_groups
-    return findings(run.history, status=run.status, reason=run.reason, compares=compares)
+    rate = run.settings.get("actor_rollout_ref.actor.optim.lr", run.settings.get("optim.lr"))
+    return findings(run.history, status=run.status, reason=run.reason, compares=compares, rate=rate)
 
 
 def _run(run: RunData, name: str) -> dict[str, Any]:
@@ -171,8 +178,16 @@ def _run(run: RunData, name: str) -> dict[str, Any]:
         "recipe": recipe,
         "settings": rows,
         "legs": [
-            {"number": leg.number, "start": leg.start, "steps": leg.steps, "status": leg.status, "reason": leg.reason,
-             "exact": leg.exact, "differences": [str(d) for d in leg.differences], "gmpo": leg.gmpo}
+            {
+                "number": leg.number,
+                "start": leg.start,
+                "steps": leg.steps,
+                "status": leg.status,
+                "reason": leg.reason,
+                "exact": leg.exact,
+                "differences": [str(d) for d in leg.differences],
+                "gmpo": leg.gmpo,
+            }
             for leg in legs
         ],
         "environment": run.environment,

@@ -42,7 +42,9 @@ def compared(runs: Sequence[RunData], names: Sequence[str]) -> dict[str, Any]:
     labels = _labels([runs[g[0]] for g in groups], [names[g[0]] for g in groups], [len(g) for g in groups], changed)
     endpoints, paired = [], False
     for metric, title, better in ENDPOINTS:
-        values = [{_seed(runs[i]): v for i in group if (v := _endpoint(runs[i], metric)) is not None} for group in groups]
+        values = [
+            {_seed(runs[i]): v for i in group if (v := _endpoint(runs[i], metric)) is not None} for group in groups
+        ]
         if not any(values):
             continue
         differences = [difference(values[0], other) for other in values[1:]]
@@ -62,8 +64,8 @@ def compared(runs: Sequence[RunData], names: Sequence[str]) -> dict[str, Any]:
 
 
 def difference(first: Mapping[Any, float], other: Mapping[Any, float]) -> dict[str, Any] | None:
-    """Mean of the differences of runs with the same seed, with the 95 % interval of Student's t; no interval of one pair,
-    None without a pair."""
+    """Mean of the differences of runs with the same seed, with the 95 % interval of Student's t, which one pair has
+    not. None without a pair."""
     pairs = [other[seed] - first[seed] for seed in first if seed in other]
     if not pairs:
         return None
@@ -147,10 +149,11 @@ def _flips(runs: Sequence[RunData], names: Sequence[str], first: Sequence[int], 
 
 
 def _solved(run: RunData) -> dict[str, float]:
-    last: Sequence[Mapping[str, Any]] = ()
-    for _, last in read_answers(run, VALIDATION):
-        pass
+    last = max((int(p.stem) for p in (run.folder / VALIDATION).glob("*.jsonl") if p.stem.isdecimal()), default=None)
+    if last is None:
+        return {}
+    (_, rows), *_ = read_answers(run, VALIDATION, only=last)
     found: dict[str, list[bool]] = {}
-    for row in last:
+    for row in rows:
         found.setdefault(str(row.get("problem")), []).append(row.get("verdict") == "correct")
     return {key: sum(rights) / len(rights) for key, rights in found.items()}

@@ -93,7 +93,7 @@ PANELS = (
     ),
     Panel(
         "gradient",
-        ("Gradient norm and learning rate", "梯度范数与学习率"),
+        ("Gradient norm", "梯度范数"),
         (("actor/grad_norm", "mean"), ("actor/grad_norm_max", "largest"), ("train/grad_norm", "norm")),
     ),
     Panel("rate", ("Learning rate", "学习率"), (("actor/lr", "rate"), ("train/lr", "rate"))),

@@ -23,7 +23,10 @@ def loss_of(data: RunData) -> str:
 def bounds_of(data: RunData) -> tuple[float, float] | None:
     """How far a log-ratio may go below and above 0 before the loss cuts it; None where the loss has no such bounds."""
     traits = LOSSES.get(loss_of(data))
-    low, high = (data.settings.get(f"{ACTOR}.clip_ratio_{end}", data.settings.get(f"{ACTOR}.clip_ratio")) for end in ("low", "high"))
+    low, high = (
+        data.settings.get(f"{ACTOR}.clip_ratio_{end}", data.settings.get(f"{ACTOR}.clip_ratio"))
+        for end in ("low", "high")
+    )
     numbers = isinstance(low, int | float) and isinstance(high, int | float)
     if traits is None or "clip_low" not in traits.all_numbers or traits.divergence or not numbers:
         return None
@@ -32,15 +35,15 @@ def bounds_of(data: RunData) -> tuple[float, float] | None:
     return (-math.log(1 - low) if low < 1 else math.inf), math.log1p(high)
 
 
-def ratio_sentences(history: Sequence[Mapping[str, float]], loss: str, bounds: tuple[float, float] | None) -> list[Both]:
+def ratio_sentences(
+    history: Sequence[Mapping[str, float]], loss: str, bounds: tuple[float, float] | None
+) -> list[Both]:
     """What follows from the figures; nothing without updates."""
     steps = [m for m in history if "actor/log_ratio/q50" in m]
     return list(_sentences(steps, loss, bounds)) if steps else []
 
 
-def _sentences(
-    steps: Sequence[Mapping[str, float]], loss: str, bounds: tuple[float, float] | None
-) -> Iterator[Both]:
+def _sentences(steps: Sequence[Mapping[str, float]], loss: str, bounds: tuple[float, float] | None) -> Iterator[Both]:
     if max(m.get("actor/updates", 1.0) for m in steps) <= 1:
         yield {
             "en": "One update per rollout: every ratio is 1 when it is used, no bound can bind, and the gradients of "
@@ -63,11 +66,11 @@ def _sentences(
         count = sum(m.get("actor/log_ratio/var_within", 0.0) >= SAME for m in steps)
         size = f"{half:.1%}" if half < 10 else "> 1000 %"
         yield {
-            "en": f"In {count} of {len(steps)} steps the variance of log-ratios within an answer is above {SAME}, up to "
-            f"{variance:.2g} in step {worst[STEP]:.0f}: arithmetic and geometric mean differ by up to {size} there. "
+            "en": f"In {count} of {len(steps)} steps the variance of log-ratios within an answer is above {SAME}, up "
+            f"to {variance:.2g} in step {worst[STEP]:.0f}: arithmetic and geometric mean differ by up to {size} there. "
             "Which mean is taken matters.",
-            "zh": f"{len(steps)} 步中有 {count} 步回答内对数比的方差高于 {SAME}，第 {worst[STEP]:.0f} 步达 {variance:.2g}："
-            f"算术平均与几何平均在那里相差至 {size}。取哪种平均是有影响的。",
+            "zh": f"{len(steps)} 步中有 {count} 步回答内对数比的方差高于 {SAME}，第 {worst[STEP]:.0f} 步达 "
+            f"{variance:.2g}：算术平均与几何平均在那里相差至 {size}。取哪种平均是有影响的。",
         }
     low, high = min(m["actor/log_ratio/q0.1"] for m in steps), max(m["actor/log_ratio/q99.9"] for m in steps)
     if bounds is not None and loss not in ("gspo", "gspo_token"):
@@ -75,11 +78,19 @@ def _sentences(
         yield {
             "en": f"99.8 % of the tokens of every step stay between {low:.2g} and {high:.2g}; the bounds stand at "
             f"{-bounds[0]:.2g} and {bounds[1]:.2g}, "
-            + (f"{1 / share:.0f} times as far." if 0 < share < 0.5 else "and are reached." if share >= 1 else "not far off."),
+            + (
+                f"{1 / share:.0f} times as far."
+                if 0 < share < 0.5
+                else "and are reached."
+                if share >= 1
+                else "not far off."
+            ),
             "zh": f"每一步 99.8 % 的词元在 {low:.2g} 与 {high:.2g} 之间；界为 {-bounds[0]:.2g} 与 {bounds[1]:.2g}，"
             + (f"远 {1 / share:.0f} 倍。" if 0 < share < 0.5 else "已触及。" if share >= 1 else "相距不远。"),
         }
-    positive, negative = (max(m.get(f"actor/clip_share/{sign}", 0.0) for m in steps) for sign in ("positive", "negative"))
+    positive, negative = (
+        max(m.get(f"actor/clip_share/{sign}", 0.0) for m in steps) for sign in ("positive", "negative")
+    )
     if positive == negative == 0.0:
         yield {
             "en": "No bound cut a token in any step; a wider one would change nothing.",
@@ -87,7 +98,8 @@ def _sentences(
         }
     else:
         yield {
-            "en": f"The bound cut at most {positive:.2%} of the tokens with A > 0, and {negative:.2%} of those with A < 0.",
+            "en": f"The bound cut at most {positive:.2%} of the tokens with A > 0, and {negative:.2%} of those with "
+            "A < 0.",
             "zh": f"界至多截断 A > 0 词元的 {positive:.2%}，A < 0 词元的 {negative:.2%}。",
         }
     if (capped := sum(m.get("actor/capped_sequences", 0.0) for m in steps)) > 0:

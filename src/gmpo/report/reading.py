@@ -103,10 +103,12 @@ def read_data(folder: Path) -> RunData:
     )
 
 
-def read_answers(data: RunData, kind: str) -> Iterator[tuple[int, list[Answer]]]:
-    """Step and answers of every file of `samples` or `validation`, in rising order of the steps."""
+def read_answers(data: RunData, kind: str, *, only: int | None = None) -> Iterator[tuple[int, list[Answer]]]:
+    """Step and answers of every file of `samples` or `validation`, or of one step, in rising order of the steps."""
     files = sorted((int(p.stem), p) for p in (data.folder / kind).glob("*.jsonl") if p.stem.isdecimal())
     for step, file in files:
+        if only is not None and step != only:
+            continue
         yield step, [row for row in _lines(file, data.notices) if isinstance(row.get("output"), str)]
 
 

@@ -1,7 +1,7 @@
-"""Answers as a report holds them: columns to filter by, and blocks of texts and of tokens that a page opens when needed.
+"""Answers as a report holds them: columns to filter by, and blocks of texts and of tokens, opened when needed.
 
-A report has a size that it must not pass. Columns come first, then texts, then tokens, each for steps that lie evenly over
-the run; what does not fit is counted.
+A report has a size that it must not pass. Columns come first, then texts, then tokens, each for steps that lie evenly
+over the run; what does not fit is counted.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Samples:
     """The answers of a run, packed."""
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """One entry an answer: step, kind (0 training, 1 validation), group, answer, verdict, reward, tokens, cut, text block,
-    place in it, token block, place in it; blocks are -1 where they were left out."""
+    """One entry an answer: step, kind (0 training, 1 validation), group, answer, verdict, reward, tokens, cut, text
+    block, place in it, token block, place in it; blocks are -1 where they were left out."""
     problems: list[dict[str, Any]] = field(default_factory=list)
     """Prompt, reference and source by group number."""
     texts: list[str] = field(default_factory=list)

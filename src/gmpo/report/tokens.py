@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gmpo.records.run_folder import MODEL
 from gmpo.report.reading import RunData
 
+Array = NDArray[np.float64]
 Answer = Mapping[str, Any]
 TokenTexts = Callable[[Sequence[int]], list[str]]
 DIGITS = 4
@@ -21,7 +23,9 @@ DIGITS = 4
 
 def token_texts(data: RunData) -> TokenTexts:
     """Ids -> texts by the run's tokenizer; `#17` where it is not found or cannot be read."""
-    named = data.settings.get("actor_rollout_ref.model.tokenizer_path") or data.settings.get("actor_rollout_ref.model.path")
+    named = data.settings.get("actor_rollout_ref.model.tokenizer_path") or data.settings.get(
+        "actor_rollout_ref.model.path"
+    )
     saved = sorted(data.folder.glob("global_step_*/actor/huggingface"))
     for place in (data.folder / MODEL, *saved, *([Path(named)] if isinstance(named, str) else [])):
         file = place / "tokenizer.json"
@@ -35,7 +39,7 @@ def token_texts(data: RunData) -> TokenTexts:
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it; empty for one that holds a part of a sign, whose last has it."""
+    """The text that each token adds to those before it; empty for one that ends within a sign."""
     texts: list[str] = []
     start = shown = 0
     before = ""
@@ -52,7 +56,7 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def token_record(row: Answer, texts_of: TokenTexts, loss: str, bounds: tuple[float, float] | None) -> dict[str, Any]:
-    """Of an answer's newest update that computed it: texts `t`, log-ratios `d`, log-probs when it was sampled `p`, places
+    """Of the newest update that computed an answer: texts `t`, log-ratios `d`, log-probs when sampled `p`, places
     that a bound cut `c`, advantage `a` (a number where all tokens have one), weights `w` where the loss is known."""
     update = row["updates"][-1]
     logp = np.asarray(update["logp"], dtype=float)
@@ -79,8 +83,8 @@ def token_record(row: Answer, texts_of: TokenTexts, loss: str, bounds: tuple[flo
 
 
 def token_weights(
-    loss: str, d: np.ndarray, cut: np.ndarray, advantage: float, bounds: tuple[float, float] | None
-) -> np.ndarray | None:
+    loss: str, d: Array, cut: NDArray[np.bool_], advantage: float, bounds: tuple[float, float] | None
+) -> Array | None:
     """What multiplies the gradient of each token's log-prob beside the advantage and the normalisation: 0 where a bound
     cut, else the ratio that the loss takes. None for a loss of which that is not so simple.
 
@@ -90,16 +94,16 @@ def token_weights(
         cut: where a bound cut.
         bounds: of log-ratios, below and above.
     """
-    free = (~cut).astype(float)
+    free: Array = (~cut).astype(np.float64)
     if loss == "vanilla":
-        return free * np.exp(np.clip(d, -20, 20))
+        return np.asarray(free * np.exp(np.clip(d, -20, 20)))
     if loss == "geo_mean" and bounds is not None and not math.isnan(advantage):
         held = np.minimum(d, bounds[1]) if advantage > 0 else np.maximum(d, -bounds[0])
-        return free * np.exp(min(20.0, float(held.mean())))
+        return np.asarray(free * math.exp(min(20.0, float(held.mean()))))
     if loss in ("gspo", "gspo_token"):
-        return free * np.exp(min(20.0, float(d.mean())))
+        return np.asarray(free * math.exp(min(20.0, float(d.mean()))))
     return None
 
 
-def _rounded(values: np.ndarray) -> list[float]:
+def _rounded(values: Array) -> list[float]:
     return [0.0 if x == 0 or not math.isfinite(x) else round(x, DIGITS) for x in values.tolist()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gmpo.metrics.beta import t_quantile
@@ -61,7 +61,9 @@ def findings(
         rate: the learning rate that was set.
     """
     steps = [m for m in history if SCORE in m]
-    found = list(_all(history, steps, status, reason, compares, rate))
+    found = [
+        replace(one, numbers={**one.numbers, "rate": rate}) for one in _all(history, steps, status, reason, compares)
+    ]
     order = {"bad": 0, "note": 1, "good": 2}
     found.sort(key=lambda one: order[one.level])
     if not found:
@@ -70,7 +72,7 @@ def findings(
 
 
 def _all(
-    history: Sequence[Metrics], steps: Sequence[Metrics], status: str, reason: str, compares: bool, rate: float | None
+    history: Sequence[Metrics], steps: Sequence[Metrics], status: str, reason: str, compares: bool
 ) -> Iterator[Finding]:
     if not steps:
         if any("train/loss" in m for m in history):
@@ -82,35 +84,41 @@ def _all(
             yield Finding("crashed", "bad", "legs", {"reason": reason, "step": 0})
         return
     last = int(history[-1][STEP])
-    broken = list(_broken(history, steps, compares, rate))
+    broken = list(_broken(history, steps, compares))
     yield from broken
     if status == "failed":
         yield Finding("crashed", "bad", "legs", {"reason": reason, "step": last})
     yield from _warnings(steps, {one.kind for one in broken}, compares)
-    if not {"collapsed", "nothing", "no_rate"} & {one.kind for one in broken}:
+    if not {"collapsed", "nothing", "no_rate", "hacking"} & {one.kind for one in broken}:
         yield from _progress(history, steps)
 
 
-def _broken(
-    history: Sequence[Metrics], steps: Sequence[Metrics], compares: bool, rate: float | None
-) -> Iterator[Finding]:
+def _broken(history: Sequence[Metrics], steps: Sequence[Metrics], compares: bool) -> Iterator[Finding]:
     rates = [m["actor/lr"] for m in steps if "actor/lr" in m]
     cut, unparsed = _mean(steps, CUT), _mean(steps, UNPARSED)
     if rates and max(rates) == 0.0:
         yield Finding("no_rate", "bad", "gradient")
     elif (found := collapse(history)) is not None:
+        before, after, error = _ends(steps)
+        if after - before > 4 * error:  # a policy that falls apart loses its reward; this one gained
+            shares = (_ends(steps, SOLVED)[0], 0.0)
+            numbers: dict[str, Any] = {"reward_before": before, "reward_after": after, "solved": shares}
+            yield Finding("hacking", "bad", "reward", numbers)
+            return
         begun = int(steps[-found.steps][STEP])
         numbers = {"solved": found.solved, "before": found.before, "after": found.after, "steps": found.steps}
         yield Finding("collapsed", "bad", "reward", {**numbers, "step": begun, "signs": "; ".join(found.signs)})
         return
     elif compares and (said := stalled(steps)) is not None:
         alike = next(i for i in range(len(steps), 0, -1) if steps[i - 1].get(ALIKE) != 1.0)
-        yield Finding("stalled", "bad", "groups", {"step": int(steps[alike][STEP]), "said": said, "rate": rate})
+        yield Finding("stalled", "bad", "groups", {"step": int(steps[alike][STEP]), "said": said})
     elif compares and all(m.get(ALIKE) == 1.0 for m in steps):
         yield Finding("nothing", "bad", "groups", {"wrong": _mean(steps, WRONG), "right": _mean(steps, RIGHT)})
     late = _late(steps)
     if (share := _mean(late, CUT)) > MOST_CUT:
-        yield Finding("cut", "bad", "length", {"share": share, "mean": cut, "length": _mean(late, "response_length/mean")})
+        yield Finding(
+            "cut", "bad", "length", {"share": share, "mean": cut, "length": _mean(late, "response_length/mean")}
+        )
     if (share := _mean(late, UNPARSED)) > 0.5:
         yield Finding("unreadable", "bad", "verdicts", {"share": share, "mean": unparsed})
     failed = _mean(steps, "reward/timeout_share") + _mean(steps, "reward/grader_error_share")
@@ -121,18 +129,22 @@ def _broken(
 def _warnings(steps: Sequence[Metrics], known: set[str], compares: bool) -> Iterator[Finding]:
     if (far := _off_policy(steps)) is not None:
         yield far
-    if "collapsed" in known or "nothing" in known or "cut" in known:
+    if known & {"collapsed", "nothing", "cut", "hacking"}:
         return
     late = _late(steps)
     wrong, right, alike = _mean(late, WRONG), _mean(late, RIGHT), _mean(late, ALIKE)
     if compares and 1.0 - alike < FEW_TELL:
         kind = "too_easy" if right > wrong else "too_hard"
-        yield Finding(kind, "note" if right > wrong else "bad", "groups", {"right": right, "wrong": wrong, "alike": alike})
+        yield Finding(
+            kind, "note" if right > wrong else "bad", "groups", {"right": right, "wrong": wrong, "alike": alike}
+        )
 
 
 def _off_policy(steps: Sequence[Metrics]) -> Finding | None:
     """The step in which the policy went furthest from the one that sampled, where that is too far."""
-    far = [m for m in steps if max(abs(m.get("actor/log_ratio/q0.1", 0.0)), abs(m.get("actor/log_ratio/q99.9", 0.0))) > FAR]
+    far = [
+        m for m in steps if max(abs(m.get("actor/log_ratio/q0.1", 0.0)), abs(m.get("actor/log_ratio/q99.9", 0.0))) > FAR
+    ]
     few = [m for m in steps if m.get("actor/ess", 1.0) < FEW]
     held = [m for m in steps if max(m.get(f"actor/clip_share/{sign}", 0.0) for sign in ("positive", "negative")) > HELD]
     if not far and not few and len(held) <= max(1, len(steps) // 10):
@@ -158,7 +170,10 @@ def _progress(history: Sequence[Metrics], steps: Sequence[Metrics]) -> Iterator[
     if len(checks) > 1:
         first, last = checks[0], checks[-1]
         numbers |= {"before": _rate(first), "after": _rate(last), "step": int(last[STEP])}
-        better, worse = last["val/pass@1_low"] > first["val/pass@1_high"], last["val/pass@1_high"] < first["val/pass@1_low"]
+        better, worse = (
+            last["val/pass@1_low"] > first["val/pass@1_high"],
+            last["val/pass@1_high"] < first["val/pass@1_low"],
+        )
         if (drop := fallen(checks)) is not None:
             best = {"best": _rate(drop[0]), "best_step": int(drop[0][STEP])}
             yield Finding("fell", "bad", "validation", {**numbers, **best})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gmpo.report.verdicts import Finding
 
 LANGUAGES = ("en", "zh")
-LR = "actor_rollout_ref.actor.optim.lr"
+LR = "actor_rollout_ref.actor.optim.lr{now}"
 Numbers = Mapping[str, Any]
 
 
@@ -56,7 +56,7 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "reward_flat": (
         Words(
             "Reward does not rise",
-            "Mean reward {reward_before:.3f} in the first steps, {reward_after:.3f} in the last: no more than its noise.",
+            "Mean reward {reward_before:.3f} in the first steps, {reward_after:.3f} in the last: within its noise.",
             f"More steps, or a higher {LR} while the log-ratios stay well inside the bounds.",
         ),
         Words(
@@ -86,7 +86,8 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
         ),
         Words(
             "已崩溃",
-            "从第 {step} 步起没有题目得到正确回答：{steps} 步中 {after} 题里 0 题，此前 {before} 题里 {solved} 题。{signs}",
+            "从第 {step} 步起没有题目得到正确回答：{steps} 步中 {after} 题里 0 题，"
+            "此前 {before} 题里 {solved} 题。{signs}",
             f"查看第 {{step}} 步附近的样本。从它之前的检查点继续，并降低 {LR}。",
         ),
     ),
@@ -105,15 +106,16 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "nothing": (
         Words(
             "Nothing could be learned",
-            "In every step the answers to each problem had the same reward: {wrong:.0%} of the problems wrong ones only, "
-            "{right:.0%} right ones only.",
+            "In every step the answers to each problem had the same reward: {wrong:.0%} of the problems wrong ones "
+            "only, {right:.0%} right ones only.",
             "Problems between too hard and solved; more answers to each (actor_rollout_ref.rollout.n); a warm-up with "
             "gmpo sft; see in the samples whether the scorer reads the answers.",
         ),
         Words(
             "无从学习",
             "每一步中每道题的各回答奖励都相同：{wrong:.0%} 的题目全错，{right:.0%} 全对。",
-            "选难度居中的题目；每题更多回答（actor_rollout_ref.rollout.n）；用 gmpo sft 热身；在样本中看评分器是否读得懂回答。",
+            "选难度居中的题目；每题更多回答（actor_rollout_ref.rollout.n）；用 gmpo sft 热身；"
+            "在样本中看评分器是否读得懂回答。",
         ),
     ),
     "no_rate": (
@@ -132,14 +134,15 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
             "离采样策略太远",
             "{of} 步中有 {steps} 步，第 {step} 步最甚：词元对数比从 {low:.1f} 到 {high:.1f}，有效样本量低至 {ess:.2f}，"
             "同号词元中至多 {held:.1%} 被界截断。",
-            f"降低 {LR}；减少每次采样后的更新次数（增大 actor_rollout_ref.actor.ppo_mini_batch_size，减少 ppo_epochs）。",
+            f"降低 {LR}；减少每次采样后的更新次数（增大 actor_rollout_ref.actor.ppo_mini_batch_size，"
+            "减少 ppo_epochs）。",
         ),
     ),
     "cut": (
         Words(
             "Answers are cut",
-            "{share:.0%} of the answers in the last steps were cut at the length limit (mean {length:.0f} tokens); what "
-            "is cut rarely holds its result.",
+            "{share:.0%} of the answers in the last steps were cut at the length limit (mean {length:.0f} tokens); "
+            "what is cut rarely holds its result.",
             "Raise data.max_response_length; read cut samples: does the model ever end an answer by itself?",
         ),
         Words(
@@ -176,7 +179,7 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "hacking": (
         Words(
             "Reward hacking suspected",
-            "Mean reward rose from {reward_before:.3f} to {reward_after:.3f}, and right answers did not: {solved_text}.",
+            "Mean reward rose from {reward_before:.3f} to {reward_after:.3f}, right answers did not: {solved_text}.",
             "Read samples of high reward that are wrong; change what the reward counts.",
         ),
         Words(
@@ -188,8 +191,8 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "too_easy": (
         Words(
             "Data too easy",
-            "In the last steps only {tell:.0%} of the problems had answers of different rewards; {right:.0%} were solved "
-            "by all their answers.",
+            "In the last steps only {tell:.0%} of the problems had answers of different rewards; {right:.0%} were "
+            "solved by all their answers.",
             "Harder problems; algorithm.filter_groups.enable or data.pass_rate_range leave out what is solved.",
         ),
         Words(
@@ -201,8 +204,8 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "too_hard": (
         Words(
             "Data too hard",
-            "In the last steps only {tell:.0%} of the problems had answers of different rewards; {wrong:.0%} had no right "
-            "answer.",
+            "In the last steps only {tell:.0%} of the problems had answers of different rewards; {wrong:.0%} had no "
+            "right answer.",
             "Easier problems, a warm-up with gmpo sft, more answers to each problem (actor_rollout_ref.rollout.n).",
         ),
         Words(
@@ -239,6 +242,17 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
 """Kind of finding -> its words in each of `LANGUAGES`."""
 
 
+SIGNS = {
+    "tokens an answer": "回答词元数",
+    "cut at the limit": "在上限处截断",
+    "without a readable answer": "读不出答案",
+    "gradient 0": "梯度为 0",
+    "entropy": "熵",
+    "; ": "；",
+}
+"""Words of `metrics.collapse.Collapse.signs`."""
+
+
 def sentences(finding: Finding) -> dict[str, dict[str, str]]:
     """Language -> title, evidence and advice."""
     filled: dict[str, dict[str, str]] = {}
@@ -264,6 +278,12 @@ def _texts(numbers: Numbers, language: str) -> dict[str, Any]:
         texts["solved_text"] = arrow.format(*numbers["solved"])
     elif "before" in texts and "after" in texts:
         texts["solved_text"] = f"pass@1 {texts['before']} -> {texts['after']}"
+    rate, now = numbers.get("rate"), " (now {:g})" if language == "en" else "（现为 {:g}）"
+    texts["now"] = "" if not isinstance(rate, int | float) else now.format(rate)
+    if language == "zh" and "signs" in numbers:
+        texts["signs"] = numbers["signs"]
+        for english, chinese in SIGNS.items():
+            texts["signs"] = texts["signs"].replace(english, chinese)
     if "alike" in numbers:
         texts["tell"] = 1.0 - numbers["alike"]
     if numbers.get("reason") is not None:

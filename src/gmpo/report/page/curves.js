@@ -1,9 +1,10 @@
 const GROUP_COLOURS = ["c0", "c1", "c2", "c3", "c4", "c5"];
+const MEANING = { correct: "good", wrong: "bad", unparsed: "note", timeout: "c3", grader_error: "c5" };
 function several() { return REPORT.runs.length > 1; }
 function panelSpec(panel, run) {
   const names = panel.series.filter(([name]) => column(run, name));
   let steps = run.curves.steps, keep = steps.map((_, i) => i);
-  const series = names.map(([name, label], i) => ({ label: t(label), values: column(run, name), raw: column(run, name), colour: colour("c" + i), points: panel.points, name }));
+  const series = names.map(([name, label], i) => ({ label: t(label), values: column(run, name), raw: column(run, name), colour: colour(MEANING[label] || "c" + i), points: panel.points, name }));
   if (!series.length) return null;
   keep = keep.filter((i) => series.some((s) => s.values[i] !== null));
   if (!keep.length) return null;
@@ -62,7 +63,8 @@ function curves() {
     const spec = several() ? groupSpec(panel) : panelSpec(panel, run);
     if (!spec) continue;
     const names = panel.series.map(([n]) => n).filter((n) => REPORT.runs.some((r) => column(r, n)));
-    const f = frame(panel.id, panel.title[state.lang], names);
+    const headline = panel.series.find(([n]) => names.includes(n));
+    const f = frame(panel.id, panel.title[state.lang] + (several() && panel.series.length > 1 ? ": " + t(headline[1]) : ""), names);
     grid.append(f.node);
     later.push(() => { const update = legendOf(f.legend, spec.series, panel.unit); update(null); draw(f.place, spec, update); });
   }
@@ -83,7 +85,7 @@ function ratio() {
     grid.append(f.node);
     later.push(() => { const update = legendOf(f.legend, spec.series, unit); update(null); draw(f.place, spec, update); });
   };
-  const L = (n) => "actor/log_ratio/" + n, s = (n, more) => ({ values: pick(n), colour: colour("c0"), ...more });
+  const L = (n) => "actor/log_ratio/" + n, s = (n, more) => ({ values: pick(n), colour: colour("c0"), still: true, ...more });
   const all = ["min", "q0.1", "q1", "q50", "q99", "q99.9", "max"].map(L);
   const [below, above] = run.bounds || [null, null];
   const peak = Math.max(1e-6, below || 0, above || 0, ...all.flatMap((n) => pick(n).map((v) => Math.abs(v || 0)))) * 1.25;
@@ -97,7 +99,8 @@ function ratio() {
   const variance = pick(L("var_within"));
   add("variance", t("variance"), [L("var_within")], { steps, scale: { distr: 3 }, series: [{ label: t("variance").split(/[ 的]/)[0], values: variance.map((v) => (v > 0 ? v : null)), colour: colour("c0") }], draw: (u) => line(u, 0.01, "0.01", "note") }, "");
   const mean = pick("actor/seq_ratio/mean");
-  add("seq", t("seq"), ["actor/seq_ratio/mean", "actor/seq_ratio/min", "actor/seq_ratio/max"], { steps, scale: { distr: 3 }, series: [{ label: t("mean"), values: mean, colour: colour("c0") }, s("actor/seq_ratio/min", { label: "min", width: 0 }), s("actor/seq_ratio/max", { label: "max", width: 0 })], bands: [{ series: [3, 2], fill: faint("c0", 0.18) }] }, "");
+  const ends = ["min", "max"].flatMap((n) => pick("actor/seq_ratio/" + n)).filter((v) => v > 0);
+  add("seq", t("seq"), ["actor/seq_ratio/mean", "actor/seq_ratio/min", "actor/seq_ratio/max"], { steps, scale: Math.max(...ends) > 8 * Math.min(...ends) ? { distr: 3 } : {}, series: [{ label: t("mean"), values: mean, colour: colour("c0") }, s("actor/seq_ratio/min", { label: "min", width: 0 }), s("actor/seq_ratio/max", { label: "max", width: 0 })], bands: [{ series: [3, 2], fill: faint("c0", 0.18) }] }, "");
   add("ess", t("ess"), ["actor/ess"], { steps, scale: { range: (u, a) => [Math.min(0.9, a === null ? 0 : a * 0.95), 1.01] }, series: [s("actor/ess", { label: "ESS" })] }, "");
   return { node, start: () => later.forEach((f) => f()) };
 }

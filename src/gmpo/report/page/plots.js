@@ -2,9 +2,10 @@ const plots = [];
 function axes(log) {
   const stroke = colour("dim"), grid = { stroke: colour("grid"), width: 1 };
   const font = "11px " + colour("sans");
+  const tens = (u, splits) => splits.map((v) => (v === 0 || Math.abs(Math.log10(Math.abs(v)) % 1) < 1e-9 ? v : null));
   return [
     { stroke, grid, ticks: { show: false }, font, size: 24, space: 46, values: (u, v) => v.map((x) => (Number.isInteger(x) ? x : "")) },
-    { stroke, grid, ticks: { show: false }, font, size: 50, space: log ? 18 : 26, values: (u, v) => v.map((x) => (x === null ? "" : number(x))) },
+    { stroke, grid: log ? { ...grid, filter: tens } : grid, filter: log ? tens : undefined, ticks: { show: false }, font, size: 50, space: log ? 16 : 26, values: (u, v) => v.map((x) => (x === null ? "" : number(x))) },
   ];
 }
 function zoom(range) {
@@ -108,7 +109,7 @@ function legendOf(legend, series, unit) {
     legend.replaceChildren(...series.filter((s) => s.label).map((s) => {
       const raw = s.raw || s.values, first = firstOf(raw), at = index === null || index === undefined ? lastOf(raw) : raw[index];
       const change = first !== null && at !== null && at !== undefined && at !== first ? (at > first ? "+" : "−") + show(Math.abs(at - first)) : "";
-      return h("span", {}, h("i", { style: "background:" + s.colour }), s.label + " " + show(at) + " ", h("span", { class: "chg", title: t("sinceStart") }, change));
+      return h("span", {}, h("i", { style: "background:" + s.colour }), s.label + " " + show(at) + " ", s.still ? "" : h("span", { class: "chg", title: t("sinceStart") }, change));
     }));
   };
 }

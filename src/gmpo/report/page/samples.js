@@ -117,7 +117,7 @@ function samples() {
     h("form", { class: "filters", onsubmit: (e) => e.preventDefault() },
       h("label", {}, t("kind"), h("select", { id: "f-kind", onchange: (e) => { filter.kind = +e.target.value; refilter(); } }, kinds)),
       h("label", {}, h("input", { type: "checkbox", id: "f-only", checked: filter.only, onchange: (e) => { filter.only = e.target.checked; refilter(); } }), t("onlyStep")),
-      h("span", {}, chips),
+      h("span", { class: "chips" }, chips),
       h("label", {}, t("rewardFrom"), field(t("rewardFrom") + " ≥", "rewardLow", "any"), "–", field(t("rewardFrom") + " ≤", "rewardHigh", "any")),
       h("label", {}, t("lengthFrom"), field(t("lengthFrom") + " ≥", "lengthLow", "1"), "–", field(t("lengthFrom") + " ≤", "lengthHigh", "1")),
       h("input", { type: "search", id: "f-text", placeholder: t("text"), "aria-label": t("text"), value: filter.text, oninput: (e) => { filter.text = e.target.value; refilter(); } }),
