@@ -4,7 +4,7 @@ function several() { return REPORT.runs.length > 1; }
 function panelSpec(panel, run) {
   const names = panel.series.filter(([name]) => column(run, name));
   let steps = run.curves.steps, keep = steps.map((_, i) => i);
-  const series = names.map(([name, label], i) => ({ label: t(label), values: column(run, name), raw: column(run, name), colour: colour(MEANING[label] || "c" + i), points: panel.points, name }));
+  const series = names.map(([name, label], i) => ({ label: t(label), values: column(run, name), raw: column(run, name), colour: colour(MEANING[label] || "c" + i), points: panel.points, name, dash: panel.stacked ? undefined : [undefined, [7, 4], [2, 3]][i] }));
   if (!series.length) return null;
   keep = keep.filter((i) => series.some((s) => s.values[i] !== null));
   if (!keep.length) return null;

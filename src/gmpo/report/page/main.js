@@ -27,7 +27,7 @@ function tile(name, big, more) { return h("div", { class: "tile" }, h("div", { c
 function tiles(run) {
   const s = run.summary, found = [], fix = (x) => x.toFixed(3), span = (r) => `${fix(r[0])}`;
   if (s.pass) { const [a, b] = s.pass; found.push(tile(t("pass"), b ? span(a) + " → " + span(b) : span(a), (b ? [a, b] : [a]).map((r) => `${fix(r[1])}–${fix(r[2])}`).join(" → "))); }
-  if (s.completed) found.push(tile(t("completed"), percent(s.completed[1]), s.right ? percent(s.completed[1] / Math.max(1e-12, s.right[1])) + " " + t("ofRight") : ""));
+  if (s.completed) found.push(tile(t("completed"), percent(s.completed[1]), s.right ? t("ofRight").replace("{}", percent(s.completed[1] / Math.max(1e-12, s.right[1]))) : ""));
   if (s.reward) found.push(tile(t("rewardTile"), number(s.reward[0]) + " → " + number(s.reward[1])));
   if (s.length) found.push(tile(t("lengthTile"), number(s.length[0]) + " → " + number(s.length[1]), percent(s.cut[1]) + " " + t("cutShare")));
   if (s.entropy) found.push(tile(t("entropyTile"), number(s.entropy[0]) + " → " + number(s.entropy[1])));

@@ -30,7 +30,7 @@ async function passing() {
 }
 function shade(value, scale) {
   if (!value) return "";
-  const a = Math.min(0.85, 0.1 + 0.75 * Math.abs(value) / scale);
+  const a = Math.min(0.62, 0.06 + 0.56 * Math.abs(value) / scale);
   return `background:rgba(var(--${value > 0 ? "pos" : "neg"}),${a.toFixed(3)})`;
 }
 const per = (x, i) => (Array.isArray(x) ? x[i] : x);
@@ -74,7 +74,7 @@ async function groupCard(g, passed) {
     return h("article", { class: "answer " + verdict + (passed.has(i) ? "" : " out"), "data-answer": String(i) }, bar, body, got);
   });
   return h("section", { class: "group", "data-group": String(g) },
-    h("div", { class: "bar dim" }, t("step") + " " + c.step[first] + " · " + t(c.kind[first] ? "validation" : "training") + " · " + problem.id + (problem.source ? " · " + problem.source : "") + (records.some((r) => r) ? "" : " · " + t("noTokens"))),
+    h("div", { class: "bar dim" }, t("step") + " " + c.step[first] + " · " + t(c.kind[first] ? "validation" : "training") + " · " + problem.id + (problem.source ? " · " + problem.source : "") + (records.some((r) => r) ? (["lr", "aw", "lp"].includes(filter.colour) ? ` · ${t("scale")}: ±${number(scale)}` : "") : " · " + t("noTokens"))),
     known ? h("div", { class: "prompt" }, known.p) : null, known && known.g ? h("div", { class: "bar" }, t("expected") + ": ", h("b", {}, known.g)) : null,
     h("div", { class: "answers" }, answers));
 }
