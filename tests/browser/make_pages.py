@@ -72,6 +72,8 @@ def main(folder: Path) -> None:
     runs = {name: [folder / name] for name in ("collapsed", "cut", "hacked", "crashed", "empty")}
     runs["healthy"] = [folder / "quickstart" / "run"]
     runs["compared"] = [folder / f"{name}-{seed}" for name in ("grpo", "gmpo") for seed in (1, 2)]
+    os.chdir(folder)  # so that pages name their runs as a user would, and not the place where they were made
+    runs = {name: [place.relative_to(folder) for place in places] for name, places in runs.items()}
     for name, folders in runs.items():
         write_report(read_report(folders), folder / "pages" / f"{name}.html")
 

@@ -1,6 +1,7 @@
 """Reports in a real Chromium, opened from disk: `make test-browser`.
 
-$GMPO_PAGES is the folder that `make_pages.py` fills, $CHROMIUM the browser, $GMPO_SHOTS, if set, the folder for pictures.
+$GMPO_PAGES is the folder that `make_pages.py` fills,
+$CHROMIUM the browser, $GMPO_SHOTS, if set, the folder for pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PAGES = Path(os.environ["GMPO_PAGES"]) / "pages"
+PAGES = Path(os.environ["GMPO_PAGES"]).resolve() / "pages"
 SHOTS = os.environ.get("GMPO_SHOTS")
 ALL = ("healthy", "collapsed", "cut", "hacked", "crashed", "empty", "compared")
 
@@ -121,7 +122,11 @@ def test_every_panel_explains_itself_from_the_page_of_metrics(browser: Browser) 
     assert "actor/entropy" in text
     assert "mean entropy over the step's response tokens" in text
     opened.page.click("#language")
-    assert all("no" not in doc for doc in opened.texts(".doc dd"))
+    opened.page.click("#panel-entropy .info")
+    assert "熵" in opened.page.locator("#panel-entropy .doc").inner_text()
+    explained = opened.page.locator(".doc dd").all_text_contents()
+    assert len(explained) > 30
+    assert not [text for text in explained if "无说明" in text or "not described" in text or "[object" in text]
     opened.end()
 
 

@@ -80,14 +80,14 @@ def test_every_beginning_of_the_order_lies_over_the_whole_run() -> None:
 
 def test_answers_fill_the_room_and_no_more_and_what_is_left_out_is_counted() -> None:
     found = answers(20, 32, 60)
-    room = 260_000
+    room = 150_000
     kept = gather(found, [], room=room, texts_of=lambda ids: ["w"] * len(ids), loss="geo_mean", bounds=(0.4, 0.4))
     used = sum(map(len, (*kept.texts, *kept.tokens))) + len(packed([kept.columns, kept.problems]))
-    assert 0.6 * room < used <= room + 2000  # columns name the blocks only once these are made
+    assert 0.9 * room < used <= room + 2000  # columns name the blocks only once these are made
     assert kept.left_out["answers"] == 640
     assert 0 < kept.left_out["texts"] == kept.columns["text"].count(-1) < 640
     with_text = {step for step, block in zip(kept.columns["step"], kept.columns["text"], strict=True) if block >= 0}
-    assert {1, 20} <= with_text
+    assert with_text == set(range(1, 21))  # a problem of every step before the second of any
     number = next(n for n, block in enumerate(kept.columns["text"]) if block >= 0)
     block = opened(kept.texts[kept.columns["text"][number]])
     row = [row for _, rows in found for row in rows][number]

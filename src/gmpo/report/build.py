@@ -36,7 +36,7 @@ SCRIPTS = ("words.js", "core.js", "plots.js", "curves.js", "samples.js", "main.j
 LIBRARY = "uPlot.iife.min.js"
 MARK = '<meta name="generator" content="gmpo report">'
 """By which a report is told from other files, which are not replaced."""
-MOST = 5_000_000
+MOST = 4_900_000
 """Bytes of a report, about; answers that do not fit are left out and counted."""
 DIGITS = 5
 """Significant digits of a curve."""

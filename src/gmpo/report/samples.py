@@ -1,7 +1,7 @@
 """Answers as a report holds them: columns to filter by, and blocks of texts and of tokens, opened when needed.
 
-A report has a size that it must not pass. Columns come first, then texts, then tokens, each for steps that lie evenly
-over the run; what does not fit is counted.
+A report has a size that it must not pass. Columns come first, then texts, then tokens: one problem of every step, the
+next of every step, and so on, over steps that lie evenly over the run; what does not fit is counted.
 """
 
 from __future__ import annotations
@@ -93,28 +93,42 @@ def gather(
     ]
     _index(kept, rows)
     room -= len(packed([kept.columns, kept.problems]))
-    by_step: dict[int, list[int]] = {}
-    for number, (step, _, _) in enumerate(rows):
-        by_step.setdefault(step, []).append(number)
-    order = spread(sorted(by_step))
     with_tokens = [n for n, (_, _, row) in enumerate(rows) if row.get("updates") and row.get("response_ids")]
-    text_room = room if not with_tokens else int(room * SHARE_OF_TEXTS)
-    values = ((n, _text(rows[n][2])) for step in order for n in by_step[step])
-    used = _fill(kept.texts, kept.columns["text"], kept.columns["at"], values, text_room)
     marked = set(with_tokens)
+    order = _in_turn(kept.columns["step"], kept.columns["group"], marked)
+    text_room = room if not with_tokens else int(room * SHARE_OF_TEXTS)
+    used = _fill(kept.texts, kept.columns["text"], kept.columns["at"], _texts(rows, order), text_room)
     records = (
         (n, token_record(rows[n][2], texts_of, loss, bounds))
-        for step in order
-        for n in by_step[step]
+        for n in order
         if n in marked and kept.columns["text"][n] >= 0
     )
-    _fill(kept.tokens, kept.columns["token"], kept.columns["tat"], records, room - used)
+    used += _fill(kept.tokens, kept.columns["token"], kept.columns["tat"], records, room - used)
+    rest = [n for n in order if kept.columns["text"][n] < 0]
+    _fill(kept.texts, kept.columns["text"], kept.columns["at"], _texts(rows, rest), room - used)
     kept.left_out = {
         "answers": len(rows),
         "texts": sum(block < 0 for block in kept.columns["text"]),
         "tokens": sum(kept.columns["token"][n] < 0 for n in with_tokens),
     }
     return kept
+
+
+def _in_turn(steps: Sequence[int], groups: Sequence[int], first: set[int]) -> list[int]:
+    """The answers by number: a problem of every step, one with token records if any has, then a second of every, .."""
+    by_step: dict[int, dict[int, list[int]]] = {}
+    for number, (step, group) in enumerate(zip(steps, groups, strict=True)):
+        by_step.setdefault(step, {}).setdefault(group, []).append(number)
+    ordered = {
+        step: sorted(found.values(), key=lambda members: members[0] not in first) for step, found in by_step.items()
+    }
+    spaced = spread(sorted(ordered))
+    most = max(map(len, ordered.values()), default=0)
+    return [n for turn in range(most) for step in spaced if turn < len(ordered[step]) for n in ordered[step][turn]]
+
+
+def _texts(rows: Sequence[tuple[int, int, Answer]], order: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((number, _text(rows[number][2])) for number in order)
 
 
 COLUMNS = ("step", "kind", "group", "answer", "verdict", "reward", "tokens", "cut", "text", "at", "token", "tat")
@@ -183,7 +197,10 @@ def _fill(
         nonlocal used, size
         block = packed([value for _, value in waiting])
         fits = used + len(block) <= room
-        if fits:
+        while used + len(block) > room and len(waiting) > 1:  # the last block: what of it fits
+            del waiting[len(waiting) // 2 :]
+            block = packed([value for _, value in waiting])
+        if used + len(block) <= room:
             for place, (number, _) in enumerate(waiting):
                 block_of[number], place_of[number] = len(blocks), place
             blocks.append(block)

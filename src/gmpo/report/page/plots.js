@@ -73,12 +73,12 @@ function mark(u) {
   const x = u.valToPos(state.step, "x", true);
   if (!(x >= u.bbox.left - 1 && x <= u.bbox.left + u.bbox.width + 1)) return;
   const c = u.ctx;
-  c.save(); c.strokeStyle = faint("ink", 0.35); c.lineWidth = devicePixelRatio; c.beginPath(); c.moveTo(x, u.bbox.top); c.lineTo(x, u.bbox.top + u.bbox.height); c.stroke(); c.restore();
+  c.save(); c.setLineDash([]); c.strokeStyle = faint("ink", 0.35); c.lineWidth = devicePixelRatio; c.beginPath(); c.moveTo(x, u.bbox.top); c.lineTo(x, u.bbox.top + u.bbox.height); c.stroke(); c.restore();
 }
 function whiskers(steps, low, high, name) {
   return (u) => {
     const c = u.ctx;
-    c.save(); c.strokeStyle = colour(name); c.lineWidth = 1.4 * devicePixelRatio;
+    c.save(); c.setLineDash([]); c.strokeStyle = colour(name); c.lineWidth = 1.4 * devicePixelRatio;
     steps.forEach((s, i) => {
       if (low[i] === null || high[i] === null || low[i] === undefined) return;
       const x = u.valToPos(s, "x", true), a = u.valToPos(low[i], "y", true), b = u.valToPos(high[i], "y", true), w = 4 * devicePixelRatio;
