@@ -82,7 +82,8 @@ def read_data(folder: Path) -> RunData:
     record = _record(folder, notices)
     status, reason = "unknown", ""
     if record is not None:
-        record = record if _open(folder) else ended(record)
+        # Only where it is needed: the look takes the lock for a moment, which a starting run would meet.
+        record = ended(record) if record.status == "running" and not _open(folder) else record
         status, reason = record.status, record.reason
     saved = _saved(folder / CONFIG, notices)
     given = saved.pop("given", {})
@@ -135,8 +136,8 @@ def _run_folder(folder: Path) -> Path:
 def _open(folder: Path) -> bool:
     try:
         return is_open(folder)
-    except OSError:  # a folder of somebody else's, where no lock can be tried
-        return False
+    except OSError:  # a folder of somebody else's, where no lock can be tried: as the record says
+        return True
 
 
 def _record(folder: Path, notices: list[str]) -> RunRecord | None:

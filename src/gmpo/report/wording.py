@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gmpo.records.run_folder import KILLED
 from gmpo.report.verdicts import Finding
 
 LANGUAGES = ("en", "zh")
@@ -30,13 +31,14 @@ WORDS: Mapping[str, tuple[Words, Words]] = {
     "reward_rose": (
         Words(
             "Reward rises",
-            "Mean reward {reward_before:.3f} in the first steps, {reward_after:.3f} in the last. No validation shows "
-            "whether that holds on other problems.",
+            "Mean reward {reward_before:.3f} in the first steps, {reward_after:.3f} in the last. No two validations "
+            "show whether that holds on other problems.",
             "Give data.val_files and trainer.test_freq.",
         ),
         Words(
             "奖励上升",
-            "平均奖励开头为 {reward_before:.3f}，末尾为 {reward_after:.3f}。没有验证，无法知道在其他题目上是否成立。",
+            "平均奖励开头为 {reward_before:.3f}，末尾为 {reward_after:.3f}。"
+            "没有两次验证，无法知道在其他题目上是否成立。",
             "设置 data.val_files 与 trainer.test_freq。",
         ),
     ),
@@ -287,5 +289,8 @@ def _texts(numbers: Numbers, language: str) -> dict[str, Any]:
     if "alike" in numbers:
         texts["tell"] = 1.0 - numbers["alike"]
     if numbers.get("reason") is not None:
-        texts["reason"] = str(numbers["reason"]).rstrip(".")
+        reason = str(numbers["reason"]).rstrip(".")
+        texts["reason"] = (
+            "没有留下任何话就结束了：被杀死，或机器停机" if language == "zh" and reason == KILLED else reason
+        )
     return texts

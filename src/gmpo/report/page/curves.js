@@ -68,7 +68,7 @@ function curves() {
     grid.append(f.node);
     later.push(() => { const update = legendOf(f.legend, spec.series, panel.unit); update(null); draw(f.place, spec, update); });
   }
-  const node = h("section", { "aria-label": t("curves") }, h("h2", { id: "curves" }, t("curves")), h("p", { class: "dim" }, t("click"), " ", several() ? t("spread") : ""), grid);
+  const node = h("section", { "aria-label": t("curves") }, h("h2", { id: "curves" }, t("curves")), h("p", { class: "dim", hidden: !later.length }, t("click"), " ", several() ? t("spread") : ""), grid);
   return { node, start: () => later.forEach((f) => f()) };
 }
 function ratio() {
