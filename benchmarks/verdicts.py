@@ -56,8 +56,8 @@ def main() -> None:
     (out / "length.py").write_text(LENGTH_IS_REWARDED)
     (out / "nothing.py").write_text(NOTHING_IS_REWARDED)
     rows = []
-    for kind, changes in KINDS.items():
-        for seed in given.seeds:
+    for seed in given.seeds:
+        for kind, changes in KINDS.items():
             folder = out / f"{kind}-{seed}"
             changed = {k: str(out / v) if isinstance(v, str) else v for k, v in changes.items()}
             settings = {

@@ -129,7 +129,8 @@ def _labels(
     """By the setting that differs between the kinds; by the names of the runs where that tells them not apart."""
     for key in (*SHORT, *(row["key"] for row in changed)):
         row = next((row for row in changed if row["key"] == key), None)
-        if row is not None and len(set(row["values"])) == len(runs) and max(sizes) > 1:
+        known = row is not None and "–" not in row["values"]
+        if row is not None and known and len(set(row["values"])) == len(runs) and max(sizes) > 1:
             last = key.rpartition(".")[2]
             return [value if last == "loss_mode" else f"{last}={value}" for value in row["values"]]
     return [name if size == 1 else f"{name} +{size - 1}" for name, size in zip(names, sizes, strict=True)]

@@ -54,7 +54,7 @@ const num = (x) => h("td", { class: "num" }, x);
 function comparison() {
   const c = REPORT.comparison, node = h("section", { "aria-label": t("compare") }, h("h2", { id: "compare" }, t("compare")));
   const start = () => {};
-  if (c.changed.length) node.append(h("h3", {}, t("changedSettings")), table([t("key"), ...c.groups.map((g) => g.label)], c.changed.map((r) => [code(r.key), ...r.values.map((v) => code(v))])));
+  if (c.changed.length) node.append(h("details", { open: c.changed.length < 16 }, h("summary", {}, `${t("changedSettings")} (${c.changed.length})`), table([t("key"), ...c.groups.map((g) => g.label)], c.changed.map((r) => [code(r.key), ...r.values.map((v) => code(v))]))));
   node.append(h("h3", {}, t("endpoint")), table([t("endpoint"), ...c.groups.map((g) => `${g.label} (${g.runs.length})`), ...c.groups.slice(1).map((g) => `${t("difference")}: ${g.label} − ${c.groups[0].label}`)],
     c.endpoints.map((e) => [h("td", {}, e.title[state.lang]), ...e.means.map((m) => num(m === null ? "–" : number(m))), ...e.differences.map((d) => { const clear = d && d.low !== null && (d.low > 0 || d.high < 0); return h("td", { class: "num" + (clear ? " " + (e.better * d.mean > 0 ? "good" : e.better * d.mean < 0 ? "bad" : "") : "") }, d ? `${d.mean > 0 ? "+" : ""}${number(d.mean)}` + (d.low === null ? "" : `  (${number(d.low)} … ${number(d.high)})`) + `  n=${d.pairs}` : "–"); })])),
     h("p", { class: "dim" }, t(c.paired ? "pairedNote" : "unpairedNote")));
@@ -90,7 +90,7 @@ function stepbar() {
     if (checked) steps.forEach((s, i) => { if (checked[i] !== null) c.fillRect(x(s) - 1.5, 0, 3, 4); });
     c.fillStyle = colour("ink"); c.fillRect(x(state.step) - 1, 0, 2, H);
     const i = steps.indexOf(state.step), score = i < 0 ? null : v[i];
-    now.replaceChildren(h("b", {}, `${t("step")} ${state.step}`), ` / ${run().total}` + (score === null || score === undefined ? "" : ` · ${t("reward")} ${number(score)}`));
+    now.replaceChildren(h("b", {}, `${t("step")} ${state.step}`), ` / ${run().total}` + (score === null || score === undefined ? "" : ` · ${t(column(run(), "critic/score/mean") ? "reward" : "loss")} ${number(score)}`));
     canvas.setAttribute("aria-valuenow", state.step); canvas.setAttribute("aria-valuemin", a); canvas.setAttribute("aria-valuemax", b);
   }
   const at = (e) => { const box = canvas.getBoundingClientRect(), [a, b] = extent(); return Math.round(a + (b - a) * Math.max(0, Math.min(1, (e.clientX - box.left - 4) / (box.width - 8)))); };

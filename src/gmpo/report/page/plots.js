@@ -29,7 +29,7 @@ function draw(place, spec, onCursor) {
   const data = [spec.steps, ...spec.series.map((s) => s.values)];
   let pressed = null;
   const options = {
-    width: Math.max(200, place.clientWidth), height: spec.height || 168, legend: { show: false }, padding: [8, 10, 0, 0],
+    width: Math.max(200, place.clientWidth), height: spec.height || 168, legend: { show: false }, padding: [8, 16, 0, 0],
     cursor: {
       sync: { key: "steps", scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave", sub: () => true } },
       drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false,
