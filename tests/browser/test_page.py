@@ -50,7 +50,7 @@ class Opened:
 
     def settled(self) -> None:
         """The samples are those of the newest filter."""
-        self.page.wait_for_timeout(350)
+        self.page.wait_for_selector("html[data-ready]:not([data-busy])")
 
     def end(self) -> None:
         """Nothing was said on the console, and nothing asked for but the file."""
@@ -199,17 +199,16 @@ def test_filters_of_samples_keep_what_they_say(browser: Browser) -> None:
     opened.page.uncheck("#f-only")
     opened.page.fill("#f-lengthLow", "40")
     opened.settled()
-    opened.page.wait_for_timeout(300)
     lengths = [int(text.split(" tokens")[0].split()[-1]) for text in opened.texts(".answer:not(.out) .bar")]
     assert lengths
     assert min(lengths) >= 40
     opened.page.fill("#f-lengthLow", "")
     opened.page.fill("#f-text", "how many hats")
-    opened.page.wait_for_timeout(900)
+    opened.settled()
     assert opened.page.locator(".group").count() > 0
     assert all("how many hats" in text for text in opened.texts(".prompt"))
     opened.page.fill("#f-text", "no such text")
-    opened.page.wait_for_timeout(900)
+    opened.settled()
     assert opened.page.locator(".group").count() == 0
     assert "No answer passes these filters." in opened.texts("#found")[0]
     opened.page.select_option("#f-kind", "1")

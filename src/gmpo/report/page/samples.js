@@ -80,8 +80,9 @@ async function groupCard(g, passed) {
 }
 let turn = 0;
 async function showSamples() {
-  const place = $("found");
-  if (!place) return;
+  const place = $("found"), root = document.documentElement;
+  if (!place) { delete root.dataset.busy; return; }
+  root.dataset.busy = "1";
   const mine = ++turn, run = REPORT.runs[state.run], c = run.samples.columns;
   const passed = new Set(await passing());
   const groups = [...new Set([...passed].map((i) => c.group[i]))];
@@ -94,13 +95,13 @@ async function showSamples() {
   $("count").textContent = state.lang ? `${groups.length} ${t("groups")}中的 ${passed.size} 个回答${where}` : `${passed.size} ${t("found")} ${groups.length} ${t("groups")}${where}`;
   place.replaceChildren(...cards, ...(groups.length ? [] : [h("p", { class: "dim" }, t("none"))]),
     groups.length > filter.shown ? h("button", { class: "more", type: "button", onclick: () => { filter.shown += 24; showSamples(); } }, t("more") + " (" + (groups.length - filter.shown) + ")") : "");
-  place.dataset.turn = String(mine);
+  if (!waiting) delete root.dataset.busy;
 }
 function field(label, key, step) {
   return h("input", { type: "number", step, "aria-label": label, id: "f-" + key, value: filter[key], oninput: (e) => { filter[key] = e.target.value === "" ? null : +e.target.value; refilter(); } });
 }
 let waiting = null;
-function refilter() { filter.shown = 12; clearTimeout(waiting); waiting = setTimeout(showSamples, 120); }
+function refilter() { filter.shown = 12; document.documentElement.dataset.busy = "1"; clearTimeout(waiting); waiting = setTimeout(() => { waiting = null; showSamples(); }, 120); }
 function samples() {
   const run = REPORT.runs[state.run], c = run.samples.columns;
   const node = h("section", { "aria-label": t("samples") }, h("h2", { id: "samples" }, t("samples") + (several() ? " – " + run.name : "")));
