@@ -1,4 +1,4 @@
-"""The command line: `gmpo quickstart | data | sft | check | train | verl`."""
+"""The command line: `gmpo quickstart | data | sft | check | train | report | watch | verl`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from gmpo.cli_parts import late, path_of, say
+from gmpo.cli_report import report, watch
 from gmpo.cli_runs import export, runs
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
 
-COMMANDS = ("quickstart", "data", "sft", "check", "train", "runs", "export", "verl")
+COMMANDS = ("quickstart", "data", "sft", "check", "train", "report", "watch", "runs", "export", "verl")
 """In the order in which a new user needs them."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143, where a scheduler ends the run 75."""
@@ -314,8 +315,8 @@ def quickstart(
         raise typer.Exit(outcome)
 
 
-app.command()(export)
-app.command()(runs)
+for command in (report, watch, export, runs):
+    app.command()(command)
 
 
 def _rows_if_known(files: Sequence[str]) -> int | None:

@@ -236,7 +236,8 @@ class Trainer(Section):
     )
     token_record_groups: int = setting(
         2,
-        "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens.",
+        "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens: "
+        "at even distances over those that were computed, the last included.",
         own=True,
         ge=0,
         role="bookkeeping",
