@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # Continuous integration gives `-c constraints/cpu.txt`: the versions of docs/installation.md.
 CONSTRAINTS ?=
 
-.PHONY: quickstart test test-oldest test-scale test-cuda bench-cuda first-gpu resolve constraints lint types clean
+.PHONY: quickstart test test-oldest test-scale test-browser test-cuda bench-cuda first-gpu resolve constraints lint types clean
 
 $(VENV)/.installed: pyproject.toml src/gmpo/version.py
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,20 @@ $(SCALE)/.installed: pyproject.toml src/gmpo/version.py
 
 test-scale: $(SCALE)/.installed  ## runs of several ranks
 	$(SCALE)/bin/python -m pytest -q tests/programs/scale
+
+# Reports in a real Chromium. The pages are those of real runs; a second call makes no runs anew.
+BROWSER = .venv-browser
+PAGES = build/pages
+
+$(BROWSER)/.installed: Makefile
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/pip install --quiet "playwright>=1.50,<2" "pytest>=8.3"
+	touch $@
+
+test-browser: $(BROWSER)/.installed $(VENV)/.installed  ## reports in a browser, and pictures of them in build/pages/shots
+	$(BIN)/python tests/browser/make_pages.py $(PAGES)
+	CHROMIUM="$$(tests/browser/chromium.sh $(BROWSER))" GMPO_PAGES=$(PAGES) GMPO_SHOTS=$(PAGES)/shots \
+	  $(BROWSER)/bin/python -m pytest -q -c tests/browser/pytest.ini --confcutdir=tests/browser tests/browser
 
 # On a machine with a CUDA device. Triton's kernels run on it here; in `make test` they are interpreted.
 test-cuda: $(VENV)/.installed-dev  ## one CUDA device against the CPU
@@ -89,4 +103,4 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(SCALE) $(RESOLVE)
+	rm -rf $(VENV) $(OLDEST) $(SCALE) $(BROWSER) $(RESOLVE) build

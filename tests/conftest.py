@@ -22,6 +22,9 @@ from gmpo.records.batch import Batch, collate
 from gmpo.records.rollout import Completion, Graded, Group
 from gmpo.rewards.verdict import Grade, Verdict
 
+collect_ignore = ["browser"]
+"""What needs a browser has an environment of its own: `make test-browser`."""
+
 torch.set_num_threads(1)
 NO_CUDA = (
     "torch sees no CUDA device here"

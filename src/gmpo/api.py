@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gmpo.build.identity import MOMENT
 from gmpo.build.opened import OpenRun, Say, opened_run, opened_validation, speaker
-from gmpo.build.policy import PolicyFacts, load_policy, policy_weights
+from gmpo.build.policy import PolicyFacts, load_policy
 from gmpo.build.programs import (
     Demonstrations,
     TrainingData,
@@ -26,7 +26,7 @@ from gmpo.build.programs import (
     read_validation,
 )
 from gmpo.build.rewards import RewardFunction, build_rewards, check_run_references, hidden_thinking
-from gmpo.build.run import Rows, build_store, data_sources
+from gmpo.build.run import Rows, build_store, build_supervised_store, data_sources
 from gmpo.build.start import candidates, check_writable
 from gmpo.config import Config, Resolved, SftConfig, load, load_sft
 from gmpo.config.fields import Section
@@ -118,7 +118,7 @@ def train(
         return _validate(resolved, val_rows, functions, reward_weights, console, label)
     _need(rows is not None or c.data.train_files, "data.train_files", "the training problems (parquet or JSONL)")
     data = read_training(resolved, rows, val_rows, functions, reward_weights, label)
-    store = partial(build_store, c, data_sources(data.problems))
+    store = partial(build_store, c, resolved.to_yaml(), data_sources(data.problems))
     with opened_run(resolved, data.opening, console=console, store=store) as run:
         if run.done:
             return _finished(run, data.length.total_steps)
@@ -162,14 +162,14 @@ def _validate(
     ):
         _start_graders(rewards, data, run, log)
         keep = partial(_keep_validation, run.writer, console, c)
-        policy, collector, evaluate = build_validator(data, rewards, keep, run.tracker.activity)
+        parts = build_validator(data, rewards, keep, run)
         allowed = c.actor_rollout_ref.actor.checkpoint.load_contents
         checkpoint = run.start.checkpoint
-        step = 0 if checkpoint is None else load_policy(policy, checkpoint, allowed)
-        run.say(f"{_problems(data.problems)}; {_where(policy.facts)} -> {run.records}")
-        _say_notes(run, policy.facts)
-        with closing(collector.sampler):
-            validate(policy_weights(policy, step), sampler=collector.sampler, evaluate=evaluate, tracker=run.tracker)
+        with closing(parts):
+            step = 0 if checkpoint is None else load_policy(parts.read, checkpoint, allowed)
+            run.say(f"{_problems(data.problems)}; {_where(parts.facts)} -> {run.records}")
+            _say_notes(run, parts.facts)
+            validate(parts.weights(step), sampler=parts.sampler, evaluate=parts.evaluate, tracker=run.tracker)
     return Run(run.folder, Path(c.actor_rollout_ref.model.source), step, step, tuple(run.tracker.history))
 
 
@@ -182,7 +182,8 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
     _need(rows is not None or c.data.train_files, "data.train_files", "the demonstrations (parquet or JSONL)", "sft")
     check_writable(next(candidates(resolved)))
     data = read_demonstrations(resolved, rows, label)
-    with opened_run(resolved, data.opening, console=console) as run:
+    store = partial(build_supervised_store, c, resolved.to_yaml(), data.items)
+    with opened_run(resolved, data.opening, console=console, store=store) as run:
         if run.done:
             return _finished(run, data.length.total_steps)
         parts = build_fine_tuning(data, run.folder)
@@ -190,16 +191,20 @@ def sft(config: Settings, *, rows: Rows | None = None, console: Console | None =
         with _naming_checkpoint(run.folder), closing(parts.learner):
             run.say(_sft_overview(data, parts.facts, run.folder))
             _say_notes(run, parts.facts)
-            done = fine_tune(
-                parts.stream,
-                total_steps=data.length.total_steps,
-                pad_id=parts.facts.pad_id,
-                learner=parts.learner,
-                tracker=run.tracker,
-                stop=run.stop,
-                validation=parts.validation,
-                say=run.say,
-            )
+            assert run.store is not None, "fine-tuning has checkpoints"
+            with model_kept(parts.learner, run.folder, say=run.say, stopping=lambda: run.stop.requested):
+                done = fine_tune(
+                    parts.stream,
+                    total_steps=data.length.total_steps,
+                    pad_id=parts.facts.pad_id,
+                    learner=parts.learner,
+                    tracker=run.tracker,
+                    stop=run.stop,
+                    store=run.store,
+                    save_freq=c.trainer.save_freq,
+                    validation=parts.validation,
+                    say=run.say,
+                )
             model = _kept_model(run, parts.learner, done)
     return Run(run.folder, model, done, data.length.total_steps, tuple(run.tracker.history), run.stop.code)
 

@@ -1,24 +1,26 @@
-"""The command line: `gmpo quickstart | data | sft | check | train | verl`."""
+"""The command line: `gmpo quickstart | data | sft | check | train | report | watch | verl`."""
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from gmpo.cli_parts import late, path_of, say
+from gmpo.cli_report import report, watch
+from gmpo.cli_runs import export, runs
 from gmpo.errors import ConfigError, DataError, GmpoError
 from gmpo.limits import LARGEST_SEED
 from gmpo.version import __version__
 
-COMMANDS = ("quickstart", "data", "sft", "check", "train", "export", "verl")
+COMMANDS = ("quickstart", "data", "sft", "check", "train", "report", "watch", "runs", "export", "verl")
 """In the order in which a new user needs them."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C; after SIGTERM it is 143, where a scheduler ends the run 75."""
@@ -61,13 +63,6 @@ app = typer.Typer(
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-def path_of(text: str) -> Path:
-    """A path of the command line, as it is given; a blank one would be the folder in which we are."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty: a variable of the shell that is not set?")
-    return Path(text)
-
-
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings under verl's keys; later ones win.")
 ]
@@ -103,11 +98,6 @@ def _one(files: list[Path] | None) -> Path | None:
     return files[0] if files else None
 
 
-def _late(module: str, name: str) -> Any:
-    """Import when a command runs, so that help and checks start without torch."""
-    return getattr(importlib.import_module(module), name)
-
-
 @app.command(context_settings=OVERRIDES, epilog=_recipes())
 def train(
     context: typer.Context,
@@ -133,10 +123,10 @@ def train(
     stands in docs/configuration.md, every metric in docs/metrics.md, reward functions in docs/rewards.md.
     """
     console = Console()
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
-    run = _late("gmpo.api", "train")(resolved, console=console, profile=profile)
+    resolved = late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
+    run = late("gmpo.api", "train")(resolved, console=console, profile=profile)
     if resolved.config.trainer.val_only:
-        _say(console, f"validated, nothing was trained; figures and answers: {run.folder / 'val_only'}")
+        say(console, f"validated, nothing was trained; figures and answers: {run.folder / 'val_only'}")
         return
     resumes = resolved.config.trainer.resume_mode == "auto"
     _report_end(console, run, f"{'the same command' if resumes else 'trainer.resume_mode=auto'} goes on from there")
@@ -151,34 +141,13 @@ def sft(context: typer.Context, settings: Settings = None, config: ConfigFile = 
         gmpo sft model.path=MODEL_FOLDER data.train_files=data/train.parquet \\
           data.train_batch_size=32 optim.lr=1e-4 trainer.total_epochs=2
 
-    The model is RUN_FOLDER/huggingface. Every key stands in docs/configuration.md, the rows in docs/data.md.
+    The model is RUN_FOLDER/huggingface. Ctrl-C finishes the update and writes a checkpoint; the same command goes on.
+    Every key stands in docs/configuration.md, the rows in docs/data.md.
     """
     console = Console()
-    resolved = _late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
-    run = _late("gmpo.api", "sft")(resolved, console=console)
-    _report_end(console, run, f"the model so far: {run.model}; the same command begins again at step 1")
-
-
-@app.command()
-def export(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", parser=path_of, help="A run folder, a checkpoint in it, or an adapter."),
-    ],
-    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="FOLDER", help="Where the model goes; new.")],
-    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the weights.")] = "fp32",
-) -> None:
-    """Write a whole Hugging Face model: an adapter (LoRA) added to its base, or a checkpoint without an export.
-
-    Example:
-
-        gmpo export checkpoints/gmpo/my-run --out models/my-model --dtype bf16
-
-    Of a run folder it takes the final model, else the newest checkpoint. Nothing is overwritten.
-    """
-    console = Console()
-    where = _late("gmpo.build.export", "export")(folder, out, dtype=dtype)
-    _say(console, f"model: {where}")
+    resolved = late("gmpo.config", "load_sft")([*(settings or []), *context.args], file=_one(config))
+    run = late("gmpo.api", "sft")(resolved, console=console)
+    _report_end(console, run, f"the model so far: {run.model}; the same command goes on from the checkpoint")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -215,14 +184,14 @@ def check(
     Exit code 0: the settings make sense. 2: they are refused. 3, with --ready: `gmpo train` would not start. Every key
     stands in docs/configuration.md, memory in docs/scaling.md.
     """
-    resolved = _late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
-    absent = _late("gmpo.check.readiness", "not_here")(resolved)
+    resolved = late("gmpo.config", "load")([*(settings or []), *context.args], file=_one(config))
+    absent = late("gmpo.check.readiness", "not_here")(resolved)
     if ready and not absent:
-        absent = _late("gmpo.build.rehearsal", "what_stops")(resolved)
-    report = _late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
+        absent = late("gmpo.build.rehearsal", "what_stops")(resolved)
+    report = late("gmpo.check.report", "check_report")(resolved, _rows_if_known, absent, everything=everything)
     Console().print(report)
     if simulated:
-        Console().print(_late("gmpo.build.simulation", "simulation_report")(resolved.config))
+        Console().print(late("gmpo.build.simulation", "simulation_report")(resolved.config))
     if ready and absent:
         raise typer.Exit(3)
 
@@ -256,7 +225,7 @@ def verl(
     mode = "check" if check_only else "print" if print_only else "train"
     given = [*(words or []), *context.args]
     overrides = [word for word in given if "=" in word]
-    outcome = _late("gmpo.verl_script", "run_script")(
+    outcome = late("gmpo.verl_script", "run_script")(
         script, mode, overrides, [word for word in given if word not in overrides]
     )
     for line in outcome.skipped:
@@ -313,16 +282,16 @@ def data(
     if drop and not against:
         raise ConfigError("--drop-contaminated leaves out the rows that --against FILE finds; give such a file")
     console = Console()
-    prepare, show = _late("gmpo.data.prepare", "prepare"), _late("gmpo.data.report", "prepared")
-    say, live = partial(_say, console), console.is_terminal
+    prepare, show = late("gmpo.data.prepare", "prepare"), late("gmpo.data.report", "prepared")
+    tell, live = partial(say, console), console.is_terminal
     with console.status(f"preparing {name}") as status:
-        pace = _late("gmpo.data.report", "Pace")(status.update if live else say, 0.5 if live else 30.0)
+        pace = late("gmpo.data.report", "Pace")(status.update if live else tell, 0.5 if live else 30.0)
         chosen = {"seed": seed or 0, "size": size}
         written = prepare(name, out, source, **chosen, against=against or (), drop=drop, progress=pace)
     for line in show(written):
-        say(line)
+        tell(line)
     if seed is not None and size is None and any(file.source != "generated" for file in written):
-        say("note: --seed changed nothing: it chooses the rows of --size, and every row was kept")
+        tell("note: --seed changed nothing: it chooses the rows of --size, and every row was kept")
 
 
 @app.command()
@@ -341,14 +310,18 @@ def quickstart(
     Ctrl-C stops it, and the same command goes on. A finished one is left alone: name another folder with --out. What
     it shows is explained in README.md, "Quickstart".
     """
-    outcome = _late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
+    outcome = late("gmpo.quickstart", "quickstart")(out, seed=seed, console=Console())
     if isinstance(outcome, int):
         raise typer.Exit(outcome)
 
 
+for command in (report, watch, export, runs):
+    app.command()(command)
+
+
 def _rows_if_known(files: Sequence[str]) -> int | None:
     """Rows of data files that may be on another machine."""
-    row_count: Callable[[str], int] = _late("gmpo.data.files", "row_count")
+    row_count: Callable[[str], int] = late("gmpo.data.files", "row_count")
     try:
         return sum(row_count(file) for file in files)
     except DataError:
@@ -357,16 +330,11 @@ def _rows_if_known(files: Sequence[str]) -> int | None:
 
 def _report_end(console: Console, run: Any, how_to_go_on: str) -> None:
     if not run.finished:
-        _say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
+        say(console, f"stopped after {run.steps} of {run.total_steps} steps; {how_to_go_on}")
         raise typer.Exit(run.stopped_by or INTERRUPTED)
     done = "done" if run.history else "nothing was left to do: the run is done"
-    steps = _late("gmpo.config.numbers", "counted")(run.steps, "step")
-    _say(console, f"{done} after {steps}; model: {run.model}")
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line literally: a bracket in a path is not markup."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    steps = late("gmpo.config.numbers", "counted")(run.steps, "step")
+    say(console, f"{done} after {steps}; model: {run.model}")
 
 
 def _version(value: bool) -> None:

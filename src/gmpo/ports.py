@@ -206,6 +206,11 @@ class Step(Protocol):
         """Keep the step's samples; which and how much of them the tracker knows."""
         ...
 
+    def nonfinite(self, groups: Sequence[Group], minis: Mapping[int, Batch]) -> str:
+        """Keep the answers of updates whose gradient was not finite, by the update's number; says where, in a
+        sentence."""
+        ...
+
     def failed(self, answers: Sequence[Mapping[str, object]]) -> str:
         """Keep the answers of a step whose grading failed; says where, in a sentence."""
         ...
@@ -220,6 +225,10 @@ class Tracker(Protocol):
 
     def step(self, number: int) -> AbstractContextManager[Step]:
         """Open the record of training step `number`; it is written out when the context ends without an error."""
+        ...
+
+    def sync(self) -> None:
+        """Have the disk hold all that was recorded so far."""
         ...
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -23,6 +23,7 @@ from gmpo.data.stories import demonstration_rows, keys_of, story_rows, vocabular
 from gmpo.errors import ConfigError
 from gmpo.metrics.conclusion import conclusion
 from gmpo.records.run_folder import read_metrics
+from gmpo.report.build import read_report, write_report
 
 BEGUN = "quickstart.json"
 """File that says which seed the folder was begun with."""
@@ -51,7 +52,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
     warm = sft(warmup_settings(out, seed), console=console, label="warm-up")
     seconds["warm-up"] = time.perf_counter() - start
     if not warm.finished:
-        _say_interrupted(console, "the warm-up", warm, "it begins again")
+        _say_interrupted(console, "the warm-up", warm, "it goes on from the checkpoint")
         return warm.stopped_by
 
     console.rule("3  GMPO: only the right answer is rewarded")
@@ -64,9 +65,11 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any] | in
 
     summary = summarise(run.folder, seed, parameters, seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    report = run.folder / "report.html"
+    write_report(read_report([run.folder]), report)
     console.rule("4  what changed")
     console.print(table(summary))
-    for text in (*notes(summary), "", how_to_go_on(out, run.model, run.folder)):
+    for text in (*notes(summary), "", how_to_go_on(out, run.model, run.folder, report)):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return summary
 
@@ -229,12 +232,13 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def how_to_go_on(out: Path, model: Path, run: Path) -> str:
+def how_to_go_on(out: Path, model: Path, run: Path, report: Path) -> str:
     """Where everything is, and commands to copy."""
     again = f"  gmpo train --config {shlex.quote(str(run / 'config.yaml'))} \\\n    "
     evaluation = shlex.quote(f"actor_rollout_ref.model.path={model}")
     evaluated, grpo = (shlex.quote(f"trainer.default_local_dir={out / name}") for name in ("evaluation", "grpo"))
     return (
+        f"report    {report}, for a browser\n"
         f"model     {model}\n"
         f"metrics   {run / 'metrics.jsonl'}\n"
         f"curves    tensorboard --logdir {shlex.quote(str(run))}\n"

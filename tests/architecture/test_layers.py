@@ -28,12 +28,12 @@ LAYERS = {
     3: ("ports",),
     4: ("metrics", "backends", "tracking"),
     5: ("training",),
-    6: ("build", "api", "quickstart", "check", "verl_script"),
-    7: ("cli", "__main__", "__init__"),
+    6: ("build", "api", "quickstart", "check", "report", "verl_script"),
+    7: ("cli", "cli_parts", "cli_report", "cli_runs", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 LATE_IMPORTS_ALLOWED = {
-    "cli.py",
+    "cli_parts.py",
     "__init__.py",
     "tracking/sinks.py",
     "data/prepare.py",
@@ -129,9 +129,9 @@ FORBIDDEN = (
         "loggers write down what they are given",
     ),
     Forbidden(
-        ("config/", "data/", "rewards/", "records/", "check/"),
+        ("config/", "data/", "rewards/", "records/", "check/", "report/"),
         ("torch", "transformers", "triton"),
-        "`gmpo --help`, `gmpo check`, grading workers and readers of a run folder start at once",
+        "`gmpo --help`, `gmpo check`, `gmpo report`, grading workers and readers of a run folder start at once",
         even_indirectly=True,
         apart_from=("records/batch.py",),
     ),
@@ -145,6 +145,12 @@ FORBIDDEN = (
         ("errors.py", "version.py", "streams.py", "objectives.py"),
         ("gmpo.config", "gmpo.algo", "gmpo.ops", "gmpo.data", "gmpo.rewards", "gmpo.records"),
         "the ground floor stands on nothing",
+    ),
+    Forbidden(
+        ("report/",),
+        ("gmpo.algo", "gmpo.ops", "gmpo.backends", "gmpo.training", "gmpo.tracking", "gmpo.build", "gmpo.ports"),
+        "a report knows a run by its folder, whatever program and version wrote it",
+        even_indirectly=True,
     ),
     Forbidden(
         ("config/", "check/"),

@@ -32,12 +32,13 @@ from transformers import (
 
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.objective import LossRecord, Objective, joined
-from gmpo.backends.critic import Critic, CriticSettings
+from gmpo.backends.critic import Critic, CriticSettings, load_value_model
 from gmpo.backends.devices import Device
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.mini_batch import MiniBatch, every_row, prepare
-from gmpo.backends.models import checkpoint_activations
+from gmpo.backends.models import ModelSource, checkpoint_activations, load_model
 from gmpo.backends.passes import BatchModule
+from gmpo.backends.ranks.handing_out import empty_model, hand_out, kept_whole
 from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
 from gmpo.backends.storage import Share
 from gmpo.backends.tiny_model import word_tokenizer
@@ -298,6 +299,41 @@ def traffic(world: int, copy: int) -> dict[str, Any]:
     }
 
 
+LOADED: Mapping[str, dict[str, Any]] = {"dense": {}, "tied": {"tie_word_embeddings": True}, "experts": EXPERTS}
+
+
+def read_by_the_first(rank: int, folder: Path) -> dict[str, bool]:
+    """Models whose weights the first rank alone can find: whether all have them bit for bit, buffers too."""
+    same: dict[str, bool] = {}
+    for kind, load in (("policy", load_model), ("critic", load_value_model)):
+        for name, changes in LOADED.items():
+            files = folder / f"{kind} {name}"
+            if rank == 0:
+                made = (Qwen3MoeConfig if "num_experts" in changes else Qwen3Config)(**{**SHAPE, **changes})
+                written: PreTrainedModel = AutoModelForCausalLM.from_config(made)
+                redraw(written)
+                written.save_pretrained(files)
+                ignore = shutil.ignore_patterns("*.safetensors")
+                shutil.copytree(files, folder / f"{kind} {name}, no weights", ignore=ignore)
+            dist.barrier()
+            source, bare = ModelSource(str(files)), ModelSource(f"{files}, no weights")
+            model = load(source, CPU.torch) if rank == 0 else empty_model(bare, torch.float32, kind)
+            wanted = load(source, CPU.torch)
+            module = OnePass(model, CPU)
+            before = kept_whole(model)
+            spread(module, 1)
+            hand_out(model, before)
+            got, expected = dict(model.named_parameters()), dict(wanted.named_parameters())
+            assert (got.keys(), before) == (expected.keys(), {})
+            own = [torch.equal(whole(got[n]), p) for n, p in expected.items()]
+            rest = dict(wanted.named_buffers())
+            own += [torch.equal(b, rest[n]) for n, b in model.named_buffers()]
+            same[f"{kind}, {name}"] = bool(rest) and all(own)
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, same)
+    return {name: all(each[name] for each in gathered) for name in same}
+
+
 def passes_of_a_group() -> list[list[int]]:
     """Rows of each pass of two ranks with micro-batches of 5, 2 and of 3, 3, 1 tokens, 6 tokens a pass."""
     group = sequence_group(torch.device("cpu"), 2, dist.get_rank(), 2)
@@ -317,6 +353,7 @@ def main(world: int, rank: int, folder: Path) -> None:
     if world == 2:
         found["passes"] = [None, None]
         dist.all_gather_object(found["passes"], passes_of_a_group())
+        found["read by the first"] = read_by_the_first(rank, folder)
     copies = (-1, 2) if world > 2 else (-1,)
     found |= {f"traffic on {world}, {copy}": traffic(world, copy) for copy in copies}
     found[f"checkpoints on {world}"] = written_and_read(world, rank, folder)
@@ -408,6 +445,11 @@ def test_a_simulation_is_what_real_ranks_hold_and_send(found: dict[str, Any], wo
 def test_a_group_makes_passes_of_what_its_ranks_may_hold(found: dict[str, Any]) -> None:
     """5 + 1, 3 + 3 and 2 tokens."""
     assert found["passes"] == [[[0], [], [1]], [[2], [0, 1], []]]
+
+
+def test_the_first_rank_alone_reads_a_model_and_all_have_it(found: dict[str, Any]) -> None:
+    """The other has no weight files. Parameters and buffers, bit for bit, of tied and own heads, experts and values."""
+    assert found["read by the first"] == {f"{k}, {n}": True for k in ("policy", "critic") for n in LOADED}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -170,7 +170,7 @@ def test_every_recipe_loads_and_every_key_in_it_is_honoured_or_waits_for_several
         "one process",
         "several ranks",
         "between ranks",
-        "one machine",
+        "machines are joined by a Ray cluster",
         "computed with",
         "vllm",
     )

@@ -24,6 +24,7 @@ PLACEHOLDERS = {
     "<k>": r"[124]",
     "<rule>": r"seq_mean_k1",
     "<part>": r"(main|overlong_penalty)",
+    "<alarm>": r"(collapse|length|entropy|truncated|mismatch|no_variance)",
     "<verdict>": r"(correct|wrong|unparsed|timeout|grader_error)",
 }
 ONLY_ON_CUDA = {"perf/max_memory_allocated_gb", "perf/max_memory_reserved_gb"}

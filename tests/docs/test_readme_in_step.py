@@ -36,11 +36,12 @@ PAGES = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 SEVERAL_GPUS = (
+    "a Ray cluster",
     "multi-GPU support",
     "one process",
     "several ranks",
     "between ranks",
-    "one machine",
+    "a Ray cluster",
     "computed with",
     "vllm",
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import gmpo
@@ -70,20 +71,59 @@ def test_a_checkpoint_of_all_weights_is_exported_too(bench: Any, command: Callab
 
 
 @pytest.mark.parametrize(
+    ("dtype", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_any_step_and_any_model_is_written_in_any_precision(
+    bench: Any, command: Callable[..., Any], dtype: str, kind: torch.dtype
+) -> None:
+    run = bench.train({"trainer.save_freq": 1})
+    for source, step, expected in (
+        (run.folder, ["--step", "1"], run.folder / "global_step_1" / "actor" / "model.safetensors"),
+        (run.folder, [], run.model / "model.safetensors"),
+        (bench.model, [], bench.model / "model.safetensors"),
+    ):
+        out = bench.folder / f"out-{source.name}-{len(step)}"
+        assert command("export", str(source), "--out", str(out), "--dtype", dtype, *step).code == 0
+        model = AutoModelForCausalLM.from_pretrained(out)
+        held = load_file(expected)
+        assert all(torch.equal(p, held[n].to(kind)) for n, p in model.named_parameters() if n in held)
+        assert {p.dtype for p in model.parameters()} == {kind}
+
+
+def test_what_fp16_cannot_hold_and_a_damaged_checkpoint_are_refused(bench: Any, command: Callable[..., Any]) -> None:
+    run = bench.train({"trainer.save_freq": 1})
+    out = bench.folder / "out"
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    next(model.parameters()).data[0, 0] = 1e5
+    model.save_pretrained(run.model)
+    refused = command("export", str(run.folder), "--out", str(out), "--dtype", "fp16")
+    assert refused.code == 1
+    assert "1 weights are too large for fp16" in " ".join(refused.err.split())
+    file = run.folder / "global_step_1" / "actor" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    damaged = command("export", str(run.folder), "--step", "1", "--out", str(out))
+    assert damaged.code == 1
+    assert "does not hold what was written" in " ".join(damaged.err.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda folder: folder / "nowhere", "is no folder"),
         (lambda folder: folder, "holds no checkpoint"),
-        (lambda folder: folder / "model", "is a whole model already"),
+        (lambda folder: folder / "run", "holds no checkpoint after step 7: there are 1, 2"),
     ],
 )
 def test_what_is_no_model_to_export_is_told(
     bench: Any, command: Callable[..., Any], make: Callable[[Path], Path], said: str
 ) -> None:
     folder = make(bench.folder)
-    if folder.name == "model":
-        folder = bench.model
-    ended = command("export", str(folder), "--out", str(bench.folder / "out"))
+    step = []
+    if folder.name == "run":
+        bench.train({"trainer.save_freq": 1})
+        step = ["--step", "7"]
+    ended = command("export", str(folder), "--out", str(bench.folder / "out"), *step)
     assert ended.code == 1
     assert said in " ".join(ended.err.split())
 

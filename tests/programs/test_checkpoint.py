@@ -56,7 +56,7 @@ def test_a_checkpoint_has_verls_names_and_nothing_that_runs_code(four_steps: Pat
     assert _checkpoints(four_steps) == [f"global_step_{n}" for n in (1, 2, 3, 4)]
     files = {p.relative_to(four_steps).as_posix() for p in (four_steps / "global_step_4").rglob("*") if p.is_file()}
     assert {"global_step_4/state.json", "global_step_4/actor/model.safetensors"} <= files
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jinja"}
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jinja", ".yaml"}
 
 
 def test_the_number_of_checkpoints_to_keep_counts_those_of_earlier_processes(bench: Any) -> None:
@@ -65,6 +65,35 @@ def test_the_number_of_checkpoints_to_keep_counts_those_of_earlier_processes(ben
     assert _checkpoints(bench.folder / "run") == ["global_step_1", "global_step_2"]
     bench.train({**keep_two, "trainer.total_training_steps": 3})
     assert _checkpoints(bench.folder / "run") == ["global_step_2", "global_step_3"]
+
+
+def test_the_checkpoint_of_the_best_validation_stays_across_a_resume(bench: Any) -> None:
+    """Steps 1 to 5; right is who says most digits, so that pass@1 of the validations differs."""
+    best = {
+        "custom_reward_function.path": str(_judge(bench.folder)),
+        "trainer.keep_best": True,
+        "trainer.test_freq": 1,
+        "trainer.save_freq": 1,
+        "trainer.max_actor_ckpt_to_keep": 1,
+    }
+    curve: list[float] = []
+    for last in (3, 5):
+        run = bench.train({**best, "trainer.total_training_steps": last}, val_rows=bench.rows[:6])
+        curve += [m["val/pass@1"] for m in run.history if m["training/global_step"] > 0]
+        step = 1 + curve.index(max(curve))
+        assert _checkpoints(run.folder) == [f"global_step_{n}" for n in sorted({step, last})]
+    assert len(set(curve)) > 1
+
+
+def _judge(folder: Path) -> Path:
+    place = folder / "judge.py"
+    place.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
+        "    words = solution_str.split()\n"
+        "    share = sum(word.isdigit() for word in words) / max(1, len(words))\n"
+        "    return {'score': share, 'acc': share > 0.3}\n"
+    )
+    return place
 
 
 def test_a_path_resumes_from_that_checkpoint_into_another_folder_bit_for_bit(
@@ -150,6 +179,13 @@ def test_weights_without_optimizer_are_resumed_with_a_warning(bench: Any, weight
     assert not all(torch.equal(resumed[name], tensor) for name, tensor in base.items())
 
 
+def _without_seal(checkpoint: Path) -> None:
+    """As versions wrote it that kept no hashes."""
+    (checkpoint / "files.json").unlink()
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps({**state, "format": 2}))
+
+
 def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench: Any, copy: Path) -> None:
     longer = {"trainer.total_training_steps": 5}
     with pytest.raises(CheckpointError, match=r"no weights that .*load_contents=\['optimizer'\] allows") as caught:
@@ -157,6 +193,7 @@ def test_a_run_never_restarts_from_the_base_model_under_a_later_steps_name(bench
     assert f"Give {CHECKPOINT}.load_contents=['model', 'optimizer'], or start a new run" in str(caught.value)
     for file in (copy / "global_step_4" / "actor").rglob("*.safetensors"):
         file.unlink()
+    _without_seal(copy / "global_step_4")
     with pytest.raises(CheckpointError, match="holds no weights at all") as caught:
         bench.train(longer)
     assert "load_contents" not in str(caught.value)
@@ -175,8 +212,17 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_file(bench: Any, copy: 
     content = file.read_bytes()
     damaged = {"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"\xff" * len(content)}
     file.write_bytes(damaged[damage])
-    with pytest.raises(CheckpointError, match=file.name):
-        bench.train({"trainer.total_training_steps": 5})
+    named = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(copy / "global_step_4")}
+    with pytest.raises(
+        CheckpointError, match=rf"{file.name}.*The newest intact checkpoint before it is .*global_step_3"
+    ):
+        bench.train({"trainer.total_training_steps": 5, **named})
+    console = Console(file=io.StringIO(), width=1000)
+    assert _steps(bench.train({"trainer.total_training_steps": 5}, console=console)) == [4, 5]
+    said = console.file.getvalue()
+    assert file.name in said
+    assert "and stays as global_step_4.damaged: the run goes on from" in said
+    assert (copy / "global_step_4.damaged" / name).read_bytes() == damaged[damage]
 
 
 @pytest.mark.parametrize(("size", "cause"), [({"layers": 2}, "no weights for"), ({"hidden": 64}, "another model")])

@@ -347,7 +347,7 @@ def test_an_empty_path_on_the_command_line_is_refused_by_every_option_and_argume
             if "Path" in str(hints[option.name]):
                 words = ["countdown"] * (option.name != "script" and registered.callback.__name__ == "data")
                 words += ["--out", "new"] * (registered.callback.__name__ == "export" and option.name == "folder")
-                words += [] if option.name in ("script", "folder") else [max(option.opts, key=len)]
+                words += [] if option.name in ("script", "folder", "run", "runs") else [max(option.opts, key=len)]
                 outcome = command(registered.callback.__name__, *words, " ")
                 said = " ".join(re.sub("[│╭╮╰╯─]", " ", outcome.err).split())
                 assert (outcome.code, "it is empty: a variable of the shell that is not set?" in said) == (2, True), (

@@ -204,12 +204,15 @@ def test_a_damaged_checkpoint_names_the_newest_intact_one_before_it(bench: Any, 
     """Of the third checkpoint the file is cut in half, of the second one the state."""
     for place in (folder / "global_step_3" / file, folder / "global_step_2" / "state.json"):
         place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+    named = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(folder / "global_step_3")}
     with pytest.raises(CheckpointError) as error:
-        bench.train(FOUR)
+        bench.train({**FOUR, **named})
     assert f"before it is {folder / 'global_step_1'}: move global_step_3 away" in str(error.value)
+    run, said = _said(bench.train, FOUR)
     for step in (3, 2):
-        shutil.move(folder / f"global_step_{step}", bench.folder / f"damaged {step}")
-    assert [m["training/global_step"] for m in bench.train(FOUR).history] == [2, 3, 4]
+        assert f"global_step_{step} is damaged, and stays as global_step_{step}.damaged: the run goes on from" in said
+        assert (folder / f"global_step_{step}.damaged").is_dir()
+    assert [m["training/global_step"] for m in run.history] == [2, 3, 4]
 
 
 def test_a_damaged_checkpoint_without_an_older_one_says_so(bench: Any, folder: Path) -> None:
@@ -291,7 +294,7 @@ def test_a_second_signal_is_an_interruption_and_says_what_is_there(
     monkeypatch.setattr(JsonLines, "write", twice)
     for run, save_freq, remains in (
         ("without", -1, f"There is no complete checkpoint in {bench.folder / 'without'} to go on from."),
-        ("with", 1, f"The newest complete checkpoint is {bench.folder / 'with' / 'global_step_2'}"),
+        ("with", 1, f"The newest complete checkpoint is {bench.folder / 'with' / 'global_step_1'}"),
     ):
         outcome = command("train", *bench.arguments({**THREE, "trainer.save_freq": save_freq}, run=run))
         assert outcome.code == 130

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from gmpo.training.interrupt import EXPIRIES, Expiry, Stop, StoppedAtOnce
+from gmpo.training.interrupt import EXPIRIES, Expiry, StepAbandonedError, Stop, StoppedAtOnce
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -84,6 +85,23 @@ def test_a_start_that_took_longer_than_what_is_left_ends_after_one_step() -> Non
 def test_schedulers_tell_the_end_in_the_environment(environment: dict[str, str], moment: float | None) -> None:
     found = Expiry.of(environment, 60.0)
     assert (None if found is None else found.moment) == moment
+
+
+def test_a_step_is_given_up_while_it_samples_and_finished_while_it_updates() -> None:
+    said: list[str] = []
+    with Stop(said.append, within=0.05) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StepAbandonedError), stop.abandonable():
+            time.sleep(60)
+        assert "0.05 s have passed (trainer.stop_within_s): this step is given up" in said[-1]
+        with pytest.raises(StepAbandonedError), stop.abandonable():
+            pytest.fail("it begins although the time is over")
+    with Stop(within=0.05) as stop:
+        with stop.abandonable():
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # an update goes on: nothing is raised
+        assert stop.step_ended()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:

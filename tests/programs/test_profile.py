@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
@@ -76,6 +76,7 @@ def test_every_byte_at_the_peak_of_a_step_has_an_operation(tmp_path: Path) -> No
 def test_what_is_held_is_told_by_what_it_is() -> None:
     """A layer of 256 x 256 that is trained, one that is frozen, and a tensor: more than there was, in KiB."""
     where = torch.device("cpu")
+    gc.collect()  # what earlier tests left is not to go in between
     before = held(where)
     trained = torch.nn.Linear(256, 256, bias=False)
     frozen = torch.nn.Linear(128, 256, bias=False).requires_grad_(False)
@@ -105,9 +106,10 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(
     assert "aten::mm  " in shown
     sizes = {name: float(size.replace(",", "")) for size, name in re.findall(r"^ +([\d,.]+)  ([a-z ]+)$", shown, re.M)}
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(bench.model).parameters()) * 4 / 2**20
-    assert sizes["weights"] == pytest.approx(weights, abs=0.06)
+    # It is the process's: another test's model may be there as well. The test before counts one exactly.
+    assert sizes["weights"] >= weights - 0.06
     # The optimizer has made its moments, and gradients are kept from update to update.
-    assert sizes["gradients"] >= sizes["weights"] - 0.06
-    assert sizes["moments"] >= 2 * sizes["weights"] - 0.06
+    assert sizes["gradients"] >= weights - 0.06
+    assert sizes["moments"] >= 2 * weights - 0.06
     assert "at the peak, in phase update_actor: " in shown
     assert f"trace: {bench.folder / 'profiled' / 'profile.json'}" in shown

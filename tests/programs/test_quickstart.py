@@ -47,7 +47,7 @@ def test_the_end_says_what_was_measured_and_its_commands_run(
         assert f"{values['val/pass@1']:.3f} ({values['val/pass@1_low']:.3f}-{values['val/pass@1_high']:.3f})" in shown
     assert f"{first['val/response_length/mean']:.1f}" in shown
     assert "106 s: data and model 1, warm-up 62, GMPO with its evaluations 42" in notes(summary)
-    text = how_to_go_on(bench.folder, run / "huggingface", run)
+    text = how_to_go_on(bench.folder, run / "huggingface", run, run / "report.html")
     commands = [shlex.split(part) for part in _commands(text)]
     assert [words[:3] for words in commands] == [["gmpo", "train", "--config"]] * 2
     evaluated, other = (command(*words[1:]) for words in commands)
@@ -75,7 +75,7 @@ def test_the_end_fits_80_columns(bench: Any) -> None:
     summary = summarise(bench.folder / "run", 1, 11, SECONDS)
     summary |= {"problems": 512, "pass@1_curve": dict.fromkeys((0, 20, 40, 60, 80), 0.25)}
     out = Path("runs/quickstart")
-    texts = [*notes(summary), how_to_go_on(out, out / "run/huggingface", out / "run")]
+    texts = [*notes(summary), how_to_go_on(out, out / "run/huggingface", out / "run", out / "run/report.html")]
     whole = _shown(table(summary)) + "\n".join(texts)
     assert "after 80 steps" in whole
     assert max(map(len, whole.splitlines())) <= 80

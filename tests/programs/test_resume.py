@@ -108,12 +108,13 @@ class Process:
 
 @dataclass(frozen=True)
 class Ends:
-    """The three processes, which start at the same time, and the run that nobody disturbed."""
+    """The processes, which start at the same time, and the run that nobody disturbed."""
 
     whole: Path
     interrupted: Process
     killed: Process
     stopped_at_once: Process
+    given_up: Process
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[[Path], A
         start("interrupted", 1, {}),
         start("killed", 3, {"trainer.save_freq": 2}),
         start("stopped-at-once", 2, {"trainer.save_freq": 1}),
+        start("given-up", 2, {"trainer.stop_within_s": 0.2}),
     ]
     try:
         whole, _ = config("whole", STEPS, {})
@@ -224,8 +226,25 @@ def test_a_second_ctrl_c_stops_at_once_and_the_newest_complete_checkpoint_remain
     same_run(process.folder, ends.whole, STEPS)
 
 
+def test_a_step_whose_grading_hangs_is_given_up_in_time_and_the_run_goes_on_bit_for_bit(
+    ends: Ends, same_run: Callable[[Path, Path, int], None]
+) -> None:
+    process = ends.given_up
+    process.wait_until(lambda: process.has_recorded(2))
+    process.started.send_signal(signal.SIGTERM)
+    # The file `hold` is still there: without the limit the third step would wait for ever.
+    assert process.end() == 143
+    assert "0.2 s have passed (trainer.stop_within_s): this step is given up while it samples" in process.output
+    assert "stopped after 2 of 4 steps; the same command goes on from there" in process.output
+    assert process.workers() == []
+    assert (process.folder / "latest_checkpointed_iteration.txt").read_text() == "2"
+
+    assert [m["training/global_step"] for m in _go_on(process).history] == [3, 4]
+    same_run(process.folder, ends.whole, STEPS)
+
+
 def test_the_whole_run_has_state_that_a_resumed_one_could_lose(ends: Ends, lines: Callable[[Path], Any]) -> None:
-    """The three theorems above are about something: rate, KL coefficient and moments all change from step to step."""
+    """The theorems above are about something: rate, KL coefficient and moments all change from step to step."""
     steps = [line["data"] for line in lines(ends.whole / "metrics.jsonl")]
     rates = [s["actor/lr"] for s in steps]
     assert rates[0] == 0.0

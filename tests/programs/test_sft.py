@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +144,10 @@ def test_the_answer_may_stand_in_another_column(bench: Any, settings: dict[str, 
         gmpo.sft({**settings, "data.prompt_key": "question"}, rows=rows, console=QUIET)
 
 
-def test_ctrl_c_keeps_the_model_so_far_and_says_that_the_command_begins_again(
-    bench: Any, settings: dict[str, Any], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_keeps_the_model_so_far_and_the_command_goes_on_bit_for_bit(
+    bench: Any, settings: dict[str, Any], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lines: Any
 ) -> None:
-    """A real signal to this process, sent while the second update is recorded."""
+    """A real signal to this process, sent while the second update is recorded: the third is the last one."""
     from gmpo.tracking.sinks import JsonLines
 
     write = JsonLines.write
@@ -157,12 +159,66 @@ def test_ctrl_c_keeps_the_model_so_far_and_says_that_the_command_begins_again(
 
     monkeypatch.setattr(JsonLines, "write", write_and_interrupt)
     files = {"data.train_files": bench.write_rows(demonstration_rows(8, seed=0))}
-    outcome = command("sft", *(f"{key}={value}" for key, value in {**settings, **files}.items()))
+    scheduled = {**settings, **files, "optim.lr_scheduler_type": "cosine"}
+    outcome = command("sft", *(f"{key}={value}" for key, value in scheduled.items()))
     assert outcome.code == 130
     assert "Stopping after this step." in outcome.out
-    assert f"stopped after 2 of 6 steps; the model so far: {bench.folder / 'sft' / 'huggingface'}" in outcome.out
-    assert "the same command begins again at step 1" in outcome.out
+    assert f"stopped after 3 of 6 steps; the model so far: {bench.folder / 'sft' / 'huggingface'}" in outcome.out
+    assert "the same command goes on from the checkpoint" in outcome.out
     AutoModelForCausalLM.from_pretrained(bench.folder / "sft" / "huggingface")
+    monkeypatch.undo()
+    whole = gmpo.sft({**scheduled, "trainer.default_local_dir": str(bench.folder / "whole")}, console=QUIET)
+    resumed = command("sft", *(f"{key}={value}" for key, value in scheduled.items()))
+    assert resumed.code == 0
+    assert "going on after step 3 from" in resumed.out
+    first = whole.history[0]["train/loss"]
+    assert f"loss of an answer's token: {first:.4g} in update 1" in resumed.out
+    metrics = [
+        [
+            {k: v for k, v in line["data"].items() if "/" in k and not k.startswith(("timing_s", "perf"))}
+            for line in found
+        ]
+        for found in (lines(bench.folder / place / "metrics.jsonl") for place in ("sft", "whole"))
+    ]
+    assert metrics[0] == metrics[1]
+    assert len(metrics[0]) == 6
+    models = [bench.folder / place / "huggingface" / "model.safetensors" for place in ("sft", "whole")]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_a_killed_fine_tuning_goes_on_from_its_newest_checkpoint(
+    bench: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint after every second of 6 updates, and the process gone after the fifth."""
+    from gmpo.tracking.sinks import JsonLines
+
+    saving = {**settings, "trainer.save_freq": 2, "trainer.max_ckpt_to_keep": 1}
+    tune = partial(gmpo.sft, rows=demonstration_rows(16, seed=0), console=QUIET)
+    folder = bench.folder / "sft"
+    pid = os.fork()
+    if pid == 0:
+        write = JsonLines.write
+
+        def last(self: JsonLines, step: int, metrics: Any) -> None:
+            write(self, step, metrics)
+            newest = folder / "latest_checkpointed_iteration.txt"
+            while step == 5 and newest.read_text() != "4":  # it is written behind the training
+                time.sleep(0.01)
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        JsonLines.write = last  # type: ignore[method-assign]
+        try:
+            tune(saving)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    run = tune(saving)
+    assert [m["training/global_step"] for m in run.history] == [5, 6]
+    assert [p.name for p in folder.glob("global_step_*")] == ["global_step_6"]
+    whole = tune({**saving, "trainer.default_local_dir": str(bench.folder / "whole")})
+    assert [m["train/loss"] for m in whole.history][4:] == [m["train/loss"] for m in run.history]
+    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
 
 
 def test_rows_beyond_the_models_positions_are_refused_and_the_last_that_fits_is_learned(

@@ -15,6 +15,7 @@ import pytest
 
 from gmpo.errors import BackendError, DataError
 from gmpo.records import fingerprint
+from gmpo.records.durable import write_atomically
 from gmpo.records.run_folder import (
     Difference,
     Leg,
@@ -29,7 +30,6 @@ from gmpo.records.run_folder import (
     read_pass_rates,
     read_run,
     read_val_only,
-    write_atomically,
     write_run,
 )
 

@@ -12,6 +12,7 @@ import pytest
 from gmpo.errors import CheckpointError
 from gmpo.training.state import (
     CREDIT,
+    EVALUATION,
     FORMAT,
     GATHER,
     PRODUCER,
@@ -86,5 +87,6 @@ def test_the_first_format_is_read(tmp_path: Path) -> None:
         PRODUCER: PartState({"position": 12, "under_way": []}),
         GATHER: PartState({"waiting": []}),
         CREDIT: PartState({"kl_coef": 0.25}),
+        EVALUATION: PartState({"best": None}),
     }
     assert read_state(tmp_path) == (State(3, parts), {"data.seed": 1})

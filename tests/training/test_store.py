@@ -56,11 +56,13 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_checkpoint_is_of
         learner.may_write.clear()
         learner.value = 1
         store.save(learner, State(1))
+        store.publish()
         learner.value = 2  # reached although nothing can be written yet
         assert not (tmp_path / "latest_checkpointed_iteration.txt").exists()
         learner.may_write.set()
         store.save(learner, State(2))
         assert _written(tmp_path)["global_step_1"] == "1"  # one at a time: the first is there before the second begins
+        store.publish()
     assert _written(tmp_path) == {"global_step_1": "1", "global_step_2": "2"}
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "2"
     assert told == []
@@ -71,6 +73,8 @@ def test_without_behind_a_checkpoint_is_there_when_save_returns(tmp_path: Path) 
     learner = Weights()
     with _store(tmp_path, [], behind=False) as store:
         store.save(learner, State(1))
+        assert _written(tmp_path) == {}
+        store.publish()
         assert _written(tmp_path) == {"global_step_1": "0"}
         learner.failures = 1
         with pytest.raises(CheckpointError, match=r"global_step_2: no space left"):
@@ -86,6 +90,7 @@ def test_after_a_failure_the_next_checkpoint_is_waited_for_and_a_later_one_is_wr
         learner.failures = 1
         for step in (1, 2, 3):
             store.save(learner, State(step))
+            store.publish()
     assert sorted(_written(tmp_path)) == ["global_step_2", "global_step_3"]
     here = threading.current_thread().name
     assert [name == here for name in learner.writers] == [False, True, False]
@@ -123,10 +128,34 @@ def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path: Path) ->
     learner = Weights()
     with _store(tmp_path, [], keep=1, behind=False) as store:
         store.save(learner, State(1))
+        store.publish()
         learner.failures = 1
         with pytest.raises(CheckpointError):
             store.save(learner, State(2))
     assert sorted(_written(tmp_path)) == ["global_step_1"]
     with _store(tmp_path, [], keep=1) as store:
         store.save(learner, State(2))
+        store.publish()
     assert sorted(_written(tmp_path)) == ["global_step_2"]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_checkpoint_whose_step_was_not_recorded_never_gets_its_name(tmp_path: Path, behind: bool) -> None:
+    learner = Weights()
+    with _store(tmp_path, [], behind=behind) as store:
+        store.save(learner, State(1))
+        store.publish()
+        store.save(learner, State(2))  # and its records could not be written
+    assert sorted(_written(tmp_path)) == ["global_step_1"]
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "1"
+    assert not list(tmp_path.glob(".unfinished*"))
+
+
+def test_the_spared_checkpoint_stays_beside_the_newest(tmp_path: Path) -> None:
+    learner = Weights()
+    with _store(tmp_path, [], keep=1, behind=False) as store:
+        for step in (1, 2, 3, 4):
+            store.save(learner, State(step), spare=2 if step < 4 else 3)
+            store.publish()
+            expected = {1: [1], 2: [2], 3: [2, 3], 4: [3, 4]}[step]
+            assert sorted(_written(tmp_path)) == [f"global_step_{n}" for n in expected]

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from gmpo.backends.devices import Device
 from gmpo.backends.hub import require_hub
 from gmpo.backends.model_files import (
     library,
@@ -119,6 +120,15 @@ def leave_out_chance(config: PretrainedConfig) -> None:
             # GPT-2 calls them resid_pdrop, attn_pdrop; mixtures of experts router_jitter_noise.
             if ("drop" in key or "jitter" in key) and isinstance(value, float) and value > 0:
                 setattr(part, key, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Where models are loaded to and looked at, before whatever is done with them."""
+
+    device: Device
+    reads: bool = True
+    """Whether this process reads weights and checks them; else another one does and hands them out."""
 
 
 @contextmanager

@@ -324,7 +324,7 @@ def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, folder: Path) -
 def _read_huggingface(kind: type[PreTrainedModel], folder: Path) -> dict[str, Tensor]:
     # Through the library: it may store parameters in another layout (one tensor per expert) than it computes in.
     try:
-        loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read Hugging Face weights in {folder}: {error}") from error
     model, info = loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from gmpo.backends.family import require_family
@@ -18,6 +19,7 @@ from gmpo.backends.models import (
     load_model_with_notes,
 )
 from gmpo.backends.packed import require_divisible
+from gmpo.backends.ranks.handing_out import empty_model
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.build.objective import build_critic, build_objective, build_optimizer, critic_source, split_by
 from gmpo.build.policy import Policy, policy_source
@@ -124,11 +126,13 @@ def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel | Litera
     tree = config.actor_rollout_ref
     if tree.model.lora_rank and tree.ref.model.path == tree.model.path:
         return "without adapters", []
-    source = reference_source(config)
-    model, notes = load_model_with_notes(source, policy.device.torch)
+    source, loading = reference_source(config), policy.loading
+    if not loading.reads:
+        return empty_model(source, torch.float32), []
+    model, notes = load_model_with_notes(source, loading.device.torch)
     if tree.ref.model.path == tree.model.path:
         return model, []
     check_vocabulary(model, policy.tokenizer)
     check_positions(model, policy.longest.tokens, policy.longest.what, source)
-    require_family(model, policy.device, source.path)
+    require_family(model, loading.device, source.path)
     return model, [f"{source.key}: {note}" for note in notes]

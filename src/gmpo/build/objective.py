@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from gmpo.algo.advantages import ADVANTAGES
 from gmpo.algo.losses import POLICY_LOSSES
 from gmpo.algo.objective import Objective
@@ -12,6 +14,7 @@ from gmpo.backends.critic import Critic as CriticModel
 from gmpo.backends.critic import CriticSettings, load_value_model_with_notes
 from gmpo.backends.family import require_family
 from gmpo.backends.models import ModelSource, check_positions, check_vocabulary, checkpoint_activations
+from gmpo.backends.ranks.handing_out import empty_model
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.build.policy import Policy, policy_source
 from gmpo.config import Config
@@ -141,14 +144,18 @@ def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[Crit
     critic, fitting = config.critic, critic_settings(config)
     if fitting is None:
         return None, []
-    device, source = policy.device, critic_source(config)
-    model, notes = load_value_model_with_notes(source, device.torch)
+    device, source, loading = policy.device, critic_source(config), policy.loading
+    notes: list[str] = []
+    if loading.reads:
+        model, notes = load_value_model_with_notes(source, loading.device.torch)
+    else:
+        model = empty_model(source, torch.float32, "critic")
     if source == policy_source(config):
         notes = []  # the policy's own
-    else:
+    elif loading.reads:
         check_vocabulary(model, policy.tokenizer)
         check_positions(model, policy.longest.tokens, policy.longest.what, source)
-        require_family(model, device, source.path, critic=True)
+        require_family(model, loading.device, source.path, critic=True)
     if critic.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
     settings = build_optimizer(

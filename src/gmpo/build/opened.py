@@ -74,6 +74,10 @@ class OpenRun:
     store: Store | None = None
     ran_on: Callable[[tuple[RankPlace, ...]], object] = lambda ranks: None
     """Told where the ranks are, for the run's record."""
+    alarmed: Callable[[int, str, str], object] = lambda step, name, text: None
+    """Told step, name and text of an alarm, for the run's record."""
+    stopped_by: Callable[[str], object] = lambda why: None
+    """Told why the run is ended, for its record."""
 
     @property
     def folder(self) -> Path:
@@ -138,13 +142,19 @@ def opened_run(
             stack.enter_context(_written(held))
             stack.callback(tracker.close)
             opened = None if store is None else stack.enter_context(store(start, say))
-            stop = stack.enter_context(Stop(say, _expiry(resolved.config)))
-            yield OpenRun(start, say, start.folder, tracker, writer, stop, opened, folder.ran_on)
+            stop = stack.enter_context(Stop(say, _expiry(resolved.config), within=_patience(resolved.config)))
+            told = (folder.ran_on, folder.alarmed, partial(setattr, folder, "stopped_by"))
+            yield OpenRun(start, say, start.folder, tracker, writer, stop, opened, *told)
 
 
 def _expiry(config: Config | SftConfig) -> Expiry | None:
-    """When the job of a training is ended; fine-tuning has no checkpoint to go on from, and is worth its last step."""
-    return Expiry.of(os.environ, config.trainer.esi_redundant_time) if isinstance(config, Config) else None
+    """When the job is ended."""
+    return Expiry.of(os.environ, config.trainer.esi_redundant_time if isinstance(config, Config) else 0.0)
+
+
+def _patience(config: Config | SftConfig) -> float | None:
+    """Seconds that a signal waits for a step; one of fine-tuning is a single update."""
+    return config.trainer.stop_within_s if isinstance(config, Config) else None
 
 
 @contextmanager
@@ -203,7 +213,7 @@ def _ending(folder: RunFolder) -> Iterator[None]:
         if folder.leg.steps >= folder.record.total_steps:
             folder.end("finished", "")
         else:
-            folder.end("interrupted", "Ctrl-C or SIGTERM")
+            folder.end("interrupted", folder.stopped_by)
 
 
 def _in_folder(resolved: Resolved[Any], folder: Path) -> Resolved[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from gmpo.backends.devices import DTYPES, Device, describe
 from gmpo.backends.family import require_family
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.models import (
+    Loading,
     ModelSource,
     check_positions,
     check_vocabulary,
@@ -29,15 +30,13 @@ from gmpo.backends.models import (
     stop_token_ids,
     what_is_left_out,
 )
-from gmpo.backends.storage import load_model as load_weights
+from gmpo.backends.ranks.handing_out import empty_model
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
-from gmpo.backends.weights import LiveWeights
 from gmpo.config import Config, SftConfig
 from gmpo.config.schema_model import Model
 from gmpo.config.schema_sft import SftModel
-from gmpo.ports import WeightSource
 from gmpo.records.run_folder import RankPlace
-from gmpo.training.checkpoint import contents_of, naming_an_older, step_of
+from gmpo.training.saved import contents_of, naming_an_older, step_of
 
 SUPERVISED_OBJECTIVE = Objective(SUPERVISED, {}, "token-mean", loss_scale=1.0, temperature=1.0)
 """Of fine-tuning: the mean `-logp` of the answers' tokens."""
@@ -80,6 +79,8 @@ class Policy:
     pad_id: int
     longest: Longest
     """Its longest row, which every other model of the run reads too."""
+    loading: Loading
+    """As of every other model of the run."""
     notes: tuple[str, ...] = ()
     """As of its facts."""
 
@@ -99,11 +100,19 @@ def policy_source(config: Config) -> ModelSource:
     return ModelSource(model.source, model.trust_remote_code, model.override_config)
 
 
-def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Device, *, longest_prompt: int) -> Policy:
-    """Load the policy onto a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
+def build_policy(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    *,
+    longest_prompt: int,
+    loading: Loading | None = None,
+) -> Policy:
+    """Load the policy for a device. With `load_policy` and `build_sampler` that is all that an evaluation needs.
 
     Args:
         longest_prompt: tokens of the longest prompt it will be asked.
+        loading: where to; onto the device when None.
     """
     settings = config.actor_rollout_ref.model
     precision = config.actor_rollout_ref.actor.fsdp_config
@@ -120,6 +129,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase, device: Dev
             f"the longest prompt ({longest_prompt} tokens) and data.max_response_length={response}",
         ),
         adapter_settings(settings, config.trainer.seed, "actor_rollout_ref.model"),
+        loading,
     )
 
 
@@ -138,27 +148,35 @@ def _policy(
     recompute: bool,
     longest: Longest,
     adapters: AdapterSettings | None,
+    loading: Loading | None,
 ) -> Policy:
     """A model to train, of either program, with every check of it."""
     if adapters is not None:
         require_peft(f"{adapters.key}.lora_rank={adapters.rank}")
-    model, beyond = load_model_with_notes(source, device.torch, dtype)
+    loading = loading or Loading(device)
+    beyond: Sequence[str] = ()
+    if loading.reads:
+        model, beyond = load_model_with_notes(source, loading.device.torch, dtype)
+    else:
+        model = empty_model(source, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)
     check_positions(model, longest.tokens, longest.what, source)
-    require_family(model, device, source.path)
+    if loading.reads:
+        require_family(model, loading.device, source.path)
     if adapters is not None:
         add_adapters(model, adapters, source.path)
     stop_ids = stop_token_ids(model.generation_config, tokenizer)
     pad = pad_token_id(tokenizer, stop_ids)
-    return Policy(model, tokenizer, device, stop_ids, pad, longest, (*beyond, *what_is_left_out(model)))
+    return Policy(model, tokenizer, device, stop_ids, pad, longest, loading, (*beyond, *what_is_left_out(model)))
 
 
-def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> int:
+def load_policy(read: Callable[[Path, str], object], checkpoint: Path, contents: Sequence[str]) -> int:
     """Put a checkpoint's weights into a policy, without optimizer or critic; returns the number of steps behind them.
 
     Args:
+        read: reads the policy from a folder, as `storage.load_model`, wherever it is.
         contents: what may be loaded, as `actor.checkpoint.load_contents`.
 
     Raises:
@@ -166,13 +184,8 @@ def load_policy(policy: Policy, checkpoint: Path, contents: Sequence[str]) -> in
     """
     with naming_an_older(checkpoint, "trainer.resume_mode=resume_path trainer.resume_from_path={older} validates it."):
         content = "model" if "model" in contents_of(checkpoint, contents) else "hf_model"
-        load_weights(policy.model, checkpoint / "actor", content)
+        read(checkpoint / "actor", content)
         return step_of(checkpoint)
-
-
-def policy_weights(policy: Policy, version: int) -> WeightSource:
-    """A policy that nobody trains, for a sampler; `version` steps of training are behind it."""
-    return LiveWeights(policy.model, version)
 
 
 def decode_answers(
@@ -213,12 +226,19 @@ SUPERVISED_MEMORY = (
 
 
 def build_supervised_learner(
-    config: SftConfig, tokenizer: PreTrainedTokenizerBase, device: Device, total_steps: int, *, longest: int
+    config: SftConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    total_steps: int,
+    *,
+    longest: int,
+    loading: Loading | None = None,
 ) -> tuple[LocalLearner, Policy]:
     """Policy and optimizer for supervised learning: the same learner with the likelihood as its objective.
 
     Args:
         longest: tokens of the longest demonstration, prompt and answer.
+        loading: where the model is loaded to; onto the device when None.
     """
     optim = config.optim
     policy = _policy(
@@ -229,6 +249,7 @@ def build_supervised_learner(
         config.model.enable_gradient_checkpointing,
         Longest(longest, "the longest prompt and its answer"),
         adapter_settings(config.model, config.trainer.seed, "model"),
+        loading,
     )
     split = MicroBatching(rows=config.data.micro_batch_size_per_gpu, settings=SUPERVISED_MEMORY)
     learner = LocalLearner(

@@ -9,20 +9,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gmpo.backends.ranks.sampler import RankWeights
+from gmpo.backends.storage import load_model
+from gmpo.backends.weights import LiveWeights
 from gmpo.build.identity import describe_run, supervised_content, training_content
 from gmpo.build.kept import moment_of
 from gmpo.build.learner import build_learner, build_sampler
 from gmpo.build.objective import build_credit
 from gmpo.build.opened import Opening, OpenRun
 from gmpo.build.policy import (
-    Policy,
     PolicyFacts,
     build_policy,
     build_supervised_learner,
     build_supervised_tokenizer,
     end_token,
 )
-from gmpo.build.ranks import Job, SupervisedJob, start_ranks, start_supervised_ranks
+from gmpo.build.ranks import (
+    Job,
+    SupervisedJob,
+    ValidationJob,
+    start_ranks,
+    start_supervised_ranks,
+    start_validating_ranks,
+)
 from gmpo.build.rewards import RewardFunction
 from gmpo.build.run import (
     Machine,
@@ -51,14 +60,13 @@ from gmpo.data.demonstrations import (
 from gmpo.data.problems import Problem, ProblemStream, sample
 from gmpo.data.prompts import EncodedProblems
 from gmpo.objectives import ESTIMATORS
-from gmpo.ports import Learner, Sampler, Tracker
-from gmpo.records.activity import Activity
+from gmpo.ports import Learner, Sampler, Tracker, WeightSource
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import SAMPLES, VALIDATION, read_metrics
 from gmpo.rewards.combined import Rewards
+from gmpo.tracking.alarms import Alarms
 from gmpo.tracking.notices import Notices
 from gmpo.tracking.rounding import SwallowedUpdates
-from gmpo.training.collect import Collector
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.loop import Parts, Plan
 
@@ -107,6 +115,13 @@ def read_training(
     return TrainingData(config, machine, tokenizer, problems, validation, counts, length, opening)
 
 
+def _end(run: OpenRun, why: str) -> None:
+    """An alarm ends the run, before its next step."""
+    run.say(f"{why}: the run ends (trainer.alarm=stop), with a checkpoint; trainer.alarm=warn goes on from it.")
+    run.stopped_by(why)
+    run.stop.end()
+
+
 def _recorded(run: OpenRun) -> list[Mapping[str, float]]:
     return [one.values for one in read_metrics(run.folder)]
 
@@ -149,6 +164,13 @@ def build_training(
     compares = ESTIMATORS[config.algorithm.adv_estimator].needs_groups
     places = (f"{run.folder / SAMPLES}/", f"{run.folder / VALIDATION}/")
     run.tracker.add(Notices(run.say, *places, compares=compares, past=partial(_recorded, run)))
+    run.tracker.alarms = Alarms(
+        run.say,
+        run.alarmed,
+        partial(_end, run) if config.trainer.alarm == "stop" else None,
+        compares=compares,
+        past=partial(_recorded, run),
+    )
     parts = Parts(
         sampler=collector.sampler,
         learner=learner,
@@ -199,15 +221,41 @@ def read_validation(
     return ValidationData(config, machine, tokenizer, problems, opening)
 
 
-def build_validator(
-    data: ValidationData, rewards: Rewards, keep: Keep, activity: Activity
-) -> tuple[Policy, Collector, Evaluation]:
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """The parts of a validation on its own."""
+
+    facts: PolicyFacts
+    read: Callable[[Path, str], object]
+    """Reads the policy from a checkpoint's folder."""
+    weights: Callable[[int], WeightSource]
+    """The policy's, with so many steps of training behind them."""
+    sampler: Sampler
+    evaluate: Evaluation
+    close: Callable[[], None]
+
+
+def build_validator(data: ValidationData, rewards: Rewards, keep: Keep, run: OpenRun) -> Validator:
     """Load the policy, and put a validation together."""
-    longest = longest_prompt(data.problems)
-    policy = build_policy(data.config, data.tokenizer, data.machine.device, longest_prompt=longest)
-    sampler = build_sampler(data.config, policy, activity.drew)
-    collector = build_collector(data.config, sampler, data.tokenizer, policy.facts, rewards, activity)
-    return policy, collector, build_evaluation(data.config, collector, data.problems, keep)
+    longest, config, activity = longest_prompt(data.problems), data.config, run.tracker.activity
+    sampler: Sampler
+    read: Callable[[Path, str], object]
+    weights: Callable[[int], WeightSource]
+    if config.devices > 1:
+        job = ValidationJob(config, data.tokenizer, longest, data.machine.product)
+        facts, ranks, sampler = start_validating_ranks(job, run.records, activity.drew)
+        close, weights = ranks.close, RankWeights
+
+        def read(folder: Path, content: str) -> None:
+            ranks.call("load_untrained", lambda _: (folder, content), phase=f"reading {folder}")
+
+    else:
+        policy = build_policy(config, data.tokenizer, data.machine.device, longest_prompt=longest)
+        facts, sampler = policy.facts, build_sampler(config, policy, activity.drew)
+        close, read, weights = sampler.close, partial(load_model, policy.model), partial(LiveWeights, policy.model)
+    collector = build_collector(config, sampler, data.tokenizer, facts, rewards, activity)
+    evaluate = build_evaluation(config, collector, data.problems, keep)
+    return Validator(facts, read, weights, collector.sampler, evaluate, close)
 
 
 @dataclass(frozen=True, slots=True)

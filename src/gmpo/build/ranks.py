@@ -19,8 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from gmpo.backends.devices import Device, pick_device, use_any_length
 from gmpo.backends.learner import LocalLearner, Part
+from gmpo.backends.models import Loading
+from gmpo.backends.passes import BatchModule
 from gmpo.backends.products import Product, take_product
 from gmpo.backends.ranks.group import Ranks, prepare_ray
+from gmpo.backends.ranks.handing_out import hand_out, hand_out_buffers, kept_whole
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.proof import proof_in
 from gmpo.backends.ranks.rank import Member, RankParts
@@ -33,6 +36,7 @@ from gmpo.build.policy import (
     PolicyFacts,
     build_policy,
     build_supervised_learner,
+    policy_source,
     supervised_source,
 )
 from gmpo.config import Config, SftConfig
@@ -55,6 +59,17 @@ class Job:
     total_steps: int
     product: Product
     """The float32 products in effect in the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationJob:
+    """The same of a validation on its own."""
+
+    config: Config
+    tokenizer: PreTrainedTokenizerBase
+    longest_prompt: int
+    """Tokens."""
+    product: Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,23 @@ def start_ranks(
     return facts, learner, RankedSampler(ranks, drew)
 
 
+def start_validating_ranks(
+    job: ValidationJob, folder: Path, drew: Callable[[int], object]
+) -> tuple[PolicyFacts, Ranks, RankedSampler]:
+    """The same for a validation on its own: every rank has the whole policy and samples its share of the answers."""
+    config: Config = job.config
+    ranks, facts = _started(
+        config,
+        folder,
+        [policy_source(config).path],
+        config.actor_rollout_ref.actor.fsdp_config.dtype,
+        float(config.actor_rollout_ref.nccl_timeout),
+        partial(build_validating_rank, job),
+        "loading the model",
+    )
+    return facts, ranks, RankedSampler(ranks, drew)
+
+
 def start_supervised_ranks(job: SupervisedJob, folder: Path) -> tuple[PolicyFacts, RankedLearner]:
     """The same for supervised fine-tuning, which samples nothing."""
     models = [supervised_source(job.config).path]
@@ -122,11 +154,12 @@ def _started(
     except ImportError as error:
         why = f"several ranks are started by Ray, which cannot be imported ({error}): {INSTALL}"
         raise BackendError(why) from error
-    world = config.devices
+    nodes, world = config.trainer.nnodes, config.devices
     plan = ray_ranks.RayPlan(
-        world=world,
+        nodes=nodes,
+        ranks_a_node=world // nodes,
         device=pick_device(config.trainer.device, dtype).torch.type,
-        threads=max(1, torch.get_num_threads() // world),
+        threads=max(1, torch.get_num_threads() // (world // nodes)),
         patience=patience,
         address=os.environ.get("RAY_ADDRESS"),
     )
@@ -140,8 +173,9 @@ def _started(
     except BaseException:
         ranks.close()
         raise
+    on_nodes = f" on {nodes} nodes" if nodes > 1 else ""
     ranks_of: tuple[RankPlace, ...] = tuple({"rank": w.rank, "host": w.host, "pid": w.pid} for w in ranks.where)
-    return ranks, replace(facts, where=f"{world} ranks under Ray, {facts.where} each", ranks=ranks_of)
+    return ranks, replace(facts, where=f"{world} ranks under Ray{on_nodes}, {facts.where} each", ranks=ranks_of)
 
 
 def build_rank(job: Job, member: Member) -> RankParts:
@@ -149,9 +183,12 @@ def build_rank(job: Job, member: Member) -> RankParts:
     config: Config = job.config
     actor = config.actor_rollout_ref.actor
     device = _device(config, actor.fsdp_config.dtype, job.product)
-    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
+    loading = _loading(device, member)
+    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt, loading=loading)
     learner, beyond = build_learner(config, policy, job.total_steps)
-    sampler = build_sampler(config, policy, lambda tokens: None, deepcopy(policy.model).requires_grad_(False))
+    copied: Any = deepcopy(policy.model).requires_grad_(False)
+    hand_out_buffers(copied.to(device.torch))
+    sampler = build_sampler(config, policy, lambda tokens: None, copied)
     facts = replace(policy.facts, notes=(*policy.notes, *beyond))
     degrees: dict[Part, int] = {
         "policy": actor.ulysses_sequence_parallel_size,
@@ -162,10 +199,20 @@ def build_rank(job: Job, member: Member) -> RankParts:
     return RankParts(learner, sampler, facts)
 
 
+def build_validating_rank(job: ValidationJob, member: Member) -> RankParts:
+    """Load the policy of a validation in a rank's process."""
+    config: Config = job.config
+    device = _device(config, config.actor_rollout_ref.actor.fsdp_config.dtype, job.product)
+    policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt)
+    return RankParts(None, build_sampler(config, policy, lambda tokens: None), policy.facts, policy.model)
+
+
 def build_supervised_rank(job: SupervisedJob, member: Member) -> RankParts:
     """Load the model of supervised fine-tuning in a rank's process and shard it."""
     device = _device(job.config, None, job.product)
-    learner, policy = build_supervised_learner(job.config, job.tokenizer, device, job.total_steps, longest=job.longest)
+    learner, policy = build_supervised_learner(
+        job.config, job.tokenizer, device, job.total_steps, longest=job.longest, loading=_loading(device, member)
+    )
     _spread(learner, device, member, -1, {"policy": 1})
     return RankParts(learner, None, policy.facts)
 
@@ -177,7 +224,18 @@ def _device(config: Config | SftConfig, dtype: str | None, product: Product) -> 
     return device
 
 
+def _loading(device: Device, member: Member) -> Loading:
+    """The first rank reads, into the memory of its machine: a device never has more than its shards and a tensor."""
+    return Loading(Device(torch.device("cpu"), device.compute), reads=member.rank == 0)
+
+
 def _spread(learner: LocalLearner, device: Device, member: Member, size: int, degrees: Mapping[Part, int]) -> None:
     mesh = make_mesh(device.torch, member.world, size)
     groups = {n: sequence_group(device.torch, member.world, member.rank, n) for n in sorted(set(degrees.values()))}
-    learner.spread(lambda module, part: shard(module, mesh, device, groups[degrees[part]]))
+
+    def spread(module: BatchModule, part: Part) -> None:
+        whole = kept_whole(module.model)
+        shard(module, mesh, device, groups[degrees[part]])
+        hand_out(module.model, whole)
+
+    learner.spread(spread)

@@ -172,6 +172,7 @@ def build_evaluation(
         sampling_params(config.actor_rollout_ref.rollout.val_kwargs, data.max_response_length),
         batch_size=data.val_batch_size,
         keep=keep,
+        keep_best=config.trainer.keep_best,
     )
 
 
@@ -224,14 +225,19 @@ def build_gather(
     )
 
 
-def build_store(config: Config, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]) -> Store:
-    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one."""
+def build_store(
+    config: Config, settings: str, problems: Sequence[Problem], start: Start, tell: Callable[[str], None]
+) -> Store:
+    """Checkpoints of the run, below its folder; it goes on from the one that its start found, if there is one.
+    `settings` is all of them as YAML."""
     trainer, data, contents = config.trainer, config.data, config.actor_rollout_ref.actor.checkpoint
     return Store(
         start.folder,
         save_contents=contents.save_contents,
         load_contents=contents.load_contents,
         resume=start.checkpoint,
+        damaged=start.damaged,
+        settings=settings,
         keep=trainer.max_actor_ckpt_to_keep,
         behind=contents.async_save,
         data={
@@ -244,6 +250,32 @@ def build_store(config: Config, problems: Sequence[Problem], start: Start, tell:
         },
         other_settings=bool(start.changes.identity),
         other_data=trainer.allow_changed_config,
+        tell=tell,
+    )
+
+
+def build_supervised_store(
+    config: SftConfig, settings: str, demonstrations: Sequence[Problem], start: Start, tell: Callable[[str], None]
+) -> Store:
+    """Checkpoints of fine-tuning, see `build_store`."""
+    contents = ("model", "optimizer", "extra")
+    return Store(
+        start.folder,
+        save_contents=contents,
+        load_contents=contents,
+        resume=start.checkpoint,
+        damaged=start.damaged,
+        settings=settings,
+        keep=config.trainer.max_ckpt_to_keep,
+        behind=True,
+        data={
+            "demonstrations": len(demonstrations),
+            "content of the demonstrations": content_hash(demonstrations),
+            "data.train_batch_size": config.data.train_batch_size,
+            "trainer.seed": config.trainer.seed,
+        },
+        other_settings=bool(start.changes.identity),
+        other_data=config.trainer.allow_changed_config,
         tell=tell,
     )
 

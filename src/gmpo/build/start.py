@@ -15,20 +15,28 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from gmpo.build.identity import OLD, PERMISSION, UNSEEN, Changes, compare
-from gmpo.build.old_folder import LOST, OLD_VERSION, old_record, recorded_run, run_in
+from gmpo.build.identity import OLD, PERMISSION, Changes, compare
+from gmpo.build.notes import (
+    change_notes,
+    damage_notes,
+    elsewhere,
+    extent,
+    latest,
+    latest_notes,
+    old_notes,
+    unseen_notes,
+)
+from gmpo.build.old_folder import old_record, recorded_run, run_in
 from gmpo.build.origin import compared, continued, run_of
 from gmpo.config import Resolved
 from gmpo.config.schema import Trainer
 from gmpo.config.schema_sft import SftTrainer
 from gmpo.errors import BackendError, CheckpointError, ConfigError, DataError, GmpoError
+from gmpo.records.durable import settle
 from gmpo.records.run_folder import (
     CHECKPOINT,
     CONFIG,
-    KILLED,
     LATEST,
-    LEGS,
-    METRICS,
     MODEL,
     RUN,
     STATE,
@@ -42,6 +50,7 @@ from gmpo.records.run_folder import (
     names_of_a_run,
     remove_empty,
 )
+from gmpo.training.saved import newest_whole
 
 FOLDER = "trainer.default_local_dir"
 REMEDY = f"Name another {FOLDER} for this one, or remove the folder if you do not need what it holds."
@@ -60,6 +69,8 @@ class Start:
     """The run as it is now, this start's leg not yet among its legs."""
     checkpoint: Path | None = None
     """What it goes on from; None begins with the base model."""
+    damaged: tuple[Path, ...] = ()
+    """Later checkpoints, which are not what was written."""
     done: bool = False
     """The run is finished: nothing is left to do."""
     changes: Changes = NO_CHANGES
@@ -94,6 +105,7 @@ def belonging(resolved: Resolved[Any], now: RunRecord) -> Iterator[Start]:
         with ExitStack() as stack:
             try:
                 _claim(stack, folder, named, resolved, now)
+                settle(folder)
                 start = inspect(folder, resolved, now)
             except _AnotherRun as why:
                 if named:
@@ -183,12 +195,14 @@ def inspect(folder: Path, resolved: Resolved[Any], now: RunRecord) -> Start:
         permission = _permission(folder, then, changes, done=done)
         raise _AnotherRun(_changed_message(folder, then, changes), f"{REMEDY}{permission}")
     now = continued(now, then)
-    record = replace(now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside)
+    record = replace(
+        now, steps=then.steps, legs=then.legs, origin=then.origin, outside=then.outside, alarms=then.alarms
+    )
     start = Start(folder, record, changes=changes, exact=not changes.identity and not changes.inexact)
     if done:
         note = f"{folder} holds this run, which is finished after {then.steps} steps: nothing is left to do."
-        return replace(start, done=True, notes=(*_old_notes(folder, then), note))
-    return _going_on(start, then)
+        return replace(start, done=True, notes=(*old_notes(folder, then), note))
+    return _going_on(start, then, named=asked is not None)
 
 
 def _refuse_files_of_the_user(folder: Path, resolved: Resolved[Any]) -> None:
@@ -222,33 +236,38 @@ def _fork(folder: Path, asked: Path, resolved: Resolved[Any], now: RunRecord) ->
     then = run_of(asked)
     changes, exact, notes = compared(asked, then, now, resolved)
     record = replace(continued(now, then), origin=str(asked))
-    notes += [*_old_notes(asked.parent, then), *_unseen_notes(now)]
+    notes += [*old_notes(asked.parent, then), *unseen_notes(now)]
     return Start(folder, record, checkpoint=asked, changes=changes, exact=exact, notes=tuple(notes))
 
 
-def _going_on(start: Start, then: RunRecord) -> Start:
-    """The unfinished run from its newest checkpoint, or from its beginning where it has none."""
-    folder, notes = start.folder, [*_change_notes(start.changes, then)]
+def _going_on(start: Start, then: RunRecord, *, named: bool) -> Start:
+    """The unfinished run from its newest checkpoint that is whole, or from its beginning where it has none. One that
+    the user `named` is taken or fails."""
+    folder, notes = start.folder, [*change_notes(start.changes, then)]
     saved = checkpoints(folder)
-    notes += [*_old_notes(folder, then), *_unseen_notes(start.record)]
+    notes += [*old_notes(folder, then), *unseen_notes(start.record)]
     exact = start.exact and then.format != OLD
     if saved:
-        notes += _latest_notes(folder, max(saved))
-        if then.steps > max(saved):
+        notes += latest_notes(folder, max(saved))
+        whole, damaged = (None, {}) if named else newest_whole(saved)
+        taken = max(saved) if whole is None else int(whole.name.removeprefix(CHECKPOINT))
+        notes += [] if whole is None else damage_notes(damaged, whole)
+        if then.steps > taken:
             notes.append(
-                f"The records of steps {max(saved) + 1} to {then.steps} are replaced{_elsewhere(then)}: these steps "
+                f"The records of steps {taken + 1} to {then.steps} are replaced{elsewhere(then)}: these steps "
                 "happen again."
             )
-        return replace(start, checkpoint=saved[max(saved)], exact=exact, notes=tuple(notes))
+        later = tuple(damaged) if whole is not None else ()
+        return replace(start, checkpoint=saved[taken], damaged=later, exact=exact, notes=tuple(notes))
     if (folder / LATEST).is_file():
         raise CheckpointError(
-            f"{folder / LATEST} names step {_latest(folder)}, but there is no complete {CHECKPOINT}N in {folder}. "
+            f"{folder / LATEST} names step {latest(folder)}, but there is no complete {CHECKPOINT}N in {folder}. "
             f"Bring it back, or name another {FOLDER}."
         )
     if then.status == "finished":
         raise _AnotherRun(
             f"holds a finished run ({extent(folder, then)}) without a checkpoint to go on from"
-            f"{' (trainer.save_freq was off)' * (then.program == 'train')}. "
+            " (trainer.save_freq was off). "
             + (f"{folder / MODEL} can be the model.path of a new run." if has_model(folder) else "")
         )
     if start.changes.identity and then.program == "train":
@@ -259,7 +278,7 @@ def _going_on(start: Start, then: RunRecord) -> Start:
     if then.steps:
         lost = f"records of steps 1 to {then.steps}{' and the model so far' * has_model(folder)}"
         notes.append(
-            f"{folder} holds no checkpoint of this run: it begins again, and its {lost} are replaced{_elsewhere(then)}."
+            f"{folder} holds no checkpoint of this run: it begins again, and its {lost} are replaced{elsewhere(then)}."
         )
     origin = None if then.origin is None else Path(then.origin)
     return replace(start, checkpoint=origin, exact=exact, notes=tuple(notes))
@@ -315,11 +334,12 @@ def _changed_message(folder: Path, then: RunRecord, changes: Changes) -> str:
 
 def _permission(folder: Path, then: RunRecord, changes: Changes, *, done: bool) -> str:
     """The remedy that is left where changed settings could go on in the folder: from a checkpoint, and to more steps.
-    Supervised fine-tuning has no checkpoints; an unfinished one begins again."""
+    Unfinished fine-tuning without a checkpoint begins again."""
     new_critic = any(difference.key == "critic.enable" and difference.now for difference in changes.identity)
-    if new_critic or (then.status == "finished" if then.program == "sft" else not checkpoints(folder)):
+    saved = bool(checkpoints(folder))
+    if new_critic or (not saved and (then.program == "train" or then.status == "finished")):
         return ""
-    if then.program == "sft":
+    if not saved:
         return f" {PERMISSION}=True begins again here all the same: it replaces what is there, and records the change."
     how = f"with more than its {then.steps} steps goes on" if done else "goes on"
     return f" {PERMISSION}=True {how} here all the same, and the change is recorded."
@@ -329,57 +349,3 @@ def _places(changes: Changes) -> list[Difference]:
     """The paths of what differs in content."""
     differing = {d.key.rpartition(" ")[2] for d in changes.identity}
     return [d for d in changes.other if d.key in differing]
-
-
-def _change_notes(changes: Changes, then: RunRecord) -> Iterator[str]:
-    if changes.identity:
-        yield "warning: going on under settings that make it another run (trainer.allow_changed_config), then -> now:"
-        yield from (f"  {difference}" for difference in changes.identity)
-    if changes.inexact:
-        yield "from here on it is the same run but for rounding, not bit for bit; then -> now:"
-        yield from (f"  {difference}" for difference in changes.inexact)
-
-
-def _old_notes(folder: Path, then: RunRecord | None) -> Iterator[str]:
-    """Of a folder without run.json."""
-    if then is None or then.format != OLD:
-        return
-    if then.legs[-1].reason != LOST:
-        yield f"{folder} was written by gmpo {OLD_VERSION} or earlier, which drew other random numbers: not bit-exact."
-    else:
-        yield (
-            f"warning: {folder / RUN} is lost. The settings are taken from {CONFIG}, the number of steps from "
-            f"{METRICS} and checkpoints, the starts from {LEGS}/; how each of them ended, and what the settings' "
-            "paths led to, is not known, so that nobody can say whether it goes on bit for bit."
-        )
-
-
-def _elsewhere(then: RunRecord) -> str:
-    """The places outside of the folder in which answers are replaced, too."""
-    places = [place for place in then.outside if Path(place).is_dir()]
-    return f", also those in {', '.join(places)}" if places else ""
-
-
-def _unseen_notes(now: RunRecord) -> Iterator[str]:
-    if unseen := now.content.get(UNSEEN):
-        yield f"not compared: what these reward functions hold, which may be other than it was: {', '.join(unseen)}"
-
-
-def _latest(folder: Path) -> str | None:
-    file = folder / LATEST
-    return file.read_text(errors="replace").strip() if file.is_file() else None
-
-
-def _latest_notes(folder: Path, newest: int) -> Iterator[str]:
-    named = _latest(folder)
-    if named != str(newest):
-        found = f"{folder / LATEST} is missing" if named is None else f"{folder / LATEST} names step {named}"
-        yield f"{found}; the newest complete checkpoint is {CHECKPOINT}{newest}."
-
-
-def extent(folder: Path, then: RunRecord) -> str:
-    """How much there is of a run: `finished, 80 steps, its model`."""
-    saved = checkpoints(folder)
-    parts = [f"killed after {then.steps} steps"] if then.reason == KILLED else [then.status, f"{then.steps} steps"]
-    parts += [f"checkpoints up to {CHECKPOINT}{max(saved)}"] if saved else []
-    return ", ".join([*parts, *(["its model"] if has_model(folder) else [])])

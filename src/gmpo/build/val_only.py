@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gmpo.build.identity import CONTENT_OF, LENGTH, Changes, compare
+from gmpo.build.notes import extent
 from gmpo.build.old_folder import run_in
 from gmpo.build.origin import run_of
-from gmpo.build.start import FOLDER, Start, asked_checkpoint, candidates, check_writable, extent
+from gmpo.build.start import FOLDER, Start, asked_checkpoint, candidates, check_writable
 from gmpo.config import Resolved
 from gmpo.errors import CheckpointError, ConfigError
 from gmpo.records.run_folder import (

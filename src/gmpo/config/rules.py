@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
@@ -129,13 +130,17 @@ def validation(config: Config, given: Given) -> Iterator[Issue]:
     if VAL_ROWS in given:
         yield from inert("validation problems are handed over as rows", "data.val_files")
     elif not config.data.val_files:
-        trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir")
+        trainer = ("test_freq", "val_before_train", "log_val_generations", "validation_data_dir", "keep_best")
         paths = ["data.val_batch_size", "data.val_max_samples", *(f"trainer.{name}" for name in trainer)]
         reason = "there is no validation without data.val_files"
         yield from inert(reason, *paths, *below(prefix))
         if config.trainer.val_only:
             yield error("trainer.val_only", "validates and stops, but data.val_files is empty", "data.val_files")
         return
+    if config.trainer.keep_best and config.trainer.test_freq < 1:
+        yield error(
+            "trainer.keep_best", "nothing is validated while training: set trainer.test_freq", "trainer.test_freq"
+        )
     if not settings.do_sample:
         yield from inert(
             "val_kwargs.do_sample is off", *(f"{prefix}.{name}" for name in ("temperature", "top_p", "top_k"))
@@ -180,8 +185,10 @@ def not_available(config: Config, given: Given) -> Iterator[Issue]:
 
 
 def _ranks_not_here(config: Config | SftConfig) -> Iterator[Issue]:
-    if config.trainer.nnodes > 1:
-        yield unavailable("trainer.nnodes", "this version has the ranks of a run on one machine")
+    if config.trainer.nnodes > 1 and not os.environ.get("RAY_ADDRESS"):
+        join = "`ray start --head` on one, `ray start --address=HEAD:6379` on the others, RAY_ADDRESS=HEAD:6379 here"
+        reason = f"{config.trainer.nnodes} machines are joined by a Ray cluster, and RAY_ADDRESS names none: {join}"
+        yield unavailable("trainer.nnodes", reason)
     if config.devices > 1 and find_spec("ray") is None:
         needs = "several ranks are started by Ray, which is not installed: pip install 'gmpo[ray]'"
         yield unavailable("trainer.n_gpus_per_node", needs)
@@ -202,8 +209,6 @@ def several_ranks(config: Config, given: Given) -> Iterator[Issue]:
         return
     if size == 0 or (0 < size < world and world % size):
         yield error(path, f"does not divide the {world} ranks into groups of equal size", "trainer.n_gpus_per_node")
-    if config.trainer.val_only:
-        yield from inert("a validation on its own runs in one process", "trainer.n_gpus_per_node")
     yield from _ranks_on_gpus(config)
 
 

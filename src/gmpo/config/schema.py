@@ -181,6 +181,13 @@ class Trainer(Section):
     max_actor_ckpt_to_keep: int | None = setting(
         None, "Keep only the newest so many checkpoints. null keeps all.", ge=1, role="bookkeeping"
     )
+    keep_best: bool = setting(
+        False,
+        "Write a checkpoint after every validation that is better than all before (val/pass@1), and keep the best one "
+        "beside the newest.",
+        own=True,
+        role="bookkeeping",
+    )
     max_critic_ckpt_to_keep: int | None = setting(
         None,
         "Keep only the newest so many checkpoints of the critic.",
@@ -193,6 +200,23 @@ class Trainer(Section):
         "Seconds that must be left, beyond the longest step so far, when a scheduler ends the job at a time that it "
         "tells (SLURM_JOB_END_TIME and verl's two variables): the run then saves and ends with exit status 75.",
         ge=0,
+        role="bookkeeping",
+    )
+    alarm: Literal["warn", "stop"] = setting(
+        "warn",
+        "What follows when a step looks wrong: a collapse of rewards or lengths, entropy near zero, over 90 % of the "
+        "answers cut, sampler and learner apart, no variance in any group. Each is said, counted in alarm/*, kept in "
+        "run.json; stop also ends the run, with a checkpoint and exit status 70.",
+        own=True,
+        role="bookkeeping",
+    )
+    stop_within_s: float | None = setting(
+        60.0,
+        "Seconds that Ctrl-C and SIGTERM leave a step for its sampling and grading. Then the step is given up, and "
+        "a checkpoint of the steps before is written; the same command does it again. An update or a validation that "
+        "has begun is finished in any case. null waits for the step.",
+        own=True,
+        gt=0,
         role="bookkeeping",
     )
     log_val_generations: int = setting(0, "Validation answers shown per validation.", ge=0, role="bookkeeping")
@@ -212,7 +236,8 @@ class Trainer(Section):
     )
     token_record_groups: int = setting(
         2,
-        "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens.",
+        "Groups per step whose answers are kept with token ids, log-probs, advantages and the mask of binding tokens: "
+        "at even distances over those that were computed, the last included.",
         own=True,
         ge=0,
         role="bookkeeping",

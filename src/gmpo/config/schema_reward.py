@@ -64,7 +64,11 @@ class RewardModel(Section):
         exact=True,
     )
     grader_timeout_s: float = setting(
-        5.0, "Seconds one grading may take; then its worker is replaced and the verdict is timeout.", own=True, gt=0
+        5.0,
+        "Seconds of the processor that one grading may take; then its worker is replaced, and the verdict is timeout. "
+        "By the clock it may take four times as long, and the verdict is then grader_error.",
+        own=True,
+        gt=0,
     )
     grader_memory_mb: int = setting(512, "Memory in MiB that one grading process may take.", own=True, ge=64)
     max_failed_share: float = setting(

@@ -101,17 +101,27 @@ class SftTrainer(Section):
     )
     default_local_dir: Place = setting(
         None,
-        "The run folder: metrics and the final model. It belongs to one run. If the derived one holds another, a "
-        "folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
+        "The run folder: checkpoints, metrics and the model. It belongs to one run. If the derived one holds another, "
+        "a folder beside it is taken, with -2, -3 .. behind its name; a given one is then refused.",
         derived=RUN_FOLDER,
         role="bookkeeping",
     )
     allow_changed_config: bool = setting(
         False,
-        "Start again in the folder of an unfinished run although settings differ that decide what is learned: what is "
-        "there is replaced. It counts for this start alone: a saved config.yaml does not hold it.",
+        "Go on from the newest checkpoint of an unfinished run, or begin it again where it has none, although settings "
+        "differ that decide what is learned. It counts for this start alone: a saved config.yaml does not hold it.",
         own=True,
         role="bookkeeping",
+    )
+    save_freq: int = setting(
+        -1,
+        "Write a checkpoint every so many updates and after the last one. -1 is off: one is written when the run is "
+        "stopped. The same command goes on from the newest.",
+        ge=-1,
+        role="bookkeeping",
+    )
+    max_ckpt_to_keep: int | None = setting(
+        None, "Keep only the newest so many checkpoints. null keeps all.", ge=1, role="bookkeeping"
     )
     project_name: Name = setting(
         "gmpo", "Project under which loggers file the run; part of the default run folder.", role="bookkeeping"

@@ -15,7 +15,7 @@ from torch import Tensor
 from gmpo.metrics.mismatch import mismatch
 from gmpo.ports import Update
 from gmpo.records.batch import Batch
-from gmpo.records.rollout import Group
+from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
 
 QUANTILES = {"q0.1": 0.001, "q1": 0.01, "q50": 0.5, "q99": 0.99, "q99.9": 0.999}
@@ -85,7 +85,14 @@ def rollout_metrics(groups: Sequence[Group], *, max_prompt_length: int) -> dict[
     for verdict in Verdict:
         metrics[f"reward/{verdict}"] = float(verdicts.count(verdict))
         metrics[f"reward/{verdict}_share"] = verdicts.count(verdict) / len(answers)
+    metrics["reward/completed_share"] = completed_share(answers)
     return metrics
+
+
+def completed_share(answers: Sequence[Graded]) -> float:
+    """Share of answers that are right and ended by themselves: what is left of success without the length limit."""
+    done = [a.grade.verdict == Verdict.CORRECT and a.completion.finish_reason == "stop" for a in answers]
+    return sum(done) / len(done)
 
 
 def staleness_metrics(batch: Batch, *, step: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from gmpo.metrics.estimates import extreme_of, majority, mean_interval, pass_at_k
+from gmpo.metrics.updates import completed_share
 from gmpo.records.rollout import Group
 from gmpo.rewards.verdict import Verdict
 
@@ -31,6 +32,7 @@ def validation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "val/pass@1": float(np.mean(solved)),
         "val/pass@1_low": low,
         "val/pass@1_high": high,
+        "val/completed_share": completed_share(answers),
         "val/problems": float(len(groups)),
         "val/response_length/mean": float(np.mean([len(a.completion) for a in answers])),
         "val/response_length/clip_ratio": float(np.mean([a.completion.finish_reason == "length" for a in answers])),

@@ -19,7 +19,6 @@ evaluation or a study reads a run with this module and nothing else.
 from __future__ import annotations
 
 import json
-import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from gmpo.errors import BackendError, DataError
+from gmpo.records.durable import UNFINISHED, write_atomically
 from gmpo.version import __version__
 
 FORMAT = 1
@@ -40,7 +40,7 @@ METRICS, PASS_RATES, SAMPLES, VALIDATION = "metrics.jsonl", "pass_rates.jsonl", 
 VAL_ONLY, TENSORBOARD, MODEL = "val_only", "tensorboard", "huggingface"
 GRADERS = "graders.log"
 CHECKPOINT, LATEST, STATE = "global_step_", "latest_checkpointed_iteration.txt", "state.json"
-UNFINISHED, LOCK, UNREADABLE = ".unfinished_", ".lock", ".unreadable"
+LOCK, UNREADABLE = ".lock", ".unreadable"
 KILLED = "it ended without a word: killed, or the machine went down"
 
 Program = Literal["train", "sft"]
@@ -49,6 +49,10 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 RankPlace = Mapping[str, int | str]
 """Where one of several ranks is: `{"rank": 0, "host": "node-1", "pid": 4711}`; one process has none."""
+
+
+Alarm = Mapping[str, int | str]
+"""What looked wrong while the run went on: `{"step": 40, "name": "entropy", "text": ".."}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class RunRecord:
     legs: tuple[Leg, ...] = ()
     outside: tuple[str, ...] = ()
     """Files and folders elsewhere to which the run records, for example `trainer.rollout_data_dir`."""
+    alarms: tuple[Alarm, ...] = ()
+    """The first step of each alarm in each leg."""
     gmpo: str = __version__
     """The version that wrote the record."""
     format: int = FORMAT
@@ -153,7 +159,8 @@ def read_run(folder: Path) -> RunRecord | None:
                 f"which reads formats up to {FORMAT}. Use that version, or a later one."
             )
         legs = tuple(_leg(leg) for leg in saved.pop("legs"))
-        record = RunRecord(**{**saved, "outside": tuple(saved["outside"])}, legs=legs)
+        tuples = {name: tuple(saved.get(name, ())) for name in ("outside", "alarms")}
+        record = RunRecord(**{**saved, **tuples}, legs=legs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_record(file, error) from error
     if record.status == "running":
@@ -185,16 +192,6 @@ def _leg(saved: Mapping[str, Any]) -> Leg:
 def write_run(folder: Path, record: RunRecord) -> None:
     """Replace the record of the run: afterwards there is the new one or the old one, whole."""
     write_atomically(folder / RUN, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write beside the file, make sure that it is on the disk, and rename."""
-    beside = file.with_name(f"{UNFINISHED}{file.name}")
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(beside, file)
 
 
 @contextmanager
@@ -331,9 +328,8 @@ def set_aside_unreadable(file: Path, key: str, say: Callable[[str], object]) -> 
     aside = file.with_name(f"{file.name}{UNREADABLE}")
     with aside.open("ab") as out:
         out.write(b"".join(line + b"\n" for line in damaged))
-    beside = file.with_name(f"{UNFINISHED}{file.name}")
-    beside.write_bytes(b"".join(line + b"\n" for line in [*(x for x in lines[:-1] if _is_of_step(x, key)), lines[-1]]))
-    os.replace(beside, file)
+    kept = [*(line for line in lines[:-1] if _is_of_step(line, key)), lines[-1]]
+    write_atomically(file, b"".join(line + b"\n" for line in kept))
     say(f"warning: {file}: damaged lines are put aside in {aside.name}, {len(damaged)} of {len(lines)}.")
 
 

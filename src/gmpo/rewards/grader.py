@@ -1,8 +1,9 @@
 """Grade answers in bounded worker processes: no answer and no user function can stop, crash or fill the trainer.
 
-Each answer has its own time limit, and each worker a memory limit. A worker that is over one of them, or dies, is
-killed with everything it started and replaced; the answer it was busy with gets the verdict `timeout` or
-`grader_error`, and every other answer is graded as if nothing had happened.
+Each answer has its own limit of the processor's time, which a busy machine does not use up, a wider one by the clock,
+and each worker a memory limit. A worker that is over one of them, or dies, is killed with everything it started and
+replaced; the answer it was busy with gets the verdict `timeout` (of computing) or `grader_error` (anything else), and
+every other answer is graded as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gmpo.rewards.custom import Signature, failed
 from gmpo.rewards.open_batch import GradeRequest, OpenBatch
 from gmpo.rewards.portable import FunctionFile, portable
 from gmpo.rewards.printed import PrintedLog
-from gmpo.rewards.process import Assignment, BrokenReply, WorkerProcess, decode
+from gmpo.rewards.process import Assignment, BrokenReply, Overdue, WorkerProcess, decode
 from gmpo.rewards.scorers import Scoring, check_options
 from gmpo.rewards.verdict import Grade, Verdict
 from gmpo.rewards.worker import Prepare, Setup
@@ -54,7 +55,7 @@ class GraderSpec:
     workers: int = 2
     """Processes that grade at the same time."""
     timeout_s: float = 10.0
-    """Seconds one answer may take."""
+    """Seconds of the processor that one answer may take; four times as many by the clock."""
     memory_mb: int = 1024
     """Memory a worker may take beyond its imports, in MiB of address space. Enforced on Linux."""
     start_timeout_s: float = 120.0
@@ -213,8 +214,9 @@ class Grader:
         # A reply that has come is read before the clock is looked at: a busy trainer times nobody out.
         for worker in list(self._workers):
             ending = None if events else worker.ending()
-            if ending is not None or worker.deadline <= time.monotonic():
-                self._lose(worker, ending)
+            over = worker.overdue() if ending is None else None
+            if ending is not None or over is not None:
+                self._lose(worker, ending, over)
         return bool(events)
 
     def _read(self, worker: WorkerProcess) -> None:
@@ -245,21 +247,23 @@ class Grader:
             self._open[assignment.batch].accept(assignment.unit, reply)
         worker.settle()
 
-    def _lose(self, worker: WorkerProcess, cause: str | None) -> None:
-        """A worker died of `cause`, or is over its time (None): its first request is to blame, the rest is redone."""
+    def _lose(self, worker: WorkerProcess, cause: str | None, over: Overdue | None = None) -> None:
+        """A worker died of `cause`, or is `over` its time: its first request is to blame, the rest is redone."""
         blamed = worker.owed.popleft() if worker.owed else None
         self._drop(worker)
         if blamed is None:
             return
-        limit = f"no result within {blamed.allowance_s:g} s"
+        limit = f"no result within {over.seconds if over else blamed.allowance_s:g} s"
         if isinstance(blamed.request, Prepare):
             where = "standard error" if self.log is None else self.log.path
             raise BackendError(
                 f"A grading worker did not start: {cause or limit}. What it printed is in {where}; check what "
                 f"custom_reward_function.path imports, or raise the grader's start_timeout_s."
             )
-        if cause is None:
-            grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=limit)
+        if over is not None and over.waited:
+            grade = failed(f"{limit}, in which it hardly computed: it waits for something, or the machine is too busy")
+        elif cause is None:
+            grade = Grade(Verdict.TIMEOUT, 0.0, extra={"acc": 0}, reason=f"{limit} of computing")
         else:
             grade = failed(f"the grading worker died: {cause}")
         if (batch := self._open.get(blamed.batch)) is not None:

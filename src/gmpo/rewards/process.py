@@ -27,6 +27,22 @@ _BOOTSTRAP = (
 _RECEIVE_BYTES = 1 << 16
 
 
+WALL = 4.0
+"""So many times the seconds of the processor that a task may take, it may take by the clock."""
+TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+"""In which the system counts the processor's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A request that took too long."""
+
+    seconds: float
+    """What it had."""
+    waited: bool
+    """By the clock, while it hardly computed: it waits for something, or the machine has no time for it."""
+
+
 class BrokenReply(Exception):
     """The worker wrote something that is not a reply."""
 
@@ -37,7 +53,7 @@ class Assignment:
 
     request: Prepare | Task
     allowance_s: float
-    """Seconds it may take, from the reply before it."""
+    """Seconds it may take, from the reply before it: a task of the processor, else by the clock."""
     batch: int = -1
     """Number of the batch of gradings that a task belongs to; -1 for a preparation."""
     unit: int = -1
@@ -52,7 +68,7 @@ class WorkerProcess:
         self.owed: deque[Assignment] = deque()
         self.runs: str | None = None
         """What the worker said it runs (`scorers`, `verl`, `trl`) once it has started."""
-        self._since = time.monotonic()
+        self._since = self._look = time.monotonic()
         self._outbox = bytearray(setup)
         self._inbox = bytearray()
         self.socket, theirs = socket.socketpair()
@@ -67,6 +83,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         self.socket.setblocking(False)
+        self._used = 0.0
 
     @property
     def pid(self) -> int:
@@ -75,8 +92,27 @@ class WorkerProcess:
 
     @property
     def deadline(self) -> float:
-        """When the request in progress exceeds its time, on `time.monotonic`; infinite when there is none."""
-        return self._since + self.owed[0].allowance_s if self.owed else float("inf")
+        """When to see whether the request in progress exceeds its time, on `time.monotonic`; infinite when there is
+        none."""
+        return max(self._look, self._since + self.owed[0].allowance_s) if self.owed else float("inf")
+
+    def overdue(self) -> Overdue | None:
+        """What the request in progress has exceeded. A task has its allowance of the processor's time, which a busy
+        machine does not use up, and `WALL` times as much by the clock, within which one that waits must have an end."""
+        now = time.monotonic()
+        if now < self.deadline:
+            return None
+        owed = self.owed[0]
+        used = None if isinstance(owed.request, Prepare) else _cpu_seconds(self.pid)
+        if used is None:
+            return Overdue(owed.allowance_s, waited=False)
+        used, last = used - self._used, self._since + WALL * owed.allowance_s
+        if used >= owed.allowance_s - TICK_S:
+            return Overdue(owed.allowance_s, waited=False)
+        if now >= last:
+            return Overdue(WALL * owed.allowance_s, waited=True)
+        self._look = min(last, now + max(owed.allowance_s - used, TICK_S))
+        return None
 
     @property
     def has_unsent(self) -> bool:
@@ -86,7 +122,7 @@ class WorkerProcess:
     def assign(self, assignments: Sequence[Assignment]) -> None:
         """Send requests. Returns at once: what the socket does not take now is sent by later `flush` calls."""
         if not self.owed:
-            self._since = time.monotonic()
+            self._start_clock()
         self.owed.extend(assignments)
         self._outbox += pickle.dumps([assignment.request for assignment in assignments])
         self.flush()
@@ -127,7 +163,11 @@ class WorkerProcess:
     def settle(self) -> None:
         """The first request has its reply: the clock of the next one starts."""
         self.owed.popleft()
-        self._since = time.monotonic()
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._since = self._look = time.monotonic()
+        self._used = _cpu_seconds(self.pid) or 0.0
 
     def ending(self, wait_s: float = 0.0) -> str | None:
         """How the process ended, None while it runs. Works also when a child of it keeps the socket open."""
@@ -145,6 +185,16 @@ class WorkerProcess:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self.socket.close()
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """Of the processor, that a process and the children it has waited for used; None where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return sum(map(int, fields[11:15])) * TICK_S
+    except (OSError, ValueError):
+        return None
 
 
 def decode(line: bytearray) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gmpo.records.durable import write_atomically
 from gmpo.records.run_folder import (
     CONFIG,
     ENVIRONMENT,
@@ -23,7 +24,7 @@ from gmpo.records.run_folder import (
     Status,
     holds_run,
     legs_kept,
-    write_atomically,
+    remove_empty,
     write_run,
 )
 from gmpo.tracking.environment import differing
@@ -61,6 +62,8 @@ class RunFolder:
         self.environment = environment
         self.say = say
         self.started = False
+        self.stopped_by = "Ctrl-C or SIGTERM"
+        """Why a run ends that is not finished."""
         self._before: bytes | None = None
         self._claimed = False
 
@@ -76,8 +79,17 @@ class RunFolder:
         """Where the ranks of the leg are; told before it begins."""
         self.leg = replace(self.leg, ranks=ranks)
 
+    def alarmed(self, step: int, name: str, text: str) -> None:
+        """Something looks wrong."""
+        alarm: dict[str, int | str] = {"step": step, "name": name, "text": text}
+        self.record = replace(self.record, alarms=(*self.record.alarms, alarm))
+        with suppress(OSError):  # a full disk: it is written again at the end
+            self._write_record()
+
     def start(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = tuple(alarm for alarm in self.record.alarms if int(alarm["step"]) <= step)
+        self.record = replace(self.record, alarms=earlier)
         for place in (self.folder / SAMPLES, self.folder / VALIDATION, *map(Path, self.record.outside)):
             for file in place.glob("*.jsonl"):
                 if file.stem.isdecimal() and int(file.stem) > step:
@@ -105,8 +117,12 @@ class RunFolder:
         self.leg = replace(self.leg, status=status, reason=reason)
         if self.started:
             self._write_record()
-        elif self._claimed and self._before is None:
-            (self.folder / RUN).unlink()
+            return
+        shutil.rmtree(self.folder / LEGS / str(self.leg.number), ignore_errors=True)
+        remove_empty([self.folder / LEGS])
+        if self._claimed and self._before is None:
+            for name in (CONFIG, ENVIRONMENT, RUN):
+                (self.folder / name).unlink(missing_ok=True)
         elif self._claimed:
             (self.folder / RUN).write_bytes(self._before or b"")
 

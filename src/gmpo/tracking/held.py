@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gmpo.errors import BackendError
+from gmpo.records.durable import sync
 
 MOST = 256 * 2**20
 """Bytes held in memory at most; beyond them the run ends."""
@@ -29,6 +30,7 @@ class HeldRecords:
         self._most = most
         self._held: dict[Path, bytes] = {}
         self._whole: set[Path] = set()
+        self._unsynced: set[Path] = set()
         self._said = False
 
     def append(self, file: Path, data: bytes) -> None:
@@ -45,6 +47,19 @@ class HeldRecords:
         self._held[file] = data
         self._whole.add(file)
         self._settle(file)
+
+    def sync(self) -> None:
+        """Have the disk hold all that is written. What waits in memory for space is not waited for.
+
+        Raises:
+            OSError: the disk cannot.
+        """
+        for file in sorted(self._unsynced):
+            if file.exists():
+                sync(file)
+        for folder in sorted({file.parent for file in self._unsynced}):
+            sync(folder)
+        self._unsynced.clear()
 
     def close(self, *, failing: bool = False) -> None:
         """The last try.
@@ -95,6 +110,7 @@ class HeldRecords:
                     failed = error
                 continue
             del self._held[file]
+            self._unsynced.add(file)
             self._whole.discard(file)
         return failed
 

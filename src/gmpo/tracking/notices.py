@@ -59,6 +59,7 @@ class Notices:
         if "val/pass@1" in metrics and not self.fell and not self.collapsed:
             self._fall(step)
         self._gradings(step, metrics)
+        self._skipped(step, metrics)
 
     def _collapse(self, step: int) -> None:
         steps = [m for m in self.history if "critic/score/mean" in m]
@@ -82,6 +83,16 @@ class Notices:
             self.say(
                 f"warning: step {step}: pass@1 fell from {pass_rate(best)}{after(best)} to {pass_rate(last)}. Look at "
                 f"{self.validation}; a lower {RATE} keeps the policy nearer to what it was."
+            )
+
+    def _skipped(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Said at every step that has one: a few in a row end the run."""
+        if count := round(metrics.get("actor/skipped_updates", 0.0)):
+            updates = f"{count} update{'s' * (count > 1)}"
+            self.say(
+                f"warning: step {step}: the gradient of {updates} was not finite, and the weights were left as they "
+                f"were. The answers of such an update are in {self.samples}{step}.nonfinite.jsonl; a lower {RATE} "
+                "helps where the policy's log-probs are not finite, and so does model_dtype=fp32."
             )
 
     def _gradings(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -44,6 +44,9 @@ class Profiled:
         self.tracker.start(step)
         self._chosen = min(step + SETTLED, self.last_step)
 
+    def sync(self) -> None:
+        self.tracker.sync()
+
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.tracker.validation(step, metrics)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gmpo.errors import ConfigError
+from gmpo.records.durable import write_atomically
 from gmpo.records.run_folder import set_aside_unreadable
 from gmpo.tracking.held import HeldRecords
 
@@ -69,9 +70,7 @@ class JsonLines:
         kept = [line for line in self.file.read_text(errors="replace").splitlines() if _step_of(line, step) <= step]
         if step == 0:
             kept = []  # lines of step 0 are the validation before training, which runs again
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(unfinished, self.file)
+        write_atomically(self.file, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self.held.append(self.file, (json.dumps({"step": step, "data": dict(metrics)}) + "\n").encode())

@@ -18,6 +18,7 @@ from gmpo.records.activity import Activity
 from gmpo.records.batch import Batch
 from gmpo.records.rollout import Graded, Group
 from gmpo.rewards.verdict import Verdict
+from gmpo.tracking.alarms import Alarms
 from gmpo.tracking.held import HeldRecords
 from gmpo.tracking.memory import peak_memory
 from gmpo.tracking.sinks import Sink
@@ -34,7 +35,8 @@ class SamplePolicy:
     groups: int
     """Groups per step whose answers and verdicts are written; -1 all. Answers without a judgement always are."""
     token_groups: int
-    """Of these, groups that also carry token ids, log-probs, advantages and the mask of clipped tokens."""
+    """Of these, groups that also carry token ids, log-probs, advantages and the mask of clipped tokens: see
+    `token_groups`."""
 
 
 class StepRecord:
@@ -60,6 +62,10 @@ class StepRecord:
 
     def samples(self, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]) -> None:
         self._write_samples.training(self.number, groups, batch, minis, updates)
+
+    def nonfinite(self, groups: Sequence[Group], minis: Mapping[int, Batch]) -> str:
+        file = self._write_samples.nonfinite(self.number, groups, minis)
+        return f"The answers of that update: {file}."
 
     def failed(self, answers: Sequence[Mapping[str, Any]]) -> str:
         file = self._write_samples.failed(self.number, answers)
@@ -87,7 +93,10 @@ class SampleWriter:
     def training(
         self, step: int, groups: Sequence[Group], batch: Batch, minis: Sequence[Batch], updates: Sequence[Update]
     ) -> None:
-        tokens = _token_records(batch, minis, updates, self.policy.token_groups)
+        chosen = token_groups(batch, minis, updates, self.policy.token_groups)
+        tokens = _token_records(batch, minis, updates, chosen)
+        others = [index for index in range(len(groups)) if index not in chosen]
+        kept = {*chosen, *others[: max(0, self.policy.groups - len(chosen))]}
         rows: list[dict[str, Any]] = []
         everything: list[dict[str, Any]] = []
         row = 0
@@ -95,8 +104,7 @@ class SampleWriter:
             for number, graded in enumerate(group.graded):
                 record = _sample(step, group, number, graded)
                 everything.append(record)
-                kept = self.policy.groups < 0 or index < self.policy.groups or index < self.policy.token_groups
-                if kept or graded.grade.verdict in UNJUDGED:
+                if self.policy.groups < 0 or index in kept or graded.grade.verdict in UNJUDGED:
                     rows.append({**record, **tokens.get(row, {})})
                 row += 1
         self._write(self.folder / "samples" / f"{step}.jsonl", rows)
@@ -107,6 +115,19 @@ class SampleWriter:
         """The answers of a step that ended in their grading; beside those of finished steps."""
         file = self.folder / "samples" / f"{step}.failed.jsonl"
         self._write(file, [{"step": step, **answer} for answer in answers])
+        return file
+
+    def nonfinite(self, step: int, groups: Sequence[Group], minis: Mapping[int, Batch]) -> Path:
+        """The answers of updates whose gradient was not finite, by the update's number."""
+        flat = [(group, number, graded) for group in groups for number, graded in enumerate(group.graded)]
+        rows = []
+        for update, mini in minis.items():
+            tokens = _token_records(mini, [], [], range(int(mini.group.max()) + 1))
+            for place, row in enumerate(mini.index.tolist()):
+                group, number, graded = flat[row]
+                rows.append({**_sample(step, group, number, graded), "update": update, **tokens.get(place, {})})
+        file = self.folder / "samples" / f"{step}.nonfinite.jsonl"
+        self._write(file, rows)
         return file
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
@@ -146,16 +167,31 @@ def _sample(step: int, group: Group, number: int, graded: Graded) -> dict[str, A
     }
 
 
+def token_groups(batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], count: int) -> list[int]:
+    """The groups whose tokens are recorded: `count` at even distances over those that were computed, the last included,
+    so that updates are among them in which the policy is no longer the one that sampled. Over all groups where fewer
+    were computed.
+
+    Example: 2 of 32 groups, all computed: 15 and 31.
+    """
+    rows = {row for mini, update in zip(minis, updates, strict=True) for row in mini.index[update.rows].tolist()}
+    found = list(dict.fromkeys(g for row, g in enumerate(batch.group.tolist()) if row in rows))
+    if len(found) < count:
+        found = list(dict.fromkeys(batch.group.tolist()))
+    count = min(count, len(found))
+    return [found[(k + 1) * len(found) // count - 1] for k in range(count)]
+
+
 def _token_records(
-    batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], groups: int
+    batch: Batch, minis: Sequence[Batch], updates: Sequence[Update], groups: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
-    """Batch row -> what the learner computed for each token, for the rows of the first `groups` groups.
+    """Batch row -> what the learner computed for each token, for the rows of these groups.
 
     Lists have one entry for each real token of the response. Where some were not sampled, `sampled` has 0 for them, and
     their other entries mean nothing. `updates` lists each update that computed the row: log-probs before the update and
     the tokens a bound held.
     """
-    wanted = (batch.group < groups).nonzero().squeeze(1).tolist()
+    wanted = [row for row, group in enumerate(batch.group.tolist()) if group in groups]
     records: dict[int, dict[str, Any]] = {}
     for row in wanted:
         n = int(batch.response_mask[row].sum())
@@ -202,6 +238,8 @@ class RunTracker:
     writer: SampleWriter
     activity: Activity = field(default_factory=Activity)
     """What the run is doing: phases of the step move it, and so do samplers that it was given to."""
+    alarms: Alarms | None = None
+    """Looks at the metrics of each step before they are sent."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every step of this process, in order; `training/global_step` numbers them."""
 
@@ -211,6 +249,8 @@ class RunTracker:
 
     def start(self, step: int) -> None:
         with recording("the records of the run"):
+            if self.alarms is not None:
+                self.alarms.start(step)
             for sink in self.sinks:
                 sink.start(step)
 
@@ -230,11 +270,16 @@ class RunTracker:
         metrics |= peak_memory()
         self._send(number, metrics)
 
+    def sync(self) -> None:
+        with recording("the records of the run"):
+            self.writer.held.sync()
+
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         if metrics:
             self._send(step, {**metrics, "training/global_step": step})
 
     def _send(self, step: int, metrics: Mapping[str, float]) -> None:
+        metrics = {**metrics, **({} if self.alarms is None else self.alarms.look(step, metrics))}
         self.history.append(dict(metrics))
         self.activity.phase = ""
         with recording(f"the metrics of step {step}"):

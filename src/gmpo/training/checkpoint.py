@@ -13,49 +13,69 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from gmpo.data.problems import Problem
 from gmpo.errors import CheckpointError, UnwrittenError
 from gmpo.ports import Learner
+from gmpo.records import durable
+from gmpo.records.durable import UNFINISHED, exchange, remove, rename, seal, write_atomically
 from gmpo.records.run_folder import (
     CHECKPOINT,
+    CONFIG,
     LATEST,
     MODEL,
-    UNFINISHED,
     Difference,
     as_others,
-    checkpoints,
     has_model,
     what_remains,
 )
+from gmpo.training.saved import contents_of, naming_an_older
 from gmpo.training.state import GATHER, PRODUCER, State, read_state, write_state
 
 WRITE_ERRORS = (OSError, SafetensorError)
 """safetensors reports a full disk as an error of its own kind."""
+DAMAGED = ".damaged"
+"""Ending of the name under which a checkpoint is put aside that is not what was written."""
 
 
 RESUME_FROM = "trainer.resume_from_path={older} begins with it."
 
 
+class _Pending:
+    """A checkpoint that is written, or being written, and not yet under its name."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.told = threading.Event()
+        self.wanted = False
+
+
 class Store:
-    """Checkpoints below `root`. A context manager: when it ends, what was begun is written.
+    """Checkpoints below `root`. A context manager: when it ends, what was published is there, and the rest is gone.
+
+    A checkpoint is written and sealed beside its place (`save`), and takes it once the records of its step are on the
+    disk (`publish`): a run that goes on from it finds all of them.
 
     Args:
         save_contents, load_contents: of model, optimizer, extra, hf_model.
         resume: the `global_step_N` folder that the run goes on from; None begins at step 0.
+        damaged: later checkpoints, which are damaged; they are put aside once the run goes on from `resume`.
         keep: number of newest checkpoints that stay, those of earlier processes included; None keeps all.
         behind: write in a background thread while training goes on. It costs the memory of a copy. A failure is
             reported and does not stop the run; the next checkpoint is then written before training goes on.
+        settings: the run's, as YAML; each checkpoint has them.
         data: what the position in the data means depends on these (rows, batch size, seed ..); a checkpoint made under
             other values is refused, because it would mean other problems.
         other_settings: the run goes on under settings that make it another one. Groups that wait in the checkpoint were
@@ -77,6 +97,8 @@ class Store:
         tell: Callable[[str], None],
         other_settings: bool = False,
         other_data: bool = False,
+        settings: str = "",
+        damaged: Sequence[Path] = (),
     ) -> None:
         self.root = root
         self.save_contents = save_contents
@@ -89,7 +111,10 @@ class Store:
         self.other_settings = other_settings
         self.other_data = other_data
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.settings = settings
+        self.damaged = damaged
         self._begun: Future[None] | None = None
+        self._pending: tuple[_Pending, Callable[[], None] | None] | None = None
 
     def __enter__(self) -> Store:
         return self
@@ -97,27 +122,61 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._drop_pending()
         self._thread.shutdown(wait=True)
         failure = self._failure()
         if failure is not None and error is None:
             raise failure
 
-    def save(self, learner: Learner, state: State) -> None:
-        """Write a checkpoint of `state`, or begin to, once the one before is written.
+    @property
+    def pending(self) -> bool:
+        """A checkpoint waits for `publish`."""
+        return self._pending is not None
+
+    def save(self, learner: Learner, state: State, *, spare: int | None = None) -> None:
+        """Write a checkpoint of `state`, or begin to, once the one before is written. `publish` gives it its name.
+
+        Args:
+            spare: the step of a checkpoint that stays however old it is.
 
         Raises:
             CheckpointError: it could not be written, and neither could the one before if that was in the background.
         """
+        self._drop_pending()
         behind = self.behind and self._failure() is None
-        for leftover in self.root.glob(f"{UNFINISHED}*"):  # of processes that were stopped while they wrote
+        durable.settle(self.root)
+        for leftover in self.root.glob(f"{UNFINISHED}{CHECKPOINT}*"):  # of processes that were stopped while they wrote
             shutil.rmtree(leftover, ignore_errors=True)
-        write = learner.snapshot(self.save_contents, copy=behind)
+        write, pending = learner.snapshot(self.save_contents, copy=behind), _Pending(state.step)
         if behind:
-            self._begun = self._thread.submit(self._write, write, state)
+            self._begun = self._thread.submit(self._write_and_take, write, state, spare, pending)
             self._begun.add_done_callback(self._report_failure)
+            self._pending = pending, None
         else:
             self._begun = None
             self._write(write, state)
+            self._pending = pending, partial(self._take, state.step, spare)
+
+    def publish(self) -> None:
+        """The records of the step of the checkpoint that was saved last are on the disk: a run may go on from it.
+
+        Raises:
+            CheckpointError: it cannot take its place.
+        """
+        if self._pending is not None:
+            (pending, take), self._pending = self._pending, None
+            if take is not None:
+                take()
+            pending.wanted = True
+            pending.told.set()
+
+    def _drop_pending(self) -> None:
+        """A checkpoint whose step was not recorded is none."""
+        if self._pending is not None:
+            (pending, take), self._pending = self._pending, None
+            if take is not None:
+                shutil.rmtree(self._unfinished(pending.step), ignore_errors=True)
+            pending.told.set()
 
     def _failure(self) -> BaseException | None:
         """What the last write in the background failed with; waits for its end."""
@@ -127,31 +186,62 @@ class Store:
         if (failure := done.exception()) is not None:
             self.tell(f"warning: {failure} Training goes on, and the next checkpoint tries once more.")
 
+    def _write_and_take(
+        self, write: Callable[[Path], None], state: State, spare: int | None, pending: _Pending
+    ) -> None:
+        self._write(write, state)
+        pending.told.wait()
+        if pending.wanted:
+            self._take(state.step, spare)
+        else:
+            shutil.rmtree(self._unfinished(state.step), ignore_errors=True)
+
+    def _unfinished(self, step: int) -> Path:
+        return self.root / f"{UNFINISHED}{CHECKPOINT}{step}"
+
     def _write(self, write: Callable[[Path], None], state: State) -> None:
-        """The newest-step file points at the checkpoint afterwards."""
-        target = self.root / f"{CHECKPOINT}{state.step}"
-        unfinished = self.root / f"{UNFINISHED}{target.name}"
+        """All of a checkpoint, beside its place."""
+        unfinished = self._unfinished(state.step)
         shutil.rmtree(unfinished, ignore_errors=True)
-        try:
+        with self._writing(state.step):
             unfinished.mkdir(parents=True)
             write(unfinished)
             write_state(unfinished, state, self.data)
+            (unfinished / CONFIG).write_text(self.settings, encoding="utf-8")
             as_others(unfinished)
-            exchange(unfinished, target)
-            latest = self.root / f"{UNFINISHED}{LATEST}"
-            latest.write_text(str(state.step))
-            os.replace(latest, self.root / LATEST)
-        except WRITE_ERRORS as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            message = f"cannot write checkpoint {target}: {error}. Make room. {what_remains(self.root)}"
-            raise UnwrittenError(message, state.step) from error
-        self._rotate(state.step)
+            seal(unfinished)
 
-    def keep_going(self, learner: Learner, state: State) -> str:
-        """Have a checkpoint of `state` before the run ends early; says so, in a sentence."""
+    def _take(self, step: int, spare: int | None) -> None:
+        """The checkpoint takes its place, and the newest-step file points at it afterwards."""
+        with self._writing(step):
+            exchange(self._unfinished(step), self.root / f"{CHECKPOINT}{step}")
+            write_atomically(self.root / LATEST, str(step))
+        self._rotate(step, spare)
+
+    def settle(self, step: int, *, spare: int | None = None) -> None:
+        """What is still to do of the checkpoint that the run goes on from, where it was killed after it took its place:
+        the newest-step file, and those that are too many."""
+        if self.resume is not None and self.resume.parent.resolve() == self.root.resolve():
+            with self._writing(step):
+                write_atomically(self.root / LATEST, str(step))
+            self._rotate(step, spare)
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (*WRITE_ERRORS, CheckpointError) as error:
+            shutil.rmtree(self._unfinished(step), ignore_errors=True)
+            target = self.root / f"{CHECKPOINT}{step}"
+            message = f"cannot write checkpoint {target}: {error}. Make room. {what_remains(self.root)}"
+            raise UnwrittenError(message, step) from error
+
+    def keep_going(self, learner: Learner, state: State, *, spare: int | None = None) -> str:
+        """Have a checkpoint of `state`, whose steps are recorded, before the run ends early; says so, in a sentence."""
         folder = self.root / f"{CHECKPOINT}{state.step}"
         if self._failure() is not None or not folder.exists():
-            self.save(learner, state)
+            self.save(learner, state, spare=spare)
+            self.publish()
             if (failure := self._failure()) is not None:
                 raise failure
         return f"{folder} holds the run after step {state.step}; the same command goes on from there."
@@ -175,6 +265,8 @@ class Store:
                 state = self._changed(state, data)
             contents = contents_of(folder, self.load_contents)
             learner.load(folder, contents)
+        for later in self.damaged:
+            rename(later, _free_name(later))
         self.tell(f"going on after step {state.step} from {folder}")
         if "optimizer" not in contents:
             self.tell(
@@ -200,109 +292,25 @@ class Store:
             self.tell(f"warning: {len(waiting)} groups that waited were sampled under the settings of then: dropped")
         return replace(state, parts=parts)
 
-    def _rotate(self, step: int) -> None:
-        """Keep the newest of the checkpoints up to `step`. Later ones are of a run that was left, and not counted."""
+    def _rotate(self, step: int, spare: int | None) -> None:
+        """Keep the newest of the checkpoints up to `step`, and the spared one. Later ones are of a run that was left,
+        and not counted."""
         if self.keep is None:
             return
         names = (p.name.removeprefix(CHECKPOINT) for p in self.root.glob(f"{CHECKPOINT}[0-9]*"))
         numbers = sorted(int(name) for name in names if name.isdecimal() and int(name) <= step)
+        numbers = [number for number in numbers if number != spare or number == step]
         for number in numbers[: -self.keep]:
             try:
-                shutil.rmtree(self.root / f"{CHECKPOINT}{number}")
+                remove(self.root / f"{CHECKPOINT}{number}")
             except OSError as error:
                 self.tell(f"warning: cannot remove an old checkpoint: {error}")
 
 
-def contents_of(folder: Path, allowed: Sequence[str]) -> list[str]:
-    """Of what may be loaded, what the checkpoint has.
-
-    Raises:
-        CheckpointError: no weights among it: going on would restart from the base model under a later step's name.
-    """
-    actor = folder / "actor"
-    # Ranks write a file in parts, with an index.
-    there = [c for c in ("model", "optimizer") if any(actor.glob(f"{c}.safetensors*"))]
-    exported = actor / "huggingface"
-    if any((exported / name).is_file() for name in ("config.json", "adapter_config.json")) and any(
-        exported.glob("*.safetensors")
-    ):
-        there.append("hf_model")
-    contents = [c for c in allowed if c in there]
-    if "model" not in contents and "hf_model" not in contents:
-        raise CheckpointError(_no_weights(folder, allowed, [c for c in there if c != "optimizer"]))
-    return contents
-
-
-def _no_weights(folder: Path, allowed: Sequence[str], weights: Sequence[str]) -> str:
-    key = "actor_rollout_ref.actor.checkpoint.load_contents"
-    restart = "so the run would restart from the base model"
-    new = "start a new run in another trainer.default_local_dir"
-    if weights:
-        added = f"{key}={[*weights[:1], *allowed]}"
-        return (
-            f"{folder} holds no weights that {key}={list(allowed)} allows to load, {restart}. Give {added}, or {new}."
-        )
-    return (
-        f"{folder} holds no weights at all (neither actor/model.safetensors nor actor/huggingface/*.safetensors), "
-        f"{restart}. Put them back from a copy, remove {folder.name} so that an earlier one is taken, or {new}."
-    )
-
-
-@contextmanager
-def naming_an_older(folder: Path, how: str) -> Iterator[None]:
-    """Where reading a damaged checkpoint fails, name the newest intact one before it.
-
-    Args:
-        how: what to do to take that one; `{older}` stands for it.
-    """
-    try:
-        yield
-    except CheckpointError as error:
-        if _intact(folder):
-            raise
-        step = folder.name.removeprefix(CHECKPOINT)
-        before = [p for n, p in checkpoints(folder.parent).items() if step.isdecimal() and n < int(step) and _intact(p)]
-        if before:
-            older = f"The newest intact checkpoint before it is {before[-1]}: {how.format(older=before[-1])}"
-        else:
-            older = (
-                f"There is no intact checkpoint before it in {folder.parent}: put it back from a copy, or begin again."
-            )
-        raise CheckpointError(f"{error}. The checkpoint {folder} is damaged. {older}") from error
-
-
-def _intact(folder: Path) -> bool:
-    """Whether every file of a checkpoint can be opened; of weights the header and the size are read."""
-    try:
-        read_state(folder)
-        for file in folder.rglob("*.safetensors"):
-            with safe_open(file, framework="np"):
-                pass
-        for file in folder.rglob("*.json"):
-            json.loads(file.read_text(encoding="utf-8"))
-        contents_of(folder, ("model", "hf_model"))
-    except (OSError, ValueError, SafetensorError, CheckpointError):
-        return False
-    return True
-
-
-def step_of(folder: Path) -> int:
-    """Training steps behind a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    return read_state(folder)[0].step
-
-
-def exchange(new: Path, target: Path) -> None:
-    """Rename `new` to `target`. An older `target` is put aside first and removed last."""
-    old = target.with_name(f"{UNFINISHED}old_{target.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+def _free_name(damaged: Path) -> Path:
+    """A name beside a damaged checkpoint that nothing has."""
+    names = (f"{damaged.name}{DAMAGED}{'' if n == 1 else f'-{n}'}" for n in count(1))
+    return next(place for place in map(damaged.with_name, names) if not place.exists())
 
 
 def content_hash(problems: Iterable[Problem]) -> str:

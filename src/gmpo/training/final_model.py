@@ -12,8 +12,9 @@ from pathlib import Path
 
 from gmpo.errors import CheckpointError, UnwrittenError
 from gmpo.ports import Learner
-from gmpo.records.run_folder import CHECKPOINT, MODEL, STATE, UNFINISHED, as_others, what_remains
-from gmpo.training.checkpoint import WRITE_ERRORS, exchange
+from gmpo.records.durable import UNFINISHED, exchange, sync_tree
+from gmpo.records.run_folder import CHECKPOINT, MODEL, STATE, as_others, what_remains
+from gmpo.training.checkpoint import WRITE_ERRORS
 
 EXPORTED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
@@ -36,6 +37,7 @@ def export(learner: Learner, folder: Path) -> Path:
         learner.export(unfinished)
         as_others(unfinished)
         _keep_foreign(target, unfinished)
+        sync_tree(unfinished)
         exchange(unfinished, target)
     except WRITE_ERRORS as error:
         raise CheckpointError(f"cannot write the model {target}: {error}. Make room. {what_remains(folder)}") from error

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from gmpo.errors import DivergedError, GmpoError, GradingError, LostRankError
 from gmpo.metrics.updates import step_metrics
-from gmpo.ports import Learner, Sampler, Step, Tracker, WeightSource
+from gmpo.ports import Learner, Sampler, Step, Tracker, Update, WeightSource
 from gmpo.records.batch import Batch, collate
+from gmpo.records.rollout import Group
 from gmpo.training.checkpoint import Store
 from gmpo.training.credit import Credit
 from gmpo.training.evaluation import Evaluation
 from gmpo.training.gather import Gather
 from gmpo.training.interrupt import StepAbandonedError, Stop
 from gmpo.training.scoring import Scoring
-from gmpo.training.state import CREDIT, GATHER, PRODUCER, Stateful, capture, restore
+from gmpo.training.state import CREDIT, EVALUATION, GATHER, PRODUCER, Stateful, capture, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +76,45 @@ class Parts:
         checkpoint of the steps that are done is written, and the answers that could not be graded are kept."""
         before = capture(step, self.stateful)
         try:
-            yield
+            with self.stop.abandonable():
+                yield
         except (DivergedError, LostRankError):
             raise  # these weights are no checkpoint, and those are out of reach
         except (GmpoError, StepAbandonedError) as error:
             said = [rec.failed(error.answers)] if isinstance(error, GradingError) and error.answers else []
             if step > 0:
-                said.append(self.store.keep_going(self.learner, before))
+                said.append(self.store.keep_going(self.learner, before, spare=self.evaluate.spare))
             if isinstance(error, StepAbandonedError) or not said:
                 raise
             raise type(error)(" ".join([str(error), *said])) from error
 
+    def update(self, minis: Sequence[Batch], groups: Sequence[Group], step: int, rec: Step) -> list[Update]:
+        """The updates of the step after `step` steps. The answers of one whose gradient is not finite are kept.
+
+        Raises:
+            DivergedError: too many of them in a row.
+        """
+        updates: list[Update] = []
+        for mini in minis:
+            try:
+                updates.append(self.learner.update(mini, step=step))
+            except DivergedError as error:
+                raise DivergedError(f"{error} {rec.nonfinite(groups, {len(updates): mini})}") from error
+        if skipped := {number: minis[number] for number, update in enumerate(updates) if update.skipped}:
+            rec.nonfinite(groups, skipped)
+        return updates
+
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts that a checkpoint has an entry of, by its name there."""
-        return {PRODUCER: self.gather.producer, GATHER: self.gather, CREDIT: self.credit}
+        parts: dict[str, Stateful] = {PRODUCER: self.gather.producer, GATHER: self.gather, CREDIT: self.credit}
+        return {**parts, EVALUATION: self.evaluate}
+
+    def publish(self) -> None:
+        """What was recorded of the step is on the disk, and then its checkpoint, if there is one, takes its place."""
+        if self.store.pending:
+            self.tracker.sync()
+            self.store.publish()
 
     def resume(self) -> int:
         """Go on from the checkpoint that the store chooses, if there is one; returns the steps behind it."""
@@ -97,6 +122,7 @@ class Parts:
         if state is None:
             return 0
         restore(state, self.stateful)
+        self.store.settle(state.step, spare=self.evaluate.spare)
         return state.step
 
 
@@ -121,7 +147,7 @@ def train(plan: Plan, run: Parts) -> int:
                 critic = run.learner.update_critic(credited.batch, step=step)
             with rec.time("update_actor"):
                 minis = plan.mini_batches(credited.batch, step)
-                updates = [run.learner.update(mini, step=step) for mini in minis]
+                updates = run.update(minis, gathered.groups, step, rec)
             with rec.time("update_weights"):
                 run.sampler.load(run.learner.weights(step + 1))
             reported = (critic, gathered.metrics, credited.metrics, scored.metrics)
@@ -142,9 +168,10 @@ def train(plan: Plan, run: Parts) -> int:
                 with rec.time("testing"):
                     rec.add(run.evaluate(step))
             stopping = run.stop.step_ended()  # asked once: a later signal must not end the loop without a checkpoint
-            if plan.due(plan.save_freq, step) or stopping:
+            if plan.due(plan.save_freq, step) or stopping or run.evaluate.spare == step:
                 with rec.time("save_checkpoint"):
-                    run.store.save(run.learner, capture(step, run.stateful))
+                    run.store.save(run.learner, capture(step, run.stateful), spare=run.evaluate.spare)
+        run.publish()
     return step
 
 

@@ -7,13 +7,13 @@ problem goes by a hash of what it asks and expects, so that another run with oth
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gmpo.data.problems import Problem
 from gmpo.data.prompts import EncodedProblem
 from gmpo.errors import DataError
+from gmpo.records.durable import write_atomically
 from gmpo.records.rollout import Group
 from gmpo.records.run_folder import PASS_RATES, json_lines, read_pass_rates, set_aside_unreadable
 from gmpo.rewards.verdict import Verdict
@@ -63,9 +63,7 @@ class PassRates:
         set_aside_unreadable(self.file, "rates", self.say)
         read = zip(json_lines(self.file), read_pass_rates(self.file), strict=True)
         kept = [(line, rates) for (line, _), (number, rates) in read if number <= step]
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text("".join(f"{line}\n" for line, _ in kept))
-        os.replace(unfinished, self.file)
+        write_atomically(self.file, "".join(f"{line}\n" for line, _ in kept))
         for _, rates in kept:
             self._rates |= rates
 

@@ -22,11 +22,13 @@ from safetensors.numpy import load_file, save_file
 from gmpo.errors import CheckpointError
 from gmpo.records.rollout import TOKEN_ARRAYS
 
-FORMAT = 2
-"""Of `state.json`. The first one had no number, and the keys `step`, `kl_coef`, `position` and `surplus`."""
+FORMAT = 3
+"""Of `state.json`. The first one had no number, and the keys `step`, `kl_coef`, `position` and `surplus`; the second
+one had no list of files with their hashes beside it, and no entry of the validations."""
 FILE, TENSORS = "state.json", "state.safetensors"
-PRODUCER, GATHER, CREDIT = "producer", "gather", "credit"
-"""Names of parts, as they stand in a checkpoint."""
+PRODUCER, GATHER, CREDIT, EVALUATION = "producer", "gather", "credit", "evaluation"
+LOSSES = "losses"
+"""Names of parts, as they stand in a checkpoint; the last one of fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ class PartState:
                 f"the checkpoint's state of `{part}` has format {self.format}, and this version reads {known}: go on "
                 "with the version that wrote it."
             )
+
+
+NO_VALIDATION = PartState({"best": None})
+"""What earlier formats know of the best validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,19 @@ def read_state(folder: Path) -> tuple[State, dict[str, object]]:
             return _first_format(record), data
         arrays = load_file(folder / TENSORS) if (folder / TENSORS).is_file() else {}
         parts = {name: _part(name, dict(values), arrays) for name, values in record["parts"].items()}
+        if number == 2:
+            parts[EVALUATION] = NO_VALIDATION
         return State(int(record["step"]), parts), data
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder / FILE}: {error!r}") from error
+
+
+def requires_seal(folder: Path) -> bool:
+    """Whether a checkpoint was written with the hashes of its files; False where nobody can tell."""
+    try:
+        return int(json.loads((folder / FILE).read_text()).get("format", 1)) >= 3
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _part(name: str, values: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> PartState:
@@ -160,5 +176,6 @@ def _first_format(record: Mapping[str, Any]) -> State:
             PRODUCER: PartState({"position": int(record["position"]), "under_way": []}),
             GATHER: PartState({"waiting": waiting}, arrays),
             CREDIT: PartState({"kl_coef": float(record["kl_coef"])}),
+            EVALUATION: NO_VALIDATION,
         },
     )

@@ -9,9 +9,12 @@ import torch
 
 from gmpo.data.demonstrations import EncodedDemonstration
 from gmpo.data.problems import ProblemStream
-from gmpo.ports import Learner, Tracker
+from gmpo.errors import CheckpointError, DivergedError
+from gmpo.ports import Learner, Step, Tracker, Update
 from gmpo.records.batch import Batch, pad_left, pad_right
+from gmpo.training.checkpoint import Store
 from gmpo.training.interrupt import Stop
+from gmpo.training.state import LOSSES, PartState, capture, restore
 
 
 def demonstration_batch(items: Sequence[EncodedDemonstration], *, pad_id: int) -> Batch:
@@ -77,6 +80,21 @@ class LossCourse:
             self._warned.add(kind)
             self._say(line)
 
+    def state(self) -> PartState:
+        """The first and the last loss, and what was said."""
+        return PartState(
+            {"first": self._first, "last": self._last, "steps": self._steps, "warned": sorted(self._warned)}
+        )
+
+    def restore(self, state: PartState) -> None:
+        """Raises CheckpointError for another entry."""
+        state.check_format(LOSSES, known=1)
+        try:
+            self._first, self._last = float(state.values["first"]), float(state.values["last"])
+            self._steps, self._warned = int(state.values["steps"]), set(map(str, state.values["warned"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's losses cannot be read: {error!r}") from error
+
     def conclude(self) -> None:
         """The first and the last loss, and whether that is what is wanted."""
         if self._steps < 2:
@@ -84,6 +102,25 @@ class LossCourse:
         line = f"loss of an answer's token: {self._first:.4g} in update 1, {self._last:.4g} in update {self._steps}"
         fell = self._last < self._first
         self._say(line if fell else f"warning: {line}: it did not fall; look at optim.lr")
+
+
+def _update(learner: Learner, batch: Batch, done: int, rec: Step) -> Update:
+    """An update. The demonstrations of one whose gradient is not finite are kept, as token ids."""
+    rows = [
+        {
+            "demonstration": row,
+            "prompt_ids": batch.prompt_ids[row][batch.prompt_mask[row]].tolist(),
+            "answer_ids": batch.response_ids[row][batch.response_mask[row]].tolist(),
+        }
+        for row in range(batch.rows)
+    ]
+    try:
+        update = learner.update(batch, step=done)
+    except DivergedError as error:
+        raise DivergedError(f"{error} {rec.failed(rows)}") from error
+    if update.skipped:
+        rec.failed(rows)
+    return update
 
 
 def fine_tune(
@@ -94,21 +131,30 @@ def fine_tune(
     learner: Learner,
     tracker: Tracker,
     stop: Stop,
+    store: Store,
+    save_freq: int = -1,
     validation: Sequence[EncodedDemonstration] = (),
     say: Callable[[str], object] = lambda line: None,
 ) -> int:
-    """`total_steps` updates, one batch each; returns how many were made before the end or an interruption.
+    """`total_steps` updates, one batch each, from the newest checkpoint or the start; returns how many are done before
+    the end or an interruption, which leaves a checkpoint.
 
     Args:
+        save_freq: a checkpoint after every so many updates and after the last; 0 or less none.
         say: told of a loss that goes wrong, and of the first and the last one.
     """
-    tracker.start(0)
     course = LossCourse(say)
-    done = 0
-    while done < total_steps and not stop.requested:
+    done, parts = 0, {LOSSES: course}
+    if (state := store.restore(learner)) is not None:
+        restore(state, parts)
+        done = state.step
+        store.settle(done)
+    tracker.start(done)
+    stopping = False
+    while done < total_steps and not stopping:
         with tracker.step(done + 1) as rec:
             batch = demonstration_batch(demonstrations.take(done), pad_id=pad_id)
-            update = learner.update(batch, step=done)
+            update = _update(learner, batch, done, rec)
             course.add(update.scalars["pg_loss"], update.scalars["lr"])
             rec.add({"train/loss": update.scalars["pg_loss"], "train/lr": update.scalars["lr"]})
             rec.add({"train/grad_norm": update.scalars["grad_norm"], "train/skipped_updates": float(update.skipped)})
@@ -117,5 +163,13 @@ def fine_tune(
             if validation and (done == total_steps or done % demonstrations.steps_per_epoch == 0):
                 with rec.time("testing"):
                     rec.add({"val/loss": mean_loss(learner, validation, pad_id=pad_id)})
+            stopping = stop.step_ended()
+            due = save_freq > 0 and (done % save_freq == 0 or done == total_steps)
+            if due or (stopping and done < total_steps):
+                with rec.time("save_checkpoint"):
+                    store.save(learner, capture(done, parts))
+        if store.pending:
+            tracker.sync()
+            store.publish()
     course.conclude()
     return done

@@ -189,3 +189,26 @@ def test_a_checkpoint_of_ranks_holds_the_tensors_of_one_process(bench: Any) -> N
         assert len(set(index.values())) == 2
         for n in one:
             torch.testing.assert_close(one[n], two[n], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_validation_on_two_ranks_is_that_of_one_process(bench: Any) -> None:
+    """Of the model as it came, and of a checkpoint: the same answers in the same places."""
+    run = bench.train({**COMMON, "trainer.save_freq": 3}, run="run", val_rows=bench.rows[:5])
+    assert (bench.folder / "run" / "global_step_3").is_dir()
+    for name, more in (
+        ("base", {"trainer.resume_mode": "disable", "trainer.default_local_dir": str(bench.folder / "base")}),
+        ("checkpoint", {}),
+    ):
+        found = []
+        for ranks in (1, 2):
+            changes = {**COMMON, **more, "trainer.val_only": True, "trainer.n_gpus_per_node": ranks}
+            found.append(bench.train(changes, run="run", val_rows=bench.rows[:5]))
+        one, other = (result.history[-1] for result in found)
+        shared = {key: value for key, value in one.items() if not key.startswith(("timing_s/", "perf/"))}
+        assert "val/pass@1" in shared
+        assert {key: other[key] for key in shared} == shared, name
+        made = sorted((bench.folder / ("base" if name == "base" else "run") / "val_only").iterdir())
+        texts = [[file.read_text() for file in sorted((folder / "validation").iterdir())] for folder in made[-2:]]
+        assert texts[0] == texts[1] != [], name
+    assert run.steps == 3

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from transformers import PreTrainedModel
 
 from gmpo.backends.learner import LocalLearner
 from gmpo.backends.mini_batch import MiniBatch
 from gmpo.backends.ranks.proof import Proof
 from gmpo.backends.ranks.sharding import GatheredWeights
 from gmpo.backends.ranks.wire import packed, unpacked
-from gmpo.backends.storage import Share, held_weights, save_huggingface
+from gmpo.backends.storage import Share, held_weights, load_model, save_huggingface
 from gmpo.backends.torch_sampler import TorchSampler
+from gmpo.backends.weights import LiveWeights
 from gmpo.ports import SampleRequest, SamplingParams
 from gmpo.records.rollout import Completion
 
@@ -61,12 +63,14 @@ class Whereabouts:
 class RankParts:
     """What a rank computes with."""
 
-    learner: LocalLearner
-    """Sharded."""
+    learner: LocalLearner | None
+    """Sharded; None where nothing is trained."""
     sampler: TorchSampler | None
     """With a model of its own, whole; None where nothing is sampled."""
     facts: object
     """What the driver must know of the policy; the same on all ranks."""
+    untrained: PreTrainedModel | None = None
+    """The policy where nothing is trained: whole, and the sampler's."""
 
 
 class Rank:
@@ -93,6 +97,7 @@ class Rank:
     @property
     def learner(self) -> LocalLearner:
         assert self.parts is not None, "build() comes first"
+        assert self.parts.learner is not None, "these ranks train nothing"
         return self.parts.learner
 
     def whereabouts(self) -> Whereabouts:
@@ -158,7 +163,9 @@ class Rank:
         """Give the sampler the policy's present weights."""
         assert self.parts is not None
         assert self.parts.sampler is not None
-        self.parts.sampler.load(GatheredWeights(self.learner.model, version))
+        live = self.parts.untrained
+        source = GatheredWeights(self.learner.model, version) if live is None else LiveWeights(live, version)
+        self.parts.sampler.load(source)
 
     def generate(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -204,6 +211,12 @@ class Rank:
     def load(self, folder: Path, contents: Sequence[str]) -> None:
         """Read a checkpoint: of every tensor this rank's shard."""
         self.learner.load(folder, contents)
+
+    def load_untrained(self, folder: Path, content: str) -> None:
+        """Read the policy of a checkpoint, where nothing is trained; `content` as of `storage.load_model`."""
+        assert self.parts is not None
+        assert self.parts.untrained is not None
+        load_model(self.parts.untrained, folder, content)
 
     def leave(self) -> None:
         """Take leave of the others, so that none is missed while it ends."""

@@ -20,6 +20,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gmpo.backends.ranks.rank import Member, Rank, RankParts, Whereabouts
 from gmpo.errors import BackendError, GmpoError, LostRankError
@@ -30,6 +32,8 @@ SETTLE_S = 3.0
 """Seconds in which, after a first failure, others are awaited: who lost a partner is heard before the partner's end."""
 KNOCKING_S = 20.0
 """Seconds in which a cluster must answer."""
+PLACING_S = 60.0
+"""Seconds for the ranks' places to be free."""
 STARTING_S = 300.0
 """Seconds for the processes to start: the nodes of a cluster may have to load the libraries from a slow disk."""
 
@@ -38,7 +42,9 @@ STARTING_S = 300.0
 class RayPlan:
     """What is started."""
 
-    world: int
+    nodes: int
+    """Machines, each with equally many ranks."""
+    ranks_a_node: int
     device: str
     """cpu or cuda."""
     threads: int
@@ -48,6 +54,11 @@ class RayPlan:
     address: str | None = None
     """Of a cluster that runs; None starts one on this machine."""
 
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.nodes * self.ranks_a_node
+
 
 @dataclass(slots=True)
 class RayRanks:
@@ -56,6 +67,8 @@ class RayRanks:
     plan: RayPlan
     where: Sequence[Whereabouts] = ()
     actors: list[Any] = field(default_factory=list)
+    places: Any = None
+    """Ray's placement group: a bundle a node."""
     started: bool = False
     folder: str | None = None
     broken: str | None = None
@@ -112,14 +125,7 @@ class RayRanks:
 
     def _place(self, make: Callable[[Member], RankParts]) -> None:
         plan = self.plan
-        has = ray.cluster_resources()
-        kind, need = ("GPU", plan.world) if plan.device == "cuda" else ("CPU", plan.world)
-        if has.get(kind, 0) < need:
-            raise BackendError(
-                f"{plan.world} ranks need {need} {kind}s and the Ray cluster has {has.get(kind, 0):g}. Lower "
-                "trainer.n_gpus_per_node or trainer.nnodes, or let more nodes join; trainer.device=cpu makes each rank "
-                "a process on CPUs."
-            )
+        self._reserve()
         options = {
             "num_cpus": 1,
             "num_gpus": 1 if plan.device == "cuda" else 0,
@@ -129,7 +135,11 @@ class RayRanks:
         # A sign of life, and files that are written while training goes on, each have a thread of their own.
         actor = ray.remote(concurrency_groups={"pulse": 1, "files": 1})(Rank)
         self.actors = [
-            actor.options(**options).remote(Member(number, plan.world, plan.threads), make)
+            actor.options(
+                **options,
+                # Neighbours share a node, on which groups of ranks (`fsdp_size`, sequences) then are.
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.places, number // plan.ranks_a_node),
+            ).remote(Member(number, plan.world, plan.threads), make)
             for number in range(plan.world)
         ]
         references = [one.whereabouts.remote() for one in self.actors]
@@ -145,6 +155,31 @@ class RayRanks:
         address = "127.0.0.1" if alone else self.where[0].address
         port = self._get([self.actors[0].open_store.remote(address)], "meeting", STARTING_S)[0]
         self.call("join", lambda _: (address, port, plan.device, plan.patience), phase="meeting")
+
+    def _reserve(self) -> None:
+        """Take the places of all ranks at once.
+
+        Raises:
+            BackendError: the cluster has too few, or others hold them.
+        """
+        plan = self.plan
+        kind, need = "GPU" if plan.device == "cuda" else "CPU", plan.ranks_a_node
+        nodes = [(node["NodeManagerHostname"], node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+        if sum(has >= need for _, has in nodes) < plan.nodes:
+            listed = ", ".join(f"{host} {has:g}" for host, has in nodes)
+            raise BackendError(
+                f"{_counted(plan.nodes, 'node')} with {_counted(need, kind)} each are needed (trainer.nnodes, "
+                f"trainer.n_gpus_per_node), and the Ray cluster's nodes have: {listed}. Lower one of the two, or let "
+                "more nodes join; trainer.device=cpu makes each rank a process on CPUs."
+            )
+        bundle = {"CPU": need} | ({"GPU": need} if kind == "GPU" else {})
+        strategy = "STRICT_PACK" if plan.nodes == 1 else "STRICT_SPREAD"
+        self.places = placement_group([bundle] * plan.nodes, strategy=strategy)
+        if not self.places.wait(PLACING_S):
+            raise BackendError(
+                f"the places of {plan.world} ranks were not free within {PLACING_S:.0f} s: other work in this Ray "
+                f"cluster holds its CPUs or GPUs, of which each rank needs one (`ray status` shows it)."
+            )
 
     def call(self, method: str, arguments: Callable[[int], tuple[Any, ...]], *, phase: str) -> list[Any]:
         """See `Ranks`."""
@@ -266,6 +301,10 @@ class RayRanks:
             if one.host == socket.gethostname():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(one.pid, signal.SIGKILL)
+        if self.places is not None:
+            with contextlib.suppress(RayError):
+                remove_placement_group(self.places)
+            self.places = None
         if self.started:
             self.started = False
             ray.shutdown()
@@ -319,6 +358,10 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCKING_S).close()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _first_line(error: BaseException) -> str:
