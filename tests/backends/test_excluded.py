@@ -22,7 +22,7 @@ from transformers import (
 from gmpo.backends.devices import Device
 from gmpo.backends.forward import PolicyModule
 from gmpo.backends.model_files import require_weights
-from gmpo.backends.models import ModelSource, beyond_tokenizer, load_model, what_is_left_out
+from gmpo.backends.models import Loading, ModelSource, beyond_tokenizer, load_model, what_is_left_out
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.backends.weights import LiveWeights
 from gmpo.build.policy import Policy, decode_answers
@@ -163,7 +163,7 @@ def test_special_tokens_reach_the_reward_when_they_are_asked_for(
     stop, ordinary = int(words.eos_token_id), words.convert_tokens_to_ids("w3")
     special = next(i for i in words.all_special_ids if i != stop)
     model = load_model(ModelSource(str(tiny_folder)), torch.device("cpu"))
-    policy = Policy(model, words, CPU, frozenset({stop}), stop, longest=8)
+    policy = Policy(model, words, CPU, frozenset({stop}), stop, longest=8, loading=Loading(CPU))
     answer = [special, ordinary, stop]
     (plain,), (whole,) = (decode_answers(words, policy.stop_ids, skip, [answer]) for skip in (True, False))
     assert "w3" in plain

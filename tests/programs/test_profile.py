@@ -103,7 +103,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(
     assert "step 2 under the profiler" in shown
     for phase in ("gen", "reward", "old_log_prob", "update_actor"):
         assert f"phase {phase}  " in shown
-    assert "aten::mm  " in shown
+    assert re.search(r"aten::\w+  +\d", shown), "which ones lead depends on the machine"
     sizes = {name: float(size.replace(",", "")) for size, name in re.findall(r"^ +([\d,.]+)  ([a-z ]+)$", shown, re.M)}
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(bench.model).parameters()) * 4 / 2**20
     # It is the process's: another test's model may be there as well. The test before counts one exactly.

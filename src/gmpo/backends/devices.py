@@ -10,6 +10,8 @@ import torch
 
 from gmpo.errors import BackendError
 
+Dtype = torch.dtype  # in a class with a field `torch` the name means that
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Names of `fsdp_config.dtype` and `model_dtype`."""
 
@@ -19,7 +21,7 @@ class Device:
     """A device and the dtype of its matrix products; weights and optimizer state stay float32."""
 
     torch: torch.device
-    compute: torch.dtype
+    compute: Dtype
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run products in the compute dtype."""

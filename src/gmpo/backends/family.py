@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from gmpo.backends.decoding import LibraryDecoder
 from gmpo.backends.devices import Device
+from gmpo.backends.products import product_of
 from gmpo.backends.trainable import training_mode
 from gmpo.errors import BackendError
 from gmpo.records.batch import pad_left, pad_right
@@ -53,7 +54,8 @@ def unlike(model: PreTrainedModel, device: Device, *, critic: bool = False) -> s
     kind = "hidden states" if critic else "log-probs"
     training = model.training
     try:
-        with device.autocast():
+        # Whether the uses agree is a matter of the code, and shows best in the exact product.
+        with device.autocast(), product_of("highest"):
             model.eval()
             with torch.no_grad():
                 plain = _named("one plain pass over a row", lambda: _plain(read, model, device, rows))

@@ -249,10 +249,10 @@ class RunTracker:
 
     def start(self, step: int) -> None:
         with recording("the records of the run"):
-            if self.alarms is not None:
-                self.alarms.start(step)
             for sink in self.sinks:
                 sink.start(step)
+            if self.alarms is not None:
+                self.alarms.start(step)  # after damaged lines were put aside
 
     @contextmanager
     def step(self, number: int) -> Iterator[StepRecord]:
