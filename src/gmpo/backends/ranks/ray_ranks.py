@@ -255,8 +255,13 @@ class RayRanks:
                 return self._lost(f"{self._named(number)} died", phase)
         # Others may only have noticed that one is gone, which is not known yet.
         causes = {n: error.cause if isinstance(error, RayTaskError) else error for n, error in failures.items()}
-        if gone := self._gone():
+        gone, silent = self._gone()
+        if gone:
             return self._lost(f"{self._named(gone[0])} died", phase)
+        if silent and not any(isinstance(cause, GmpoError) for cause in causes.values()):
+            # The others waited for it in a collective for as long as they may, and were heard before the watch was.
+            patience = self.plan.patience
+            return self._lost(f"{self._named(silent[0])} has given no sign of life for {patience:.0f} s", phase)
         self.broken = f"an earlier call failed ({phase})"
         for number, cause in causes.items():
             if isinstance(cause, GmpoError):
@@ -265,16 +270,17 @@ class RayRanks:
         number, cause = next(iter(causes.items()))
         return BackendError(f"{self._named(number)} failed while {phase}: {_first_line(cause)}")
 
-    def _gone(self) -> list[int]:
-        found = []
+    def _gone(self) -> tuple[list[int], list[int]]:
+        """The ranks that are dead, and those that live and do not answer."""
+        gone, silent = [], []
         for number, actor in enumerate(self.actors):
             try:
-                ray.get(actor.pulse.options(concurrency_group="pulse").remote(), timeout=1.0)
+                ray.get(actor.pulse.options(concurrency_group="pulse").remote(), timeout=SETTLE_S)
             except GetTimeoutError:
-                continue
+                silent.append(number)
             except RayError:
-                found.append(number)
-        return found
+                gone.append(number)
+        return gone, silent
 
     def _lost(self, what: str, phase: str) -> LostRankError:
         self.broken = what
