@@ -1,4 +1,4 @@
-"""The command line: `gmpo quickstart | data | sft | check | train | report | watch | verl`."""
+"""The command line: `gmpo quickstart | data | sft | check | train | report | watch | runs | export | verl`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ START = "what stood there when the budgets were made"
 BUDGETS: Mapping[str, tuple[int, str]] = {
     ".": (1280, "the commands that export a model and list runs"),
     "algo": (1080, "several rewards of one answer, each normalised by itself; a baseline for each token"),
-    "backends": (4020, "ranks on several nodes, placed together; one rank reads a model and hands it out"),
+    "backends": (4010, "ranks on several nodes, placed together; one rank reads a model and hands it out"),
     "build": (2670, "a validation on its own on several ranks; who of them reads models"),
     "check": (475, "what is not here, unknown scorers too; a short form that ends in a verdict"),
     "config": (3600, "checkpoints of fine-tuning; the best one; what is done about alarms and stops"),

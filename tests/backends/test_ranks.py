@@ -38,7 +38,7 @@ from gmpo.backends.learner import LocalLearner
 from gmpo.backends.mini_batch import MiniBatch, every_row, prepare
 from gmpo.backends.models import ModelSource, checkpoint_activations, load_model
 from gmpo.backends.passes import BatchModule
-from gmpo.backends.ranks.handing_out import empty_model, hand_out, kept_whole
+from gmpo.backends.ranks.handing_out import hand_out, kept_whole, placeholder_model
 from gmpo.backends.ranks.sharding import make_mesh, sequence_group, shard
 from gmpo.backends.storage import Share
 from gmpo.backends.tiny_model import word_tokenizer
@@ -317,7 +317,7 @@ def read_by_the_first(rank: int, folder: Path) -> dict[str, bool]:
                 shutil.copytree(files, folder / f"{kind} {name}, no weights", ignore=ignore)
             dist.barrier()
             source, bare = ModelSource(str(files)), ModelSource(f"{files}, no weights")
-            model = load(source, CPU.torch) if rank == 0 else empty_model(bare, torch.float32, kind)
+            model = load(source, CPU.torch) if rank == 0 else placeholder_model(bare, torch.float32, kind)
             wanted = load(source, CPU.torch)
             module = OnePass(model, CPU)
             before = kept_whole(model)

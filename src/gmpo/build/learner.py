@@ -19,7 +19,7 @@ from gmpo.backends.models import (
     load_model_with_notes,
 )
 from gmpo.backends.packed import require_divisible
-from gmpo.backends.ranks.handing_out import empty_model
+from gmpo.backends.ranks.handing_out import placeholder_model
 from gmpo.backends.torch_sampler import TorchSampler
 from gmpo.build.objective import build_critic, build_objective, build_optimizer, critic_source, split_by
 from gmpo.build.policy import Policy, policy_source
@@ -128,7 +128,7 @@ def _reference(config: Config, policy: Policy) -> tuple[PreTrainedModel | Litera
         return "without adapters", []
     source, loading = reference_source(config), policy.loading
     if not loading.reads:
-        return empty_model(source, torch.float32), []
+        return placeholder_model(source, torch.float32), []
     model, notes = load_model_with_notes(source, loading.device.torch)
     if tree.ref.model.path == tree.model.path:
         return model, []

@@ -14,7 +14,7 @@ from gmpo.backends.critic import Critic as CriticModel
 from gmpo.backends.critic import CriticSettings, load_value_model_with_notes
 from gmpo.backends.family import require_family
 from gmpo.backends.models import ModelSource, check_positions, check_vocabulary, checkpoint_activations
-from gmpo.backends.ranks.handing_out import empty_model
+from gmpo.backends.ranks.handing_out import placeholder_model
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings, Trainable
 from gmpo.build.policy import Policy, policy_source
 from gmpo.config import Config
@@ -149,7 +149,7 @@ def build_critic(config: Config, policy: Policy, total_steps: int) -> tuple[Crit
     if loading.reads:
         model, notes = load_value_model_with_notes(source, loading.device.torch)
     else:
-        model = empty_model(source, torch.float32, "critic")
+        model = placeholder_model(source, torch.float32, "critic")
     if source == policy_source(config):
         notes = []  # the policy's own
     elif loading.reads:

@@ -30,7 +30,7 @@ from gmpo.backends.models import (
     stop_token_ids,
     what_is_left_out,
 )
-from gmpo.backends.ranks.handing_out import empty_model
+from gmpo.backends.ranks.handing_out import placeholder_model
 from gmpo.backends.trainable import MicroBatching, OptimizerSettings
 from gmpo.config import Config, SftConfig
 from gmpo.config.schema_model import Model
@@ -158,7 +158,7 @@ def _policy(
     if loading.reads:
         model, beyond = load_model_with_notes(source, loading.device.torch, dtype)
     else:
-        model = empty_model(source, dtype)
+        model = placeholder_model(source, dtype)
     if recompute:
         checkpoint_activations(model)
     check_vocabulary(model, tokenizer)

@@ -23,7 +23,7 @@ from gmpo.backends.models import Loading
 from gmpo.backends.passes import BatchModule
 from gmpo.backends.products import Product, take_product
 from gmpo.backends.ranks.group import Ranks, prepare_ray
-from gmpo.backends.ranks.handing_out import hand_out, hand_out_buffers, kept_whole
+from gmpo.backends.ranks.handing_out import hand_out, kept_whole
 from gmpo.backends.ranks.learner import RankedLearner
 from gmpo.backends.ranks.proof import proof_in
 from gmpo.backends.ranks.rank import Member, RankParts
@@ -187,7 +187,7 @@ def build_rank(job: Job, member: Member) -> RankParts:
     policy = build_policy(config, job.tokenizer, device, longest_prompt=job.longest_prompt, loading=loading)
     learner, beyond = build_learner(config, policy, job.total_steps)
     copied: Any = deepcopy(policy.model).requires_grad_(False)
-    hand_out_buffers(copied.to(device.torch))
+    copied.to(device.torch)
     sampler = build_sampler(config, policy, lambda tokens: None, copied)
     facts = replace(policy.facts, notes=(*policy.notes, *beyond))
     degrees: dict[Part, int] = {

@@ -20,8 +20,9 @@ from gmpo.backends.models import ModelSource, load_config, load_generation, quie
 KINDS = {"policy": AutoModelForCausalLM, "critic": AutoModelForTokenClassification}
 
 
-def empty_model(source: ModelSource, dtype: torch.dtype, kind: str = "policy") -> PreTrainedModel:
-    """The model that `load_model` reads, on the CPU, with random numbers: no weight file is opened.
+def placeholder_model(source: ModelSource, dtype: torch.dtype, kind: str = "policy") -> PreTrainedModel:
+    """The model that `load_model` reads, on the CPU, as the library makes a new one: no weight file is opened. Its
+    numbers are random, and are there because a model is run to find out of which kind its head is.
 
     Args:
         kind: `policy`, or `critic` for one with a value head.
@@ -31,20 +32,13 @@ def empty_model(source: ModelSource, dtype: torch.dtype, kind: str = "policy") -
     if kind == "critic":
         config.num_labels, config.classifier_dropout = 1, 0.0
     attention = (source.override_config or {}).get("attn_implementation", "sdpa")
-    with library(f"make {source.named}"), quiet(), torch.device("meta"):
+    with library(f"make {source.named}"), quiet():
         made: Any = KINDS[kind].from_config(
             config, dtype=dtype, trust_remote_code=source.trust_remote_code, attn_implementation=attention
         )
-    model: PreTrainedModel = made.to_empty(device="cpu")
-    model.tie_weights()
+    model: PreTrainedModel = made.eval()
     if kind == "policy":
         model.generation_config = load_generation(source)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():  # with numbers, for it is run to find out of which kind its head is
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    for buffer in model.buffers():
-        buffer.zero_()  # the first rank's come with the shards
-    model.eval()
     return model
 
 
@@ -68,13 +62,7 @@ def hand_out(model: PreTrainedModel, whole: dict[str, Tensor]) -> None:
             else:
                 dist.broadcast(tensor, 0)
                 parameter.copy_(tensor)
-    hand_out_buffers(model)
-
-
-def hand_out_buffers(model: PreTrainedModel) -> None:
-    """Give every rank the first rank's buffers, of which no state has those that a model computes for itself."""
-    with torch.no_grad():
-        for tensor in model.buffers():
-            sent = tensor.contiguous()
+        for buffer in model.buffers():
+            sent = buffer.contiguous()
             dist.broadcast(sent, 0)
-            tensor.copy_(sent)
+            buffer.copy_(sent)
